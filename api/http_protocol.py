@@ -277,7 +277,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
-        """Check all time-outs of the connection, act on those that have passed, and set the timer."""
+        """Check the connection's time-outs, act on those that have passed, and set the timer."""
         now = self.loop.time()
         elapsed_s, self._checked_at = now - self._checked_at, now
         self._check_writing(elapsed_s)

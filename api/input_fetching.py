@@ -100,7 +100,7 @@ class InputFetcher:
         self._wakeup.set()
 
     async def run(self) -> None:
-        """Fetch the inputs of jobs until cancelled; jobs that are being fetched are then released."""
+        """Download the images of jobs until cancelled; then release the jobs that are not done."""
         renewal = asyncio.create_task(self._renew_leases())
         try:
             while True:

@@ -43,7 +43,7 @@ class JobService:
     """The jobs of the service, as the routes of one API process use them."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
-        """Create the service. `start` connects to the queue servers and starts the background loops."""
+        """Create the service; nothing is connected and no loop runs before `start` is called."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -118,11 +118,7 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Insert the jobs that wait to be committed, and notify the requests that created them.
-
-        Jobs that are created during a transaction share the next one. If a transaction fails, its
-        error is raised in each of its requests.
-        """
+        """Insert the jobs that wait to be committed; later ones share the next transaction."""
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -171,10 +167,7 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add 1 to the number of jobs with this status, for a new job.
-
-        Once a second or more often, the numbers are replaced by those in the database.
-        """
+        """Add 1 to the number of jobs with this status, until the database is read again."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
@@ -261,10 +254,7 @@ class JobService:
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
     async def wake_training_workers(self, job_id: str) -> None:
-        """Make training workers look for jobs now, and wake the requests that wait for the job.
-
-        Call it after a training or auxiliary job was created or changed.
-        """
+        """Make training workers look for jobs, and wake the requests that wait for this one."""
         self._updates.notify(job_id)
         await self.training_workers.wake()
 
@@ -395,7 +385,7 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Until cancelled: delete expired results, results over the disk quota, and orphaned files."""
+        """Delete expired results, results over the disk quota, and orphans, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             try:

@@ -40,7 +40,7 @@ _REQUEST_ERROR, _SERVER_ERROR, _RATE_ERROR = "invalid_request_error", "server_er
 
 
 def openai_status(status: int) -> int:
-    """Return the HTTP status for a problem's status: 400 replaces 422, which OpenAI does not use."""
+    """Return the status for a problem's status: 400 for 422, which OpenAI does not use."""
     return 400 if status == InvalidError.status else status
 
 

@@ -28,12 +28,12 @@ class VisibleModels:
     """A view of the registry with the models that a caller may use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """Filter the registry; `visible` returns whether the caller may use a model, given its name."""
+        """Filter the registry; `visible` returns whether the caller may use the model of a name."""
         self._registry = registry
         self._visible = visible
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the model `name` or `name@version`; None if there is none that the caller may use."""
+        """Return the model `name` or `name@version`; None if the caller may use no such model."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def active(self) -> list[ModelVersion]:
@@ -41,7 +41,7 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, oldest first; empty if there are none that the caller may use."""
+        """Return a model's versions, oldest first; none if the caller may not use the model."""
         return self._registry.versions(name) if self._visible(name) else []
 
 

@@ -64,7 +64,7 @@ class SharedMemory:
             raise OverloadedError(f"{detail}; try again in a moment", retry_after_s=2, headers=close)
 
     def acquire(self, size: int) -> None:
-        """Count `size` more bytes. Raises OverloadedError if they exceed the limit."""
+        """Count `size` bytes more. Raises OverloadedError if all bodies then exceed the limit."""
         self.check(size)
         self.held += size
         self._peak = max(self._peak, self.held)

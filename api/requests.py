@@ -175,7 +175,7 @@ def request_of_content(
 def first_headers(request: Request) -> dict[bytes, bytes]:
     """Return the headers of a request, keyed by lower-case name; of repeated ones, the first.
 
-    This is faster than `request.headers`, which searches all headers at each look-up.
+    Faster than `request.headers`, which searches all headers at each look-up.
     """
     return dict(reversed(request.scope["headers"]))
 
@@ -391,10 +391,7 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
 
 
 def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError unless `number`, the images sent for a field that takes one, is 1.
-
-    `shared` is such a field, whose image applies to all rows, such as a mask.
-    """
+    """Raise InvalidError unless `number`, the images sent for the field `shared`, is 1."""
     if number != 1:
         _, height, width = entry.image
         sent = f"{number} were sent" if number else "missing"

@@ -21,7 +21,7 @@ LARGE_BYTES = 1 << 20  # arrays of more bytes than this, all rows together, are 
 
 @dataclass(frozen=True)
 class _Column:
-    """The place of one array in the file: it begins at byte `begin`; a row has the shape `shape`."""
+    """The place of an array in the file: its first byte is `begin`, a row has this `shape`."""
 
     begin: int
     dtype: np.dtype[np.generic]
@@ -74,7 +74,7 @@ class RowFile:
         return rest
 
     def arrays(self) -> Fields:
-        """Return the complete arrays, keyed by field. Raises OSError if the file cannot be mapped."""
+        """Return the complete arrays, keyed by field. Raises OSError if the file cannot be read."""
         if self._end == 0:
             return {}
         os.ftruncate(self._file, self._end)

@@ -1,4 +1,4 @@
-"""The training workers as an API process sees them: their heartbeats, and messages that wake them."""
+"""Reads the heartbeats of training workers, and sends the messages that wake them."""
 
 import contextlib
 import time
@@ -28,7 +28,7 @@ class TrainingWorkers:
         await self._redis.aclose()
 
     async def wake(self) -> None:
-        """Tell idle training workers to look for a job; without the message they poll the job store."""
+        """Make idle training workers look for a job now, not only at their next poll."""
         with contextlib.suppress(redis.RedisError, OSError):
             async with self._redis.pipeline() as pipeline:
                 for command in wake_training_workers():
@@ -52,6 +52,6 @@ class TrainingWorkers:
         return len(await self.live())
 
     async def devices(self) -> int | None:
-        """Return the largest number of devices of a live training worker; None if none reports it."""
+        """Return the most devices that a live training worker has; None if none reports them."""
         heartbeats = (await self.live()).values()
         return max((one["devices"] for one in heartbeats if one.get("devices")), default=None)

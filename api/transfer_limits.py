@@ -66,5 +66,5 @@ class StalledWrites:
         return excess
 
     def remove(self, transport: asyncio.Transport) -> None:
-        """Stop counting a connection, because its client has read most of the buffer or has left."""
+        """Stop counting a connection, whose client has read most of the buffer or has left."""
         self.held -= self._sizes.pop(transport, 0)

@@ -2,8 +2,7 @@
 
 A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request
 never waits, and batches grow under load. A batch whose worker dies is retried, slice by slice; the
-first completion wins. `api.batching.scheduler` decides what goes into a batch; this file does the
-I/O.
+first completion wins. `api.batching.scheduler` decides what goes into a batch.
 """
 
 import asyncio
@@ -107,11 +106,10 @@ class BatchSender:
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return how many requests of an owner have no complete result yet, and their bulk rows.
+        """Return how many of an owner's requests lack a complete result, and their bulk rows.
 
-        The keys are `waiting_requests`, which counts all of these requests, and `waiting_rows`,
-        which sums the rows of those for the bulk queue. All rows of such a request count until it
-        ends, also rows that are in flight or have a result.
+        The keys are `waiting_requests` and `waiting_rows`. The latter sums all rows of those for
+        the bulk queue, done or not.
         """
         return self._scheduler.usage(owner)
 
@@ -133,17 +131,17 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Wait at most a second for the complete result of a request; return it, keyed by field.
+        """Return the result of a request, keyed by field; wait at most a second for it.
 
-        Raises FailedError if the model or its worker failed, and StillWaitingError if there is no
-        result after that second; the request goes on, and the caller may wait again.
+        Raises FailedError if the model or its worker failed, and StillWaitingError after that
+        second; then the caller may wait again.
         """
         return await self._waits.wait(request)
 
     def drop(self, request: PendingRequest) -> None:
         """Cancel a request; do nothing if it has ended.
 
-        Its unsent rows are not sent, and a long operation ends after the present time slice.
+        Its unsent rows are not sent; a long operation ends after its present time slice.
         """
         if request not in self._scheduler:
             return
@@ -180,8 +178,7 @@ class BatchSender:
     def _dispatch(self, queue: QueueName) -> None:
         """Send all batches of a queue that may be sent now.
 
-        If a group waits for more rows, set the timer that calls this again, unless it is set to an
-        earlier time.
+        If a group waits for more rows, set the timer that calls this again, or keep an earlier one.
         """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
@@ -337,9 +334,9 @@ class BatchSender:
                 log.exception("watching the workers")
 
     def _forget_late_batches(self) -> None:
-        """Delete the records of resent batches whose requests have all ended, to free their memory.
+        """Delete the records of resent batches whose requests have all ended, to free memory.
 
-        Such a record is kept until then because the batch's first sending may still complete.
+        They are kept because the first sending may still complete.
         """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
@@ -349,8 +346,8 @@ class BatchSender:
         """Resend the batches that were lost: no live worker runs them, and they are not on a queue.
 
         `lengths` has the number of messages on each queue. A batch that no worker has reported
-        within the heartbeat time-out is lost if its worker is dead, or if its queue is empty at two
-        calls of this function.
+        within the heartbeat time-out is lost if its worker is dead, or if its queue is empty in two
+        such checks.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -374,10 +371,10 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
-        """Queue the slices of a lost batch again; `died` says whether its worker died.
+        """Queue a lost batch's slices again; with `died` (its worker died), each in its own batch.
 
-        With `died`, each slice is then sent in a batch of its own. If the batch is a single slice
-        and `max_attempts` workers have died with it, its request fails instead.
+        If the batch is a single slice and `max_attempts` workers have died with it, its request
+        fails.
         """
         log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1

@@ -126,7 +126,7 @@ class InFlightBatch:
 
     @property
     def isolated(self) -> bool:
-        """Whether the batch is a single slice that must run alone, because a worker died with it."""
+        """Whether the batch is one slice that must run alone, because a worker died with it."""
         return self.slices[0].isolated
 
     @property
@@ -184,7 +184,7 @@ class OwnerQueue:
         return small if small.arrived <= large.arrived else large
 
     def fitting(self, rows: int) -> PendingRequest | None:
-        """Return a request whose next slice fits into `rows` rows of a batch; None if there is none.
+        """Return a request whose next slice has at most `rows` rows; None if there is none.
 
         The oldest small request is tried first, then the oldest large one. The slice is all unsent
         rows of the request or, if it has slices to be retried, the first of these. A slice that

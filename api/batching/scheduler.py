@@ -57,9 +57,8 @@ class QueueFullError(Exception):
 class Limits:
     """Limits on waiting requests; 0 means no limit.
 
-    `requests` limits the requests of all owners, `waiting_requests` those of one owner, and
-    `waiting_rows` the rows of one owner's requests for the bulk queue. The `limits` of a request
-    override the latter two.
+    `requests` limits those of all owners, `waiting_requests` those of one owner, and `waiting_rows`
+    the rows of one owner's bulk requests. The `limits` of a request override the latter two.
     """
 
     requests: int
@@ -71,9 +70,8 @@ class Limits:
 class PassTiming:
     """The last slow forward pass of a group; after it, the group's next batch waits for more rows.
 
-    `rows` is how many rows the next batch waits for: those of the pass and those that arrived
-    during it, at most a full batch. `took` is the pass's duration in seconds, and `ended` the time
-    (monotonic, seconds) at which it ended.
+    It waits for `rows` rows: those of the pass and those that arrived during it, at most a full
+    batch. The pass took `took` seconds, and ended at the time `ended` (monotonic, seconds).
     """
 
     rows: int
@@ -83,9 +81,8 @@ class PassTiming:
     def until(self, last: float) -> float:
         """Return when the group's next batch is sent at the latest, in monotonic seconds.
 
-        `last` is the time at which the newest row of that batch arrived. The batch is sent when no
-        row has arrived for 15 % of the pass's duration, and at most half of that duration after the
-        pass.
+        Its newest row arrived at `last`. It waits until no row has arrived for 15 % of the slow
+        pass's duration, and for at most half of that duration.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
@@ -155,11 +152,10 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return how many requests of an owner have no complete result yet, and their bulk rows.
+        """Return how many of an owner's requests lack a complete result, and their bulk rows.
 
-        The keys are `waiting_requests`, which counts all of these requests, and `waiting_rows`,
-        which sums the rows of those for the bulk queue. All rows of such a request count until it
-        ends, also rows that are in flight or have a result.
+        The keys are `waiting_requests` and `waiting_rows`. The latter sums all rows of those
+        requests that are for the bulk queue, whether the rows are done or not.
         """
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
@@ -277,11 +273,7 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch from `in_flight`; do nothing if it is not there.
-
-        Call it when the batch has completed, will be sent again, or is needed by no request any
-        more.
-        """
+        """Remove a batch that has completed, is dropped or will be resent from `in_flight`."""
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -323,10 +315,9 @@ class BatchScheduler:
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
         """Return whether a group's next batch should wait for more rows, after a slow pass.
 
-        It waits while `workers` batches of the group are in flight. After the slow pass, clients
-        send their next requests at almost the same time, so it waits for these too, but for at most
-        half of the pass's duration; `wakeup_at` is set to the end of that second wait. Groups
-        without a slow pass do not wait.
+        It waits while `workers` batches of the group are in flight, and after the pass for clients
+        that then send their next requests, for at most half of its duration; then `wakeup_at` is
+        that wait's end.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -343,11 +334,11 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Record that a forward pass of a batch took `took` seconds, if that is slow for its group.
+        """Record the duration `took` (seconds) of a forward pass if it was slow for its group.
 
-        From then on the group's next batch waits for more rows, until a faster pass deletes the
-        record. A pass that is `multithreaded` is slow from `_LONG_MULTITHREADED_S` seconds on,
-        others from `_LONG_S`. Batches of the bulk queue are ignored.
+        The group's next batches then wait for more rows, until a faster pass deletes the record. A
+        pass of the interactive queue is slow from `_LONG_S` s, or `_LONG_MULTITHREADED_S` if
+        `multithreaded`.
         """
         key = batch.key
         if batch.progress or batch.queue == "bulk":
@@ -378,10 +369,7 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Delete an owner's queue in a group, and the owner's turn for the group, if it is empty.
-
-        A group without queues, and an owner without turns, are deleted too.
-        """
+        """Delete an owner's queue and turn in a group if it is empty, and an empty group."""
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return
@@ -395,7 +383,7 @@ class BatchScheduler:
 
 
 def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
-    """Subtract a number from the count of a key; delete a count of 0, so that `counts` stays small."""
+    """Subtract `number` from the count of a key; delete the key if its count is then 0."""
     counts[key] -= number
     if not counts[key]:
         del counts[key]

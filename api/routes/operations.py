@@ -171,10 +171,10 @@ async def check_outbound(state: AppState, request: Request, inference_request: I
 
 
 async def wait_for_job(state: AppState, request: Request, job: Job, wait_s: float) -> Job:
-    """Wait until a job has ended, at most `wait_s` seconds, and return it.
+    """Wait until a job has ended, at most `wait_s` seconds, and return it, ended or not.
 
-    If the client disconnects, a job without a webhook is cancelled, because the client does not know
-    its id. Raises NotFoundError if the job is deleted meanwhile.
+    If the client disconnects, a job without a webhook is cancelled, because the client does not
+    know its id. Raises NotFoundError if the job is deleted meanwhile.
     """
     deadline = time.monotonic() + wait_s
     current: Job | None = job
