@@ -108,8 +108,7 @@ class BatchSender:
     def usage(self, owner: str) -> dict[str, int]:
         """Return how many of an owner's requests lack a complete result, and their bulk rows.
 
-        The keys are `waiting_requests` and `waiting_rows`. The latter sums all rows of those for
-        the bulk queue, done or not.
+        The keys are `waiting_requests` and `waiting_rows`; all rows of such bulk requests count.
         """
         return self._scheduler.usage(owner)
 
