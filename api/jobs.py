@@ -167,7 +167,7 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add 1 to the number of jobs with this status, until the database is read again."""
+        """Add 1 to the number of jobs with this status, until the database is counted again."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:

@@ -197,7 +197,7 @@ class Permissions:
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
         """Raise InvalidError if `shared` is false and the resource has no owner: it stays shared.
 
-        The message says why it has none: nobody owns this one or, without API keys, any.
+        The message says why it has no owner: nobody has claimed it, or the service has no API keys.
         """
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)

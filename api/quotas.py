@@ -37,7 +37,7 @@ class Quotas:
     """Counts what each owner uses, and checks it against the limits of callers."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Start with all counts at 0; nothing is counted before `watch` or a check is called."""
+        """Start with all counts at 0; a check or the periodic count reads the database."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs

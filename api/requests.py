@@ -391,7 +391,7 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
 
 
 def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError unless `number`, the images sent for the field `shared`, is 1."""
+    """Raise InvalidError unless `number`, how many images the field `shared` has, is 1."""
     if number != 1:
         _, height, width = entry.image
         sent = f"{number} were sent" if number else "missing"

@@ -28,10 +28,10 @@ from core.webhooks.records import Webhook
 def auxiliary_row(
     request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0, webhook: Webhook | None = None
 ) -> Job:
-    """Return the record of a new auxiliary job, not yet inserted.
+    """Return the record of a new job for the training workers, not yet inserted.
 
-    `kind` is the job's kind, such as "publication", `model` the model that it makes or changes, and
-    `body` its request.
+    `kind` is the job's kind, such as "publication", `model` the name of the model that it is about,
+    and `body` its request.
     """
     return Job(
         kind=kind,

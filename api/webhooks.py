@@ -156,7 +156,8 @@ class Webhooks:
     async def _attempt(self, delivery: Delivery) -> Attempt:
         """Send a delivery once, signed with the secret of each valid API key of its owner.
 
-        Returns the outcome, also if the secrets cannot be read or the receiver cannot be reached.
+        Without an owner, it is signed with the service's secret. Returns the outcome, also if the
+        secrets cannot be read or the receiver cannot be reached.
         """
         try:
             secrets = await asyncio.to_thread(self._secrets, delivery.owner)

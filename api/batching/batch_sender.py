@@ -108,7 +108,7 @@ class BatchSender:
     def usage(self, owner: str) -> dict[str, int]:
         """Return how many of an owner's requests lack a complete result, and their bulk rows.
 
-        The keys are `waiting_requests` and `waiting_rows`; all rows of such bulk requests count.
+        The keys are `waiting_requests` and `waiting_rows`: all rows of those for the bulk queue.
         """
         return self._scheduler.usage(owner)
 

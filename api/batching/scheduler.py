@@ -273,7 +273,7 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch that has completed, is dropped or will be resent from `in_flight`."""
+        """Remove a batch from `in_flight`: it has completed, is not needed, or is resent."""
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -369,7 +369,7 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Delete an owner's queue and turn in a group if it is empty, and an empty group."""
+        """Delete an owner's queue in a group, and its turn for the group, if the queue is empty."""
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return

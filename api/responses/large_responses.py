@@ -258,7 +258,7 @@ async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
 
 
 class LimitedFileResponse(FileResponse):
-    """A response with a file; the memory that sends it counts against a limit."""
+    """A response with a file; the memory for it counts against the limit of all large responses."""
 
     chunk_size = PIECE_BYTES
 
