@@ -34,7 +34,7 @@ _CHUNK = 500
 
 
 class Quotas:
-    """Counts what each owner uses, and checks it against the limits of callers."""
+    """Counts each owner's jobs, trainings and stored bytes; rejects requests over a limit."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
         """Start with all counts at 0; a check or the periodic count reads the database."""

@@ -62,10 +62,10 @@ class ResourceStore:
     ) -> Ownership:
         """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
-        If it has another owner, their ownership is returned unchanged, unless it was created before
-        `vacant_before` (Unix time): then the resource was never made or was deleted, and `owner`
-        replaces the other one. `shared` says whether every API key may use it; None means no for a
-        new owner, and no change if `owner` is its owner already.
+        If it has another owner, their ownership is returned unchanged. Give `vacant_before` (Unix
+        time) if the resource itself does not exist: an ownership from before that time is then left
+        over, and `owner` replaces its owner. `shared` says whether every API key may use it; None
+        means no for a new owner, and no change if `owner` is its owner already.
         """
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())

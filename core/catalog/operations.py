@@ -18,7 +18,7 @@ WHITE = 128  # lowest level of a mask's pixel that counts as white
 class Shared:
     """An input that is one grey image for all rows of a request, such as a mask.
 
-    A request has it in a field of this name, not in `images`; it has the size of the model's
+    A request has it in a field of its own (`mask`), not in `images`; it has the size of the model's
     images. `fault(pixels)` returns an error message, or None if the image is valid.
     """
 

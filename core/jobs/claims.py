@@ -251,9 +251,9 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 
 def queue_of(kind: str) -> str:
-    """Return the queue of a kind of jobs: "training", "auxiliary" or "inference".
+    """Return "training", "auxiliary" or "inference": the group of jobs that `kind` is claimed with.
 
-    Owners take turns in each queue separately.
+    Owners take turns in each group separately.
     """
     if kind == TRAINING:
         return "training"

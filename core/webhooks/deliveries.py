@@ -124,9 +124,9 @@ class Deliveries:
     def delete_expired(self, result_ttl_s: float) -> int:
         """Delete the deliveries of jobs whose results expired more than two days ago.
 
-        `result_ttl_s` is the time to live of results in seconds. All deliveries of a job are kept
-        as long as its last one. Pending deliveries, and those of unfinished jobs, are kept. Returns
-        the number of deleted rows.
+        `result_ttl_s` is the time to live of results in seconds. None of a job's deliveries is
+        deleted while one of them is pending or newer, or while the job is unfinished. Returns the
+        number of deleted rows.
         """
         cutoff = time.time() - result_ttl_s - KEPT_AFTER_RESULT_S
         other = webhook_deliveries.alias()

@@ -311,9 +311,9 @@ def _load_folder(path: Path) -> ImageSet:
 def _to_images(array: np.ndarray, name: str) -> ByteImages:
     """Convert an array of images to uint8 (N, C, H, W).
 
-    Shapes: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D). Values: integers 0 … 255, floats 0 … 1
-    or booleans. Raises ValueError for other shapes or values; `name` is the file's name in the
-    message.
+    Shapes: (N, H, W), (N, H, W, C), (N, C, H, W), or (N, D) for vectors, which become images of
+    1 × 1 × D. Values: integers 0 … 255, floats 0 … 1 or booleans. Raises ValueError for other
+    shapes or values; `name` is the file's name in the message.
     """
     if array.ndim not in (2, 3, 4) or not array.size:
         raise ValueError(

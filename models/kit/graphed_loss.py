@@ -74,7 +74,7 @@ class EpochGraph:
         self._epoch = -1
 
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
-        """Return the graph of `epoch`; if there is none yet, capture it with the batch `index`."""
+        """Return the CUDA graph of `epoch`; capture it, with the images `index`, if there is none."""
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture
             self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch

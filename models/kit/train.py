@@ -1,6 +1,7 @@
 """Train a recipe into a folder; resumable, with bit-identical results.
 
-A family has `loss(images, rows, epoch) -> (B,)`, one number per image. A family that trains several
+A family has `loss(images, rows, epoch) -> (B,)`, one number per image; `rows` are the random
+streams of the images. A family that trains several
 submodules names them in `OPTIMIZED_MODULES` and has, instead of `loss`, `training_steps(images,
 rows, epoch)`, which yields one `OptimizerStep` per submodule; each is applied before the next is
 computed. A family that has `finalize(images, rows)` gets the training images once more at the end,

@@ -62,9 +62,10 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def save_result(self, job_id: str, path: FilePath, *, on_progress: ByteProgress | None = None) -> Steps[SavedFile]:
-        """Save the result of a succeeded job as a file; the suffix of `path` chooses the format.
+        """Save the result of a succeeded job as a file; return the file's path and format.
 
-        `on_progress` is called with the number of bytes received. Raises ConflictError if the job
+        The suffix of `path` chooses the format. `on_progress` is called with the number of bytes
+        received so far. Raises ConflictError if the job
         has not succeeded, and GoneError if the result has expired.
         """
         media_type = media_type_of(path)
