@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+
+from tests.http_servers import serving
 
 HOP = {"host", "connection", "transfer-encoding", "content-length", "server", "date"}
 
@@ -44,15 +45,8 @@ class FaultyProxy:
     @contextlib.contextmanager
     def open(self) -> Iterator[FaultyProxy]:
         """Run the proxy."""
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with self.upstream, serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
-            self.upstream.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_servers import serving
 
 
 class FileServer:
@@ -40,14 +41,8 @@ class FileServer:
     @contextmanager
     def running(self) -> Iterator[FileServer]:
         """Serve while the block runs."""
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
 
 
 def endless(handler: Any, announced: int | None = None) -> None:

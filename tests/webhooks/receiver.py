@@ -1,6 +1,6 @@
 """A receiver of webhooks: an HTTP server that appends each request to a file as a line of JSON.
 
-As a program, `python receiver.py PORT FILE`, it can be killed; `Receiver` runs it in a thread.
+As a program, `python -m tests.webhooks.receiver PORT FILE`, it can be killed; `Receiver` runs it in a thread.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.http_servers import serving
 
 
 class _Server(ThreadingHTTPServer):
@@ -60,14 +61,8 @@ class Receiver:
     @contextmanager
     def running(self) -> Iterator[Receiver]:
         """Serve while the block runs."""
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
 
 
 def main() -> None:
