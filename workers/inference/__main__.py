@@ -1,8 +1,8 @@
 """Run an inference worker: `python -m workers.inference`.
 
-The same as `celery -A core.broker.celery_app worker -P solo`, but settings and servers are checked
-before torch is loaded, and Celery's unused features are off: gossip, mingle and, without remote
-control, Celery's heartbeat.
+This does the same as `celery -A core.broker.celery_app worker -P solo`, with two differences.
+Settings and servers are checked before torch is imported. Celery's gossip and mingle are off, and
+so is Celery's own heartbeat unless the setting `remote_control` is on.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Run one time slice of a batch that an API process waits for, and send it the completion."""
+"""Run batches of requests that wait for a response, and send the results to their API process.
+
+A batch runs for one time slice at a time.
+"""
 
 import logging
 from typing import Any
@@ -21,23 +24,23 @@ _STARTED_TTL_S = 600
 
 
 class BatchRunner:
-    """Runs the batches that API processes send.
+    """Runs the batches that API processes send to this worker.
 
-    `running` has the ids of the batches that run now: the current one, and one that interrupts it,
-    if any. They are in the heartbeat.
+    `running` has the ids of the batches that have started and not finished: at most one long batch
+    and one small batch that interrupts it. The worker's heartbeat publishes them.
     """
 
     def __init__(self, context: InferenceContext) -> None:
-        """Use the models and connections of a worker; nothing runs yet."""
+        """Keep the worker's context, which has its models and connections; run nothing yet."""
         self._context = context
         self.running: list[str] = []
 
     def run(self, data: bytes) -> None:
-        """Run one time slice of a packed batch, and report it to the API process that waits.
+        """Run one time slice of a packed batch, and report to the API process that sent it.
 
-        A finished batch is reported with its results. An unfinished one is reported with its
-        progress and queued again, with its state, at the end of the bulk queue. Long work for which
-        no request waits any more is dropped without a report.
+        A finished batch is reported with its results. An unfinished batch is reported with its
+        progress, and is sent to the end of the bulk queue together with its state. A long batch for
+        which no request waits any more is dropped: it neither runs nor is reported.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled
@@ -82,9 +85,10 @@ class BatchRunner:
     def _send_completion(self, batch: Batch, completion: dict[str, Any]) -> None:
         """Write a completion to the stream of the API process that waits for the batch.
 
-        A large completion is written to the blob store, and the stream has its key. If it cannot be
-        stored, the completion is a problem instead. If it cannot be sent, that is logged, and the
-        API process sends the batch again.
+        A completion of more than `INLINE_BYTES` is written to the blob store, and the stream gets
+        its key instead. If the blob store rejects it, a problem is sent as the result of each
+        request. If the queue server cannot be reached, the completion is lost, which is logged: the
+        API process then sends the batch again.
         """
         data = self._packed(batch, completion)
         if len(data) > INLINE_BYTES:

@@ -1,7 +1,6 @@
-"""Add bootsteps and signal handlers of an inference worker to Celery's worker.
+"""Define what Celery's worker does, beyond Celery's own steps, when it starts, stops or connects.
 
-Celery starts the worker's steps in the order of what they require, the consumer last: models are
-loaded before the first message is received.
+The models are loaded before Celery's consumer starts, so before the first message is received.
 """
 
 import os
@@ -30,23 +29,23 @@ _workers: list[InferenceWorker] = []
 
 
 def current_worker() -> InferenceWorker:
-    """Return the worker of this process, for the tasks.
+    """Return the `InferenceWorker` of this process, for use by the Celery tasks.
 
-    Raises IndexError if Celery has not run `InferenceStep` yet.
+    Raises IndexError while there is none: `InferenceStep` creates it when Celery starts.
     """
     return _workers[-1]
 
 
 class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is not typed
-    """Loads the active models before Celery's consumer starts.
+    """A bootstep that loads the active models before Celery's consumer starts to receive messages.
 
-    After the consumer has stopped, it stops the worker's threads.
+    When Celery's worker stops, the step stops the threads of the inference worker.
     """
 
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Create the worker, load its models and start its heartbeat."""
+        """Create the inference worker, start its heartbeat and load the active models."""
         # the queue server may turn out to be another instance's
         self._guard = QueueGuard(settings(), lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._guard.start()
@@ -56,10 +55,10 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
         self._worker.start(check_stop=maybe_shutdown)
 
     def stop(self, parent: Any) -> None:
-        """Stop the worker's threads.
+        """Stop the threads of the inference worker, after Celery's consumer has stopped.
 
-        Sets exit status 1 if another instance of the service has marked the queue server as its
-        own.
+        The exit status becomes non-zero if the worker stops because the queue server turned out to
+        belong to another instance of the service.
         """
         if _workers:
             self._worker.stop()
@@ -68,17 +67,19 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 
 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Lets the event loop load candidates, poll before it sleeps, and interrupt long work.
+    """A bootstep that adds this service's callbacks to Celery's event loop.
 
-    Celery has an event loop for each connection to the queue server.
+    They load candidates, poll for messages before the loop sleeps, and let small batches interrupt
+    long work. Celery makes a new event loop for each connection to the queue server.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
-        """Register timers and callbacks with the event loop of a new connection.
+        """Add the timer and the callbacks to `hub`, the event loop of a new connection.
 
-        Celery cancels its timers when the connection breaks, and calls this again for the next one.
+        Celery cancels the timer when the connection breaks, and calls this method again after it
+        has reconnected. `parent` is the consumer of the connection.
         """
         hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
         busy_poll.register(hub)
@@ -91,12 +92,12 @@ app.steps["consumer"].add(EventLoopStep)
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def set_up_logging(**_arguments: object) -> None:
-    """Configure logging as in the other programs of the service, instead of Celery's logging."""
+    """Configure logging as in the service's other programs, instead of by Celery's defaults."""
     log.set_up(settings().log_level, "worker")
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def drain(**_arguments: object) -> None:
-    """Make the heartbeat say that the worker stops after its current message."""
+    """Make the heartbeat report "draining" when Celery begins to stop: no new work is taken."""
     for worker in _workers:
         worker.drain()

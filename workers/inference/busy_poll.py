@@ -1,9 +1,9 @@
-"""Poll for the next message for a moment before the worker's event loop sleeps.
+"""Poll the queue server for up to `POLL_S` seconds before the worker's event loop sleeps.
 
-A client that sends its next request as soon as it has a response is back within a millisecond or
-two. Waking a sleeping processor for that message takes a good part of such a gap. So after a
-message the loop polls for at most `POLL_S`, but only while messages come so densely that this
-helps.
+A client that sends its next request as soon as it has a response does so within a millisecond or
+two. To wake a sleeping processor for that message takes a good part of this time. The loop polls
+only after a message that came within `DENSE_GAP_S` seconds of the one before; otherwise it sleeps
+at once.
 """
 
 import os
@@ -18,30 +18,42 @@ DENSE_GAP_S = 0.004
 
 # See docs/decisions.md#a-worker-polls-for-two-milliseconds-after-its-last-message
 class BusyPoll:
-    """Polls for messages in `tick`, which kombu's hub calls before it waits for events."""
+    """Polls for messages each time before the event loop (kombu's hub) would sleep."""
 
     def __init__(self) -> None:
-        """Start without polling, until two messages have come in close succession."""
+        """Start without polling; polling begins after two messages in close succession."""
         self._handled_at = 0.0
         self._until = 0.0
         self._dense = False
 
     def message_received(self) -> None:
-        """Measure the time since the last message was handled; call this when a message arrives."""
+        """Note that a message has arrived, and whether it came soon after the one before.
+
+        Soon is within `DENSE_GAP_S` seconds after the message before was handled.
+        """
         self._dense = time.perf_counter() - self._handled_at <= DENSE_GAP_S
 
     def message_handled(self) -> None:
-        """Poll for the next `POLL_S` seconds if messages come in close succession."""
+        """Allow polling for the next `POLL_S` seconds if the message just handled came soon.
+
+        If it came later than `DENSE_GAP_S` seconds after the message before, the event loop sleeps.
+        """
         self._handled_at = time.perf_counter()
         self._until = self._handled_at + POLL_S if self._dense else 0.0
 
     def register(self, hub: Any) -> None:
-        """Call `tick` each time before this hub waits for events; a second call changes nothing."""
+        """Make the event loop `hub` call `tick` each time before it waits for events.
+
+        To register the same loop twice changes nothing.
+        """
         self._hub = hub
         hub.on_tick.add(self.tick)
 
     def tick(self) -> None:
-        """Poll until there is an event, which the hub then handles, or the polling time is over."""
+        """Poll until an event arrives, which the event loop then handles, or the time is over.
+
+        Return at once if the polling time is already over.
+        """
         if time.perf_counter() >= self._until:
             return
         # callbacks run in any order: the transport's, which asks the queue server for a message,

@@ -1,4 +1,4 @@
-"""Give the batches and jobs of an inference worker its settings, stores, models and counters."""
+"""Hold what the batches and the jobs of an inference worker share: stores, models and counters."""
 
 import os
 import socket
@@ -43,10 +43,13 @@ _MAX_PREVIEW_TIMES = 32
 
 
 class InferenceContext:
-    """Settings, stores and models of one worker process."""
+    """The settings, stores, models and counters of one worker process; it also runs operations."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the job store and the blob store; the first command connects to the queue server."""
+        """Open the job store and the blob store, and prepare a connection to the queue server.
+
+        The connection is made by the first command that uses it.
+        """
         self.settings = settings
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.queue_server = connect(settings)
@@ -65,7 +68,7 @@ class InferenceContext:
         self.preemption.check()
 
     def load_model(self, name: str, version: str) -> LoadedModel:
-        """Return a loaded model; load it first if necessary.
+        """Return the model of a name and version from memory, or load its checkpoint first.
 
         Raises LookupError if there is no such version, and any exception that loading raises.
         """
@@ -77,11 +80,13 @@ class InferenceContext:
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
-        """Run one time slice of an operation; return its result and time in seconds.
+        """Run one time slice of an operation; return the result and the seconds it took.
 
-        The result is one outcome per slice, or a SliceResult if the operation is unfinished.
-        `state` is that of an earlier SliceResult, or None. Interactive batches may interrupt long
-        work, unless it is `isolated`: its process may crash and must not run anything else.
+        The result is one outcome per slice of the batch, or a SliceResult if the operation is
+        unfinished. `method` names the model's method. `state` continues an operation: it is the
+        state of its last SliceResult, or None at the beginning. Interactive batches may interrupt
+        long work. They never interrupt `isolated` work, which may crash the process and with it
+        everything that runs there.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
@@ -101,10 +106,11 @@ class InferenceContext:
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:
-        """Store a preview of each slice's unfinished images on the queue server.
+        """Store a preview of the unfinished images of each request on the queue server.
 
-        API processes read it there. At most one per request and `PREVIEW_INTERVAL_S` seconds is
-        stored.
+        API processes read the previews there. A request whose last preview is less than
+        `PREVIEW_INTERVAL_S` seconds old gets no new one. `slices` are those of the batch in
+        `result`.
         """
         now = time.monotonic()
         for index, one in enumerate(slices):
@@ -120,6 +126,6 @@ class InferenceContext:
 
 
 def unloadable_problem(error: Exception) -> dict[str, object]:
-    """Return the problem (503) of a request whose model cannot be loaded."""
+    """Return the problem (503) of requests whose model cannot be loaded because of `error`."""
     detail = f"the model cannot be loaded: {error}"
     return {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}

@@ -1,4 +1,4 @@
-"""Run the slices of a batch: stack and pad their rows, run the model and split the results."""
+"""Run a model on the slices of a batch: stack and pad their rows, and split the results again."""
 
 import logging
 from collections.abc import Callable
@@ -26,10 +26,11 @@ State = dict[str, Any]  # arrays with one entry per row, by name
 
 @dataclass(frozen=True)
 class SliceResult:
-    """The state of an operation that is unfinished after its time slice.
+    """The intermediate result of an operation that did not finish within its time slice.
 
-    `state` has arrays with one entry per row, keyed by name. `done` is the finished share, 0 to 1.
-    `preview` has the images so far, uint8 (B, C, H, W), or is None.
+    `state` has arrays with one entry per row, by name; the operation continues from it. `done` is
+    the share of the operation that is finished, 0 to 1. `preview` has the unfinished images, uint8
+    (B, C, H, W), or is None if the operation has none.
     """
 
     state: State
@@ -37,12 +38,18 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the state of the rows of `slices[index]`; `slices` are all slices of the batch."""
+        """Return the part of the state that belongs to the rows of `slices[index]`.
+
+        `slices` are all slices of the batch, in order.
+        """
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 
     def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
-        """Return the preview of the rows of `slices[index]`; None if there is no preview."""
+        """Return the unfinished images of the rows of `slices[index]`; None if there is no preview.
+
+        `slices` are all slices of the batch, in order.
+        """
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
@@ -54,11 +61,13 @@ def _rows_of(slices: Slices, index: int) -> slice:
 def run(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows; return one outcome per slice, or the state if the time is up.
+    """Run an operation on the rows of all slices, until it is finished or its time is up.
 
-    `method` is the model's method. `state` is that of the previous time slice, or None. `has_time`
-    is called after each step and returns whether another step may run. If a forward pass raises,
-    the batch is bisected until the failing request is isolated; its outcome is a problem.
+    Returns one outcome per slice, or a SliceResult if the time is up. `method` names the model's
+    method. `state` is that of the SliceResult of the previous time slice; None at the beginning.
+    `has_time` is called after each step of the operation and returns whether another step may run.
+    If the model raises, the batch is bisected until the failing request is alone: its outcome is a
+    problem, and the other requests get their results.
     """
     try:
         return _run_all(model, method, options, slices, state, has_time)
@@ -84,10 +93,10 @@ def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of several slices in order.
+    """The rows of all slices of a batch, stacked in the order of the slices.
 
-    `seeds` (B,) and `numbers` (B,) are the seed of each row and its index in its request. `items`
-    has the images (B, C, H, W) of each input.
+    `seeds` (B,) has the seed of each row's request, and `numbers` (B,) the index of the row in its
+    request. `items` has an array of images, uint8 (B, C, H, W), for each input of the operation.
     """
 
     seeds: np.ndarray[Any, Any]
@@ -96,7 +105,10 @@ class _Rows:
 
     @classmethod
     def stack(cls, slices: Slices, inputs: tuple[str, ...]) -> "_Rows":
-        """Stack the rows of slices in order; `inputs` are the names of the images to stack."""
+        """Stack the rows of all slices in order; `inputs` names the operation's input images.
+
+        A slice with a single image uses that image for each of its rows.
+        """
         return cls(
             np.concatenate([np.full(one.rows, one.seed, np.int64) for one in slices]),
             np.concatenate([np.arange(one.first, one.first + one.rows, dtype=np.int64) for one in slices]),
@@ -104,7 +116,10 @@ class _Rows:
         )
 
     def batch(self, first: int, count: int, size: int) -> "_Rows":
-        """Return `size` rows: `count` from position `first` on, then copies of the last of them."""
+        """Return the `count` rows from index `first` on, padded to `size` rows.
+
+        The padding repeats the last row.
+        """
         arrays = (self.seeds, self.numbers, *self.items)
         seeds, numbers, *items = [_pad(array[first : first + count], size) for array in arrays]
         return _Rows(seeds, numbers, items)
@@ -115,9 +130,9 @@ def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]
 
 
 def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Repeat the last row until there are `size` rows.
+    """Return `array` padded to `size` rows by repeating its last row.
 
-    Zeros would not do, because a model may reject them as input.
+    Rows of zeros would not do, because a model may reject them as input.
     """
     if len(array) == size:
         return array
@@ -127,10 +142,11 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 def _run_all(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows, in several forward passes if they do not fit in one batch.
+    """Run an operation on the rows of all slices, in as many forward passes as its batch size asks.
 
-    Returns one outcome per slice, or the state if `has_time()` is False before the last step.
-    `state` is that of the previous time slice, or None. Exceptions of the model are not caught.
+    Returns one outcome per slice, or a SliceResult if `has_time()` returns False before the last
+    step. `state` is that of the SliceResult of the previous time slice; None at the beginning.
+    Exceptions that the model raises are passed on.
     """
     plan, model_options = model.plans[method], model.options(method, options)
     rows = _Rows.stack(slices, BY_METHOD[method].inputs)
@@ -162,9 +178,10 @@ def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, T
 
 
 def _fields(result: dict[str, Any], count: int) -> Fields:
-    """Return the first `count` rows of a model's result as arrays on the host; images as uint8.
+    """Return the first `count` rows of each tensor in a model's result, as NumPy arrays.
 
-    Raises RuntimeError if the model returned fewer rows.
+    Images become uint8, and a scalar tensor a number; other values stay. Raises RuntimeError if a
+    tensor has fewer rows than `count`.
     """
     fields: Fields = {}
     for name, value in result.items():
@@ -181,9 +198,10 @@ def _fields(result: dict[str, Any], count: int) -> Fields:
 
 
 def _split(fields: Fields, slices: Slices) -> list[Outcome]:
-    """Return one outcome per slice, with its rows of each field.
+    """Return one outcome per slice, which has the slice's rows of each array in `fields`.
 
-    Images become PNG if the slice asks for PNG.
+    Images are encoded as PNG for a slice that asks for PNG. Fields that are no arrays are the same
+    for each slice.
     """
     outcomes, first = [], 0
     for one in slices:

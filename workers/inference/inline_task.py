@@ -1,4 +1,4 @@
-"""Run this service's Celery tasks where their message is received, without Celery's pool."""
+"""Run this service's Celery tasks directly in Celery's consumer, without its pool and tracer."""
 
 import logging
 from collections.abc import Callable
@@ -13,14 +13,15 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#workers-run-messages-inline-without-acknowledgements
 class InlineTask(Task):  # type: ignore[misc] # celery is not typed
-    """A Celery task that runs where its message is received, without Celery's request object.
+    """A Celery task that runs as soon as its message is received, without Celery's request object.
 
     Celery's default strategy builds a `Request` for each message and runs it through the pool and a
-    tracer. That gives retries, ETA and expiry, revocation, rate and time limits, acknowledgements,
-    results, events and the task signals. It takes about half a millisecond, as long as a small
-    model's whole forward pass. Here each of those is unused or done elsewhere: deadlines and
-    retries by the API process or the job store, time limits by the watchdog. So `celery inspect
-    active` never lists these tasks; a worker's heartbeat does (`core.broker.keys.WORKERS`).
+    tracer, for retries, ETA and expiry, revocation, rate and time limits, acknowledgements,
+    results, events and task signals. That takes about half a millisecond, as long as a small
+    model's whole forward pass. This service uses none of these features: deadlines and retries are
+    handled by the API process or the job store, and time limits by the watchdog. For the same
+    reason `celery inspect active` never lists these tasks; the workers' heartbeats do
+    (`core.broker.keys.WORKERS`).
 
     `python benchmarks/messages.py` measures both strategies.
     """
@@ -31,7 +32,7 @@ class InlineTask(Task):  # type: ignore[misc] # celery is not typed
     def start_strategy(self, app: Any, consumer: Any, **_options: Any) -> Callable[..., None]:  # noqa: ARG002
         """Return the function that Celery's consumer calls with each message for this task.
 
-        It runs the task, and logs exceptions.
+        The function runs the task at once and logs an exception that the task raises.
         """
 
         def handle(message: Any, *_arguments: object, **_more: object) -> None:

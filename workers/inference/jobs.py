@@ -34,18 +34,19 @@ CLAIM_LIMIT = 32  # most small jobs that share a forward pass
 
 
 class JobRunner:
-    """Claims jobs and runs one time slice of them at a time."""
+    """Claims jobs from the job store and runs them, one time slice at each call of `run`."""
 
     def __init__(self, context: InferenceContext) -> None:
-        """Use the stores and models of a worker; no job is claimed yet."""
+        """Keep the worker's context, which has its stores and models; claim no job yet."""
         self._context = context
         self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
         self._running = False
 
     def run(self) -> None:
-        """Claim a job, or several small similar jobs; run a time slice and record the results.
+        """Claim a job, or several small ones that fit in one batch, and run one time slice of it.
 
-        Returns at once if there is no job, if a job is running, or if results wait to be saved.
+        The results are recorded in the job store. Returns at once if there is no job to claim, if
+        this call interrupts a job that is running, or if earlier results still wait to be recorded.
         """
         if self._running or self._unsaved.waiting:
             # this call interrupts a job; or the job store is not writable, and results wait
@@ -74,7 +75,7 @@ class JobRunner:
         self._publish_updates(saved)
 
     def on_heartbeat(self) -> None:
-        """Renew the leases of claimed jobs, and save results that could not be saved before."""
+        """Renew the leases of the claimed jobs, and try again to record results kept in memory."""
         context = self._context
         if self._running or self._unsaved.waiting:
             best_effort(lambda: context.job_store.renew_leases(context.worker_id, context.settings.job_lease_s))
@@ -86,7 +87,7 @@ class JobRunner:
             self._publish_updates(saved)
 
     def _publish_updates(self, job_ids: list[str]) -> None:
-        """Notify the API processes that jobs have changed, and wake a worker for further jobs."""
+        """Notify the API processes that these jobs have changed; wake a worker for more jobs."""
         queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
         best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
         best_effort(lambda: queue_server.execute_command(*wake_inference_workers()))
@@ -97,11 +98,11 @@ class JobRunner:
     # --- storage that may be full ---
 
     def _with_room(self, claimed: list[Job]) -> list[Job]:
-        """Return the claimed jobs whose results may fit into the blob store.
+        """Return the claimed jobs, except those whose results do not fit in the blob store.
 
-        A job whose result did not fit before, and still would not, is left out and returned to its
-        queue for a later try. All other jobs are returned, because the size of their results is
-        unknown.
+        A job is left out if its result did not fit at an earlier try and, by its size then, does
+        not fit now; it goes back to its queue for a later try. A job without such a try is kept,
+        because the size of its result is not known yet.
         """
         kept = []
         for job in claimed:
@@ -114,10 +115,10 @@ class JobRunner:
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
-        """Return a job to its queue for a later try.
+        """Arrange that a job goes back to its queue for a later try.
 
-        `error` says why its inputs could not be read or its result not stored. `size_bytes` is the
-        size of the result, 0 if it is unknown.
+        `error` says why its inputs could not be read or its result could not be stored.
+        `size_bytes` is the size of the result, 0 if it is unknown.
         """
         log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
         self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
@@ -125,10 +126,11 @@ class JobRunner:
     # --- one time slice ---
 
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
-        """Run one time slice of jobs that share model, method and options; return a report per job.
+        """Run one time slice of jobs with the same model, method and options; return their reports.
 
-        Jobs whose inputs cannot be read, or whose results cannot be stored, have no report and are
-        returned to their queue for a later try.
+        A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; it
+        goes back to its queue for a later try. If the model cannot be loaded, the report of each
+        job is a problem.
         """
         if not claimed:
             return []
@@ -168,10 +170,11 @@ class JobRunner:
         return reports
 
     def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
-        """Return the jobs whose inputs can be read, and the next slice of each.
+        """Return the jobs whose inputs can be read, and the next slice of each with its inputs.
 
-        A slice has at most `most_rows` rows. Jobs whose inputs cannot be read now are left out and
-        returned to their queue for a later try. Raises FileNotFoundError if an input was deleted.
+        Each slice has at most `most_rows` rows. A job whose inputs cannot be read now is left out
+        and goes back to its queue for a later try. Raises FileNotFoundError if an input was
+        deleted.
         """
         jobs, slices = [], []
         for job in claimed:
@@ -197,10 +200,11 @@ class JobRunner:
         return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
 
     def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
-        """Store `data`, the packed result of a slice; return the field of its SliceReport.
+        """Return the field of a SliceReport that holds `data`, the packed result of slice `one`.
 
-        This is `blob_key` for a result that is large or consists of tiles, otherwise `data`. Raises
-        OSError if the result cannot be stored.
+        A result of more than `INLINE_BYTES`, or one that consists of tiles, is written to the blob
+        store and the field is `blob_key`; otherwise the field is `data` itself. Raises OSError if
+        the blob store cannot store the result.
         """
         if len(data) <= INLINE_BYTES and not BY_METHOD[job.method].tiled:
             return {"data": data}
@@ -210,12 +214,12 @@ class JobRunner:
 
 
 class UnsavedReports:
-    """Keeps results of jobs, and jobs to be returned to their queues, until they can be recorded.
+    """Keeps in memory what the job store cannot record now: results, and jobs to be queued again.
 
-    Until the job store is writable these jobs stay claimed, their leases are renewed, and the
-    worker claims no more. Nothing is computed a second time and no attempt is charged. After
-    `wait_s` seconds the results are replaced by failures (507 or 503 with the reason), which are
-    small writes that may still succeed.
+    Until the job store is writable, the worker renews the leases of these jobs and claims no
+    others. Nothing is computed a second time and no attempt is charged. If the job store is still
+    not writable `wait_s` seconds after the last result came, the results are replaced by problems
+    (507 or 503, with the reason), which are smaller and may fit.
     """
 
     def __init__(self, job_store: JobStore, wait_s: float) -> None:
@@ -228,22 +232,22 @@ class UnsavedReports:
 
     @property
     def waiting(self) -> bool:
-        """Whether a result, or the return of a job to its queue, is not recorded yet."""
+        """Whether a result, or a job to be queued again, is not yet recorded in the job store."""
         return bool(self._reports or self._deferred)
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
-        """Keep the request to return a job to its queue, for the next write to the job store.
+        """Keep a job that is to go back to its queue, until the next call of `add` or `save`.
 
-        The job store is not written yet. `problem` is the error of the job if it waits too long,
-        and `size_bytes` the size of its result, 0 if unknown.
+        This does not write to the job store. `problem` is the error that the job fails with if it
+        has been deferred for too long. `size_bytes` is the size of its result, 0 if unknown.
         """
         with self._lock:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record these reports and all that wait for it; return the ids of the jobs written.
+        """Record new reports and everything kept before in the job store; return the jobs' ids.
 
-        If the job store is not writable, all of them wait for the next call.
+        If the job store is not writable, everything is kept for the next call of `add` or `save`.
         """
         with self._lock:
             self._reports.extend(reports)
@@ -251,10 +255,11 @@ class UnsavedReports:
         return self.save()
 
     def save(self) -> list[str]:
-        """Record all kept reports and returns to queues; return the ids of the jobs written.
+        """Record everything kept in the job store; return the ids of the jobs that were recorded.
 
-        A job whose claim is no longer valid is left out. If the job store is not writable, the rest
-        is kept.
+        A job whose claim is no longer valid is skipped and not kept. If the job store is not
+        writable, what is not recorded yet is kept. After any other error nothing is kept, and the
+        error is raised: the leases of the jobs expire, and they run again.
         """
         with self._lock:
             written: list[str] = []

@@ -1,4 +1,4 @@
-"""Load models, keep them in memory, and measure in which batch sizes each operation runs."""
+"""Load models, keep them in memory, and measure the batch sizes in which each operation runs."""
 
 import hashlib
 import importlib
@@ -58,10 +58,11 @@ _MAX_PARSED_OPTIONS = 256
 # See docs/decisions.md#a-batch-plan-belongs-to-the-network-and-not-to-its-weights
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batch sizes of an operation of a model.
+    """The batch sizes that a worker uses for one operation of a model.
 
-    `batch_sizes`, ascending, are those of a forward pass; the output of a row is bit-identical in
-    all of them. `slice_rows` is the number of rows that take about one time slice.
+    A forward pass has one of `batch_sizes`, in ascending order; the output of a row is
+    bit-identical in all of them. `slice_rows` is the number of rows that a worker runs in about one
+    time slice.
     """
 
     batch_sizes: tuple[int, ...]
@@ -69,25 +70,26 @@ class BatchPlan:
 
     @property
     def largest(self) -> int:
-        """The largest batch size."""
+        """The largest of the batch sizes."""
         return self.batch_sizes[-1]
 
     def padded_size(self, count: int) -> int:
-        """Return the smallest batch size for `count` rows, or `count` if all are smaller."""
+        """Return the smallest batch size with room for `count` rows; `count` if none has room."""
         return next((size for size in self.batch_sizes if size >= count), count)
 
 
 class LoadedModel:
-    """One version of a model, loaded and ready to run."""
+    """One version of a model in memory, with the batch plan of each of its operations."""
 
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Wrap the loaded `model` of the version `entry`; batch plans must still be made.
+        """Wrap `model`, which was loaded from the checkpoint of the version `entry`.
 
-        `advance` is called after each step of an operation. `threads` is the number of CPU threads;
-        0 means one for a small model and all for a large one. On a CPU, the weights of a large
-        model are converted to oneDNN's blocked layout.
+        The batch plans are still missing: `warm` makes them. `advance` is called after each step of
+        an operation. `threads` is the number of CPU threads that a forward pass uses; 0 means one
+        for a small model and all for a large one. On a CPU, the weights of a large model are
+        converted to oneDNN's blocked layout.
         """
         self.entry = entry
         self._advance = advance
@@ -105,9 +107,9 @@ class LoadedModel:
         self._options = {method: options_of(model, method) for method in entry.operations}
 
     def options(self, method: str, values: dict[str, Any]) -> Any:
-        """Return an operation's options as an instance of the model's options class; cached.
+        """Return the options in `values` as an instance of the options class of the model's method.
 
-        Raises ValueError if a value is not valid.
+        Results are cached. Raises ValueError if a value is not valid.
         """
         key = (method, repr(sorted(values.items())))
         if key not in self._parsed_options:
@@ -119,11 +121,11 @@ class LoadedModel:
     def call(
         self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
     ) -> Any:
-        """Run one step of an operation; return the fields of the result if it was the last step.
+        """Run one step of an operation; return the result of the last step, or else a Continuation.
 
-        Before the last step, a Continuation is returned. `rows` are the random streams of the rows,
-        and `items` the input tensors. `state` is None in the first step, later the state of the
-        previous step's Continuation.
+        The result is a dictionary of the fields. `rows` has the random streams of the rows, and
+        `items` the input tensors. `state` is None in the first step, and later the state of the
+        Continuation that the previous step returned.
         """
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:
@@ -138,13 +140,13 @@ class LoadedModel:
         return dict(self.entry.operations[method].defaults)
 
     def warm(self, slice_s: float, folder: Path) -> Iterator[None]:
-        """Find a batch plan for each operation and set `plans`; yield after each operation.
+        """Find a batch plan for each operation and store it in `plans`; yield after each operation.
 
-        For each operation, batches of growing size are timed, and the output of a row is compared
-        between the sizes: it must be bit-identical. `slice_s` is the length of a time slice in
-        seconds. Plans are stored in `folder`, under a hash of everything they depend on; if there
-        are stored ones, each operation only runs once. The caller may do other work between the
-        steps.
+        For each operation, batches of growing size are timed, and the outputs of the same rows are
+        compared between the sizes: they must be bit-identical. `slice_s` is the length of a time
+        slice in seconds. The plans are also stored in `folder`, under a hash of everything they
+        depend on. If they are already there, each operation only runs once. The caller may do other
+        work at each yield.
         """
         card, machine = self.entry.card, [platform.node(), platform.processor(), str(self.device), torch.__version__]
         depends = [_RULES, card.family, card.config, slice_s, self.threads, machine, sorted(self.entry.operations)]
@@ -169,12 +171,12 @@ class LoadedModel:
     def _probe(
         self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Run an operation on `size` generated rows from row `first` on.
+        """Run an operation on `size` generated rows, from row `first` on; return outputs and time.
 
-        Returns the outputs in row order, and the seconds of the fastest of `runs` timed runs
-        (infinity without any). With `reverse`, the rows are in reverse order in the batch. For an
-        operation with several steps the second step is timed, because the first also initialises
-        the state.
+        The output tensors have the rows in ascending order, even if `reverse` puts them into the
+        batch in descending order. The time is that of the fastest of `runs` timed runs in seconds,
+        or infinity if there is none. For an operation with several steps the second step is timed,
+        because the first also initialises the state.
         """
         operation = BY_METHOD[method]
         # a frame or a grid cell must be one of the request's
@@ -231,9 +233,10 @@ class LoadedModel:
         return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
     def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Return whether rows have bit-identical outputs in batches of `size` and in a larger one.
+        """Return whether batches of `size` rows have outputs bit-identical to a larger batch's.
 
-        `whole` has the output tensors of the larger batch.
+        `whole` has the output tensors of the larger batch. At least `_COMPARED_ROWS` of its rows
+        are compared, if it has so many.
         """
         for first in range(0, min(max(_COMPARED_ROWS, size), len(whole[0]) - size + 1), size):
             output, _ = self._probe(method, options, size, first=first)
@@ -243,9 +246,10 @@ class LoadedModel:
 
 
 def _between(batch_sizes: list[int]) -> list[int]:
-    """Return three sizes between each size in `batch_sizes`, powers of two, and the next one.
+    """Return three evenly spaced sizes between each power of two in `batch_sizes` and the next one.
 
-    Sizes below `_FINE_FROM` are left out. So at most a fifth of a large batch is padding, not half.
+    There are none after sizes below `_FINE_FROM`. With them at most a fifth of a large batch is
+    padding, instead of half.
     """
     steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]
@@ -256,10 +260,13 @@ def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
 
 
 class ModelCache:
-    """The models of one worker, least recently used first, within a memory budget."""
+    """The models that a worker has in memory, within a budget of bytes.
+
+    If there is no room for another model, the least recently used ones are unloaded.
+    """
 
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
-        """Choose the device; nothing is loaded yet.
+        """Choose the device and make the folder of extra models importable; load nothing yet.
 
         `advance` is called after each step of an operation.
         """
@@ -272,9 +279,10 @@ class ModelCache:
             importlib.invalidate_caches()
 
     def get(self, entry: ModelVersion) -> LoadedModel:
-        """Return a model; load it first if necessary, and unload others to make room for it.
+        """Return the model of a version from memory, or load it first.
 
-        Raises any exception that loading raises.
+        Other models are unloaded if there is no room for it. Raises any exception that loading
+        raises.
         """
         held = self._held.get(entry.ref)
         if held is not None:
@@ -285,9 +293,11 @@ class ModelCache:
         return self._held[entry.ref]
 
     def loading(self, entry: ModelVersion) -> Iterator[None]:
-        """Load and warm a model, and unload others to make room for it; yield between the steps.
+        """Load the model of a version in steps, and yield after each of them.
 
-        The caller may do other work between the steps.
+        The steps are reading the checkpoint, for which other models are unloaded if there is no
+        room, and finding the batch plan of each operation. The model can be used when the iterator
+        is exhausted. The caller may do other work at each yield.
         """
         started = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
@@ -299,7 +309,7 @@ class ModelCache:
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - started, 3)})
 
     def holds(self, ref: str) -> bool:
-        """Return whether the model `name@version` is loaded and warm."""
+        """Return whether a model is ready to run; `ref` is its `name@version`."""
         return ref in self._held
 
     def _make_room(self, size_bytes: int) -> None:
@@ -309,10 +319,10 @@ class ModelCache:
             log.info("model unloaded", extra={"model": ref})
 
     def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
-        """Load models, smallest file first, within the memory budget; yield between the steps.
+        """Load the models of these versions, smallest file first, and yield after each step.
 
-        A model that cannot be loaded is logged and skipped. The caller may do other work between
-        the steps, or stop.
+        Loading ends before the file sizes add up to more than the memory budget. A model that
+        cannot be loaded is logged and skipped. The caller may do other work at each yield, or stop.
         """
         used = 0
         for entry in sorted(entries, key=lambda entry: entry.path.stat().st_size):
@@ -326,14 +336,17 @@ class ModelCache:
                 log.exception("model cannot be loaded", extra={"model": entry.ref})
 
     def largest(self, ref: str, method: str) -> int:
-        """Return the largest batch size of an operation; 1 if the model is not loaded."""
+        """Return the largest batch size of a model's method; 1 if the model is not loaded.
+
+        `ref` is the model's `name@version`.
+        """
         held = self._held.get(ref)
         return held.plans[method].largest if held and method in held.plans else 1
 
     def capacity(self) -> dict[str, dict[str, list[int]]]:
-        """Return [largest batch size, rows of a time slice] of each operation.
+        """Return [largest batch size, rows of a time slice] of each operation of the loaded models.
 
-        The result is keyed by `name@version`, then by method. Only loaded models are included.
+        The outer keys are `name@version`, the inner ones the names of methods.
         """
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
@@ -342,7 +355,7 @@ class ModelCache:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a setting names; "auto" is the first GPU, or else the CPU."""
+    """Return the torch device of a name; "auto" is the first GPU, or the CPU if there is none."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Replace wide linear layers on a CPU by ones that store weights in oneDNN's blocked layout."""
+"""Make wide linear layers faster on a CPU by storing their weights in oneDNN's blocked layout."""
 
 from typing import TypeGuard
 
@@ -12,32 +12,33 @@ _MIN_BYTES = 1 << 20  # smaller layers gain nothing
 
 # See docs/decisions.md#large-models-have-packed-linear-layers-on-a-cpu
 class PackedLinear(nn.Module):
-    """A linear layer that keeps its weight in oneDNN's blocked layout only.
+    """A linear layer that stores its weight only in oneDNN's blocked layout.
 
-    With `nn.Linear` each forward pass copies the weight into such a layout; for the few rows of a
+    `nn.Linear` copies the weight into this layout in each forward pass; for the few rows of a
     served batch that is most of the work.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Convert the weight of a float32 layer on the CPU; the layer's bias is used as it is."""
+        """Convert the weight of `layer`, which is float32 and on the CPU; share its bias."""
         super().__init__()
         self.bias = layer.bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - inductor's own way
 
     @property
     def weight(self) -> Tensor:
-        """The weight in the plain layout, converted at each access."""
+        """The weight as an ordinary dense tensor, converted back at each access."""
         return self._packed.to_dense()  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return Wx + b."""
+        """Return the layer's output, `x` times the transposed weight, plus the bias."""
         return onednn_linear(x, self._packed, self.bias)
 
 
 def pack(model: nn.Module) -> None:
-    """Replace a model's wide linear layers by packed ones, in place.
+    """Replace the linear layers of a model that have at least 1 MiB of weights by `PackedLinear`.
 
-    Does nothing if this build of torch does not support it.
+    The model is changed in place. Only float32 layers on the CPU are replaced, and none if torch
+    was built without oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return

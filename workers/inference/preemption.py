@@ -1,8 +1,9 @@
-"""Interrupt long work between the layers of a model to run small batches.
+"""Run small batches between the layers of a long forward pass, without losing its work.
 
-A forward pass takes from a millisecond to a second. While a long one runs, the worker polls the
-interactive queue before a layer, and runs the batch that it finds at once. The interrupted pass
-then continues where it was: nothing is computed a second time, and its results are bit-identical.
+A forward pass takes from a millisecond to a second. During a long one, the worker checks the
+interactive queue before a layer and runs the batch that it finds there. The long pass then
+continues at that layer: nothing is computed a second time, and its results are bit-identical to
+those of a pass without interruption.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ CHECK_S = 0.008  # minimum time between two polls of the queue; each takes a rou
 
 
 class _FunctionCalls(TorchFunctionMode):
-    """A context manager in which the function `act` is called before each function of torch."""
+    """A context manager in which `act` is called before each call of a torch function."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class _FunctionCalls(TorchFunctionMode):
 class Preemption:
     """Lets batches of the interactive queue interrupt long work, for at most half of the time.
 
-    `consumer` is the consumer of Celery whose connection receives these batches. While it is None,
+    `consumer` is the Celery consumer through which the batches are received. While it is None,
     nothing is interrupted.
     """
 
@@ -51,17 +52,17 @@ class Preemption:
         self._interrupted_s = 0.0
 
     def clock(self) -> float:
-        """Return seconds of a monotonic clock that does not count the time of interruptions."""
+        """Return the seconds of a monotonic clock that stands still during interruptions."""
         return time.perf_counter() - self._interrupted_s
 
     @contextlib.contextmanager
     def preemptible(self, *, functions: bool = False) -> Iterator[None]:
-        """Let batches interrupt the work of this block before each layer.
+        """Return a context manager in which batches may interrupt the work before each layer.
 
-        With `functions`, also before each function of torch. Functions are far more frequent than
-        layers: a small model would become 15 % slower. Inside an interruption this does nothing.
-        Use it only while a message is handled: at other times the event loop waits for the next
-        message and would get it first.
+        With `functions`, a batch may also interrupt before each torch function; such checks are so
+        frequent that they slow down a small model by 15 %. Inside an interruption the context
+        manager does nothing. Use it only while Celery handles a message: at other times Celery's
+        event loop itself waits for the next message, and would receive it first.
         """
         if self._preemptible or self.consumer is None:
             yield
@@ -76,9 +77,10 @@ class Preemption:
             hook.remove()
 
     def check(self) -> None:
-        """Run the next batch of the interactive queue, if the current work may be interrupted.
+        """Run the next batch of the interactive queue, if the work may be interrupted now.
 
-        At most half of the time is used for interruptions. Errors are logged.
+        The queue is read at most every `CHECK_S` seconds. After an interruption the work continues
+        for at least as long as the interruption took. Exceptions are logged.
         """
         started = time.perf_counter()
         if started < self._due:

@@ -1,4 +1,4 @@
-"""Define the Celery tasks; a Celery worker imports this module (`core.broker.celery_app`)."""
+"""Define the Celery tasks of inference workers: one for batches and one for jobs."""
 
 from core.broker.celery_app import RUN_BATCH, RUN_JOBS, app
 from workers.inference.bootsteps import current_worker
@@ -7,11 +7,11 @@ from workers.inference.inline_task import InlineTask
 
 @app.task(name=RUN_BATCH, base=InlineTask)  # type: ignore[untyped-decorator]
 def run_batch(batch: bytes) -> None:
-    """Run one time slice of a packed batch that an API process waits for."""
+    """Run one time slice of a packed batch, and report to the API process that sent it."""
     current_worker().batches.run(batch)
 
 
 @app.task(name=RUN_JOBS, base=InlineTask)  # type: ignore[untyped-decorator]
 def run_jobs() -> None:
-    """Claim the next jobs from the job store and run one time slice of them, if there are any."""
+    """Claim the next jobs in the job store, if any, and run one time slice of them."""
     current_worker().jobs.run()

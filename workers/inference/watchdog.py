@@ -1,8 +1,8 @@
-"""End a worker that makes no progress, for example because a forward pass hangs in native code.
+"""End a worker process that makes no progress, for example because native code hangs.
 
-The timer is faulthandler's: a thread in C that needs no interpreter lock, so it also ends a process
-whose hanging code has that lock. The heartbeat thread restarts the timer while the worker is idle
-or makes progress, but not while the worker hangs.
+The timer is faulthandler's, a thread in C that needs no interpreter lock; it therefore also ends a
+process whose hanging code holds that lock. The worker's heartbeat thread restarts the timer while
+the worker is idle or makes progress, and lets it expire while the worker hangs.
 """
 
 import faulthandler
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#a-faulthandler-timer-ends-a-hung-worker
 class Watchdog:
-    """Ends the process if work makes no progress for the time-out, a number of seconds."""
+    """Ends the process if its work makes no progress for `timeout_s` seconds."""
 
     def __init__(self, timeout_s: float, file: TextIO = sys.stderr) -> None:
-        """Set the time-out in seconds; the first `check` starts the timer.
+        """Set the time-out, but do not start the timer; the first call of `check` does.
 
-        `file` gets the tracebacks of all threads when the process is ended.
+        The tracebacks of all threads are written to `file` when the process is ended.
         """
         self._timeout_s = timeout_s
         self._file = file
@@ -36,14 +36,14 @@ class Watchdog:
         self._warned = False
 
     def advance(self) -> None:
-        """Record that a step of the work is done, so that the time-out begins anew."""
+        """Report progress: a step of the work is done, and the time-out begins anew."""
         self._steps += 1
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """Require progress while the block runs: a call of `advance` within each time-out.
+        """Return a context manager in which `advance` must be called at least once per time-out.
 
-        Blocks may be nested. `work` names what runs, for the log.
+        It may be nested. `work` has the names of what runs inside, for the log.
         """
         before, self._work = self._work, work
         self._steps += 1
@@ -59,7 +59,7 @@ class Watchdog:
     def check(self) -> None:
         """Restart the timer if the worker is idle or has made progress since the last call.
 
-        Otherwise, after half of the time-out, log a warning once.
+        If not, the timer continues, and a warning is logged once half of the time-out has passed.
         """
         now = time.monotonic()
         steps = self._steps

@@ -1,4 +1,4 @@
-"""Run an inference worker: one process on one device, with models in memory and a heartbeat."""
+"""Implement the inference worker: its start and end, its heartbeat, and the loading of models."""
 
 import gc
 import logging
@@ -26,13 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class InferenceWorker:
-    """Runs batches and jobs.
+    """A process that runs batches and jobs on one device, and reports its state by heartbeats.
 
-    All its state can be lost in a crash: another worker runs the batches and jobs again.
+    A crash loses nothing: the API processes and the job store give the same batches and jobs to
+    another worker.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the job store and the blob store; no model is loaded before `start`."""
+        """Open the job store and the blob store; load no model yet."""
         self.context = InferenceContext(settings)
         self.batches = BatchRunner(self.context)
         self.jobs = JobRunner(self.context)
@@ -43,9 +44,10 @@ class InferenceWorker:
         self._heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
 
     def start(self, check_stop: Callable[[], None]) -> None:
-        """Start the heartbeat, load the active models, and become ready.
+        """Start the heartbeat, load the active models, and report "ready" in the heartbeat.
 
-        `check_stop` is called between steps and may raise an exception to end the start.
+        `check_stop` is called between the steps of loading; it may raise an exception to end the
+        start.
         """
         torch.set_num_threads(1)
         memory.keep_freed_memory()
@@ -64,12 +66,15 @@ class InferenceWorker:
         best_effort(self._publish_heartbeat)
 
     def drain(self) -> None:
-        """Set the state to "draining", which the heartbeat publishes, and stop taking work."""
+        """Report "draining" in the heartbeat, and let no more batches interrupt the work.
+
+        Celery itself stops the reception of messages.
+        """
         self.state = "draining"
         self.context.preemption.consumer = None
 
     def stop(self) -> None:
-        """Stop the heartbeat and the watchdog, and remove the heartbeat from the queue server."""
+        """Stop the heartbeat and the watchdog; delete the last heartbeat on the queue server."""
         self._stopped.set()
         self.context.watchdog.stop()
         if self._heartbeat.ident is not None:
@@ -103,15 +108,15 @@ class InferenceWorker:
 
 
 class CandidateLoader:
-    """Loads candidates, the versions that are to become active, while the worker runs.
+    """Loads candidates, the versions that are to become active, while the worker does its work.
 
-    `refused` has the errors of candidates that could not be loaded, keyed by `name@version`.
+    `refused` has the error of each candidate that could not be loaded, by `name@version`.
     """
 
     def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:
-        """Use the registry and the models of a worker; nothing is loaded yet.
+        """Keep the worker's context, which has the registry and the models; load nothing yet.
 
-        `publish_heartbeat` is called when a version was loaded or could not be loaded.
+        `publish_heartbeat` is called after each version that was loaded or could not be loaded.
         """
         self._context = context
         self._publish_heartbeat = publish_heartbeat
@@ -119,10 +124,11 @@ class CandidateLoader:
         self.refused: dict[str, str] = {}
 
     def load_step(self) -> None:
-        """Take one step in loading a candidate, or do nothing if all candidates are loaded.
+        """Run one step of loading a candidate; do nothing if all candidates are loaded or refused.
 
-        Messages are received between the steps. The error of a version that cannot be loaded is
-        stored in `refused`, and the version is not tried again.
+        A step is short, and the worker receives messages between two steps. If a version cannot be
+        loaded, the error is stored in `refused`, and the version is not tried again while it is a
+        candidate.
         """
         if self._loading is None and (candidate := self._next_candidate()) is not None:
             self._loading = (candidate, self._context.model_cache.loading(candidate))
