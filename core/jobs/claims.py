@@ -1,8 +1,9 @@
 """Let workers claim jobs, and write what they report if their claim is still valid.
 
 A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
-write gives the token, and changes nothing if the job has been claimed again, paused or ended. After
-a slice, an unfinished job returns to the end of its queue without a lease, so that jobs take turns.
+write gives the token, and changes nothing if the job has been requeued, claimed again, paused or
+ended. After a slice, an unfinished job returns to the end of its queue without a lease, so that
+jobs take turns.
 """
 
 import time
@@ -36,13 +37,14 @@ class JobClaims(JobQueries):
         skip_owners: Collection[str] = (),
         batch_rows: Callable[[Job], int] = lambda _job: SMALL_JOB_ROWS,
     ) -> list[Job]:
-        """Claim the next job of these kinds, and small jobs that can share its forward pass.
+        """Claim the next job of the given kinds, and small jobs that can share its forward pass.
 
-        `holder` becomes the owner of their leases for `lease_s` seconds. All `kinds` must be of one
-        queue; without any, inference jobs are claimed. Jobs of `skip_owners` stay in the queue. At
-        most `limit` jobs are claimed, and all of them together have at most `batch_rows(first)`
-        rows, where `first` is the next job. Returns the claimed jobs, the next job first; an empty
-        list if no job can be claimed.
+        The next job is the oldest one of the owner whose last claim is longest ago. `holder`
+        becomes the owner of the leases for `lease_s` seconds. `kinds` are all training, all
+        auxiliary or all inference kinds; empty means all inference kinds. Jobs of `skip_owners` are
+        not claimed and stay queued. At most `limit` jobs are claimed. If there is more than one,
+        they have together at most `batch_rows(next job)` rows. Returns the claimed jobs, the next
+        job first; an empty list if no job can be claimed.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -77,7 +79,10 @@ class JobClaims(JobQueries):
             return claimed
 
     def is_held(self, claim: Claim) -> bool:
-        """Return whether a claim is still valid: the job was not claimed again, paused or ended."""
+        """Return whether a claim is still valid.
+
+        A claim ends when its job is requeued, claimed again, paused or ended.
+        """
         with self.engine.connect() as connection:
             return connection.scalar(sa.select(jobs.c.id).where(transitions.held_by(claim))) is not None
 
@@ -90,10 +95,10 @@ class JobClaims(JobQueries):
         reset_attempts: bool = False,
         charge_attempt: bool = False,
     ) -> bool:
-        """Add events to a claimed job and set its progress, 0 to 1.
+        """Add events to a claimed job and set its progress, a fraction from 0 to 1.
 
-        `reset_attempts` sets the number of failed attempts to 0; `charge_attempt` increases it.
-        Returns False, and writes nothing, if the claim is no longer valid.
+        `reset_attempts` sets the job's number of charged attempts to 0; `charge_attempt` adds 1.
+        Returns True; False, and writes nothing, if the claim is no longer valid.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
@@ -105,9 +110,11 @@ class JobClaims(JobQueries):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the results of slices in one transaction; return the ids of their jobs.
+        """Write the results of slices in one transaction; return the ids of the jobs written.
 
-        Reports whose claim is no longer valid are ignored, and their jobs are not returned.
+        A job ends with the result of its last row (succeeded) or with a reported problem (failed);
+        other jobs wait for their next slice. Reports whose claim is no longer valid are ignored,
+        and their jobs are not returned.
         """
         recorded = []
         with transaction(self.engine) as connection:
@@ -124,8 +131,9 @@ class JobClaims(JobQueries):
     ) -> bool:
         """End a claimed job: as failed with `problem` or, without it, as succeeded with `result`.
 
-        `version` is the model version that the job made. Returns False, and writes nothing, if the
-        claim is no longer valid.
+        `result` is stored as the only chunk of the job's result. `version` is the model version
+        that the job made; without it, the job's row keeps its version. Returns True; False, and
+        writes nothing, if the claim is no longer valid.
         """
         held, job_id = transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
@@ -139,9 +147,9 @@ class JobClaims(JobQueries):
             return True
 
     def requeue(self, claim: Claim, reason: str) -> None:
-        """Return a claimed job to its queue, where it can be claimed at once.
+        """Return a claimed job to its queue, where it can be claimed at once; the claim ends.
 
-        `reason` is in the job's event. Writes nothing if the claim is no longer valid.
+        `reason` is a text for the job's event. Writes nothing if the claim is no longer valid.
         """
         with transaction(self.engine) as connection:
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
@@ -149,10 +157,10 @@ class JobClaims(JobQueries):
     def defer(self, claim: Claim, problem: Problem, max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored now.
 
-        The job can be claimed again after a delay that grows up to half a minute; no attempt is
-        charged. If its result still cannot be stored after `max_wait_s` seconds, it fails with
-        `problem`. `size_bytes` is the size of the result, 0 if it is unknown. Returns False, and
-        writes nothing, if the claim is no longer valid.
+        The job can be claimed again after 1 to 30 s, longer the longer it has been deferred; no
+        attempt is charged. If its result still cannot be stored `max_wait_s` seconds after the
+        first deferral, the job fails with `problem`. `size_bytes` is the size of the result, 0 if
+        it is unknown. Returns True; False, and writes nothing, if the claim is no longer valid.
         """
         now, held, job_id = time.time(), transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
@@ -176,10 +184,10 @@ class JobClaims(JobQueries):
 
 
 def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) -> Job | None:
-    """Lock and return the claimable job that has waited longest; None if there is none.
+    """Lock and return the job matching `claimable` that was queued first; None if there is none.
 
-    Queued jobs and running ones (between slices) have separate queries, so that each can use the
-    index.
+    Rows that another process has locked are skipped. Queued jobs and running ones (between two
+    slices) have separate queries, so that each can use the index on status and queue time.
     """
     oldest: list[Job] = []
     for status in ("queued", "running"):
@@ -195,9 +203,10 @@ def _is_small(job: Job) -> bool:
 def _lock_similar(
     connection: sa.Connection, claimable: transitions.Condition, first: Job, limit: int, rows: int
 ) -> list[Job]:
-    """Lock and return at most `limit` small jobs that can share a forward pass with `first`.
+    """Lock and return at most `limit` small queued jobs that can share a forward pass with `first`.
 
-    They have at most `rows` rows together.
+    They match `claimable`, have the model, version, operation and options of `first`, and together
+    at most `rows` rows. The oldest come first.
     """
     same = [jobs.c[name] == getattr(first, name) for name in ("model", "version", "method", "options")]
     small = [jobs.c.rows <= SMALL_JOB_ROWS, jobs.c.next_row == 0, jobs.c.continuation.is_(None), ~jobs.c.isolated]
@@ -215,7 +224,8 @@ def _lock_similar(
 def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, next_row: int) -> None:
     """Write the result of a slice, and end the job or return it to its queue for the next slice.
 
-    `rows` is the number of rows of the job, and `next_row` the first row without a stored result.
+    A reported problem ends the job as failed. `rows` is the number of rows of the job; `next_row`
+    is the index of the first row without a stored result before this slice.
     """
     held, job_id = transitions.held_by(report.claim), report.claim.job_id
     if report.problem is not None:
@@ -251,7 +261,7 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 
 def queue_of(kind: str) -> str:
-    """Return "training", "auxiliary" or "inference": the group of jobs that `kind` is claimed with.
+    """Return in which group jobs of a kind are claimed: "training", "auxiliary" or "inference".
 
     Owners take turns in each group separately.
     """
@@ -261,9 +271,9 @@ def queue_of(kind: str) -> str:
 
 
 def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add missing pairs of queue and owner to the table `claim_order`.
+    """Add those pairs of queue and owner to the table `claim_order` that are not in it.
 
-    The jobs of an owner that is new to a queue are claimed before those of the others.
+    A new pair counts as never claimed, so jobs of this owner are claimed before those of others.
     """
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
@@ -275,7 +285,8 @@ def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str
 def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Condition) -> str | None:
     """Return the owner whose job in `queue` is claimed next; None if there is no claimable job.
 
-    `claimable` is the SQL condition of jobs of this queue that can be claimed.
+    This is the owner with the oldest last claim. `claimable` is the SQL condition of jobs of this
+    queue that can be claimed.
     """
     has_job = sa.select(jobs.c.id).where(jobs.c.owner == claim_order.c.owner, claimable).exists()
     query = sa.select(claim_order.c.owner).where(claim_order.c.queue == queue, has_job)
@@ -288,6 +299,6 @@ def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Con
 
 
 def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
-    """Record that jobs of these owners in `queue` were claimed now, so that others are next."""
+    """Record that jobs of these owners were claimed from `queue` now, so that others come next."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
     connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))

@@ -17,13 +17,13 @@ _QUEUE = "inputs"
 
 
 class JobInputs(JobQueries):
-    """The part of the job store with which API processes fetch the input images of jobs by URL."""
+    """The part of the job store for API processes that fetch the input images of jobs by URL."""
 
     def claim_inputs(self, holder: str, lease_s: float, skip_owners: Collection[str] = ()) -> Job | None:
-        """Claim the next job whose images must be fetched by URL; return None if there is none.
+        """Claim the next job whose input images must be fetched; return None if there is none.
 
         `holder` becomes the owner of its lease for `lease_s` seconds. Owners take turns; jobs of
-        `skip_owners` stay in the queue.
+        `skip_owners` are not claimed and stay queued.
         """
         claimable = waiting() & jobs.c.input_urls.is_not(None) & jobs.c.owner.not_in(list(skip_owners))
         with self.engine.connect() as connection:
@@ -51,9 +51,9 @@ class JobInputs(JobQueries):
     def set_inputs(self, claim: Claim, job: Job) -> bool:
         """Store the fetched images of a claimed job, and queue it for the workers.
 
-        `job` is the claimed record with the images (`items` or `items_blob`), the number of rows,
-        the rows per image, and the request; these columns are written. Returns False, and writes
-        nothing, if the claim is no longer valid.
+        `job` is the record of the claimed job in which `items` or `items_blob`, `rows`,
+        `rows_per_image` and `request` have new values; only these columns are copied to the
+        database. Returns True; False, and writes nothing, if the claim is no longer valid.
         """
         names = ("items", "items_blob", "rows", "rows_per_image", "request")
         change = {name: getattr(job, name) for name in names} | {"input_urls": None, "attempts": 0}

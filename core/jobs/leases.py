@@ -13,23 +13,24 @@ from core.settings import HEARTBEAT_S
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of running jobs whose lease has expired and was not renewed."""
+    """Return the SQL condition of running jobs whose lease has expired."""
     return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < time.time())
 
 
 class JobLeases(JobQueries):
-    """The part of the job store that renews leases and handles those that have expired."""
+    """The part of the job store that renews leases, and ends or requeues jobs with expired ones."""
 
     def renew_leases(self, holder: str, lease_s: float) -> None:
-        """Extend all leases that `holder` owns to `lease_s` seconds from now."""
+        """Extend all leases that `holder` owns; they expire `lease_s` seconds from now."""
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
         with transaction(self.engine) as connection:
             connection.execute(jobs.update().where(held).values(lease_until=time.time() + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
-        """Increase the progress of jobs whose leases `holder` owns.
+        """Increase the progress of jobs whose leases `holder` owns, and add an event to each.
 
-        `progress` is from 0 to 1, keyed by job id; a value that is not larger is ignored.
+        `progress` has fractions from 0 to 1, keyed by job id. A fraction that is not above the
+        stored one is ignored.
         """
         with transaction(self.engine) as connection:
             for job_id, value in progress.items():
@@ -39,9 +40,9 @@ class JobLeases(JobQueries):
                     transitions.append_events(connection, job_id, [Event("progress", {"progress": fraction})])
 
     def release(self, holder: str | None, reason: str) -> None:
-        """Return the running jobs of a lease owner, or of all lease owners (None), to their queues.
+        """Return the running jobs whose leases `holder` owns (None: all owners) to their queues.
 
-        `reason` is in the event of each job.
+        `reason` is a text for the event of each job. No attempt is charged.
         """
         by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = by_holder & (jobs.c.status == "running")
@@ -50,7 +51,7 @@ class JobLeases(JobQueries):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Test that the job store is writable; return the claims on jobs whose lease has expired.
+        """Test that the database is writable; return the claims on jobs whose lease has expired.
 
         The test writes the leases of these jobs unchanged. If it raises an error, live processes
         cannot renew their leases either. If no lease has expired, nothing is written.
@@ -66,9 +67,10 @@ class JobLeases(JobQueries):
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
         """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
 
-        With `job_ids`, the other jobs are not changed. A job that ran in a batch with others is not
-        charged an attempt, but runs isolated from then on. A job whose worker died `max_attempts`
-        times while running the job alone fails.
+        With `job_ids`, only jobs among these. A job that a worker ran alone is charged an attempt,
+        and fails if `max_attempts` attempts are now charged. A job that ran in a batch with others
+        is not charged. Both run isolated from then on. A job whose lease an API process owned is
+        requeued without either.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
@@ -91,7 +93,7 @@ class JobLeases(JobQueries):
 
 
 class LeaseReaper:
-    """Returns the jobs of dead workers and API processes to their queues, if their leases expired.
+    """Requeues or fails the jobs of dead workers and API processes whose leases have expired.
 
     While the database cannot be written (full disk, locked, unreachable), live processes cannot
     renew their leases either. So the reaper first tests that it can write. If so, it gives the
@@ -110,8 +112,8 @@ class LeaseReaper:
     def reap(self) -> list[str]:
         """Requeue or fail the jobs of dead processes; return the ids of these jobs.
 
-        Raises sqlalchemy.exc.DBAPIError if the database cannot be used; then the calls in the next
-        `lease_s` seconds do nothing.
+        Raises sqlalchemy.exc.DBAPIError if the database cannot be used; calls in the next `lease_s`
+        seconds then do nothing and return an empty list.
         """
         now = time.monotonic()
         if now < self._not_before:

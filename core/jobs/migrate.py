@@ -1,8 +1,9 @@
-"""Migrations of the job database at the start of a process; several may start at once.
+"""Create or migrate the tables of the job database when a process starts.
 
-A new database gets the tables of `core.jobs.schema` directly. An older one is migrated by Alembic
-in one transaction, so a migration that fails or is killed changes nothing. Alembic is imported only
-for that: normally a process reads one row and finds the newest revision.
+Several processes may start at the same time; a lock lets one of them do it. A new database gets the
+tables of `core.jobs.schema` directly. An older one is migrated by Alembic in one transaction, so a
+migration that fails or is killed changes nothing. Alembic is imported only for that: normally a
+process reads one row and finds the newest revision.
 """
 
 import sqlite3
@@ -23,14 +24,15 @@ _alembic_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version
 
 
 class NewerDatabaseError(RuntimeError):
-    """The database was made by a newer release."""
+    """Raised if a newer release made the database, so that this release cannot use it."""
 
 
 # See docs/decisions.md#alembic-migrates-the-job-database-at-start
 def migrate(engine: sa.Engine) -> None:
-    """Create the tables of a new database, or migrate an older one.
+    """Create the tables of a new database, or migrate an older one to this release's schema.
 
-    Raises NewerDatabaseError if it was made by a newer release.
+    Waits while another process does so. Raises NewerDatabaseError if a newer release made the
+    database.
     """
     with _lock(engine):
         if engine.dialect.name == "sqlite" and engine.url.database:
@@ -55,7 +57,7 @@ def migrate(engine: sa.Engine) -> None:
 
 
 def upgrade(connection: sa.Connection) -> None:
-    """Run the missing migrations in the caller's transaction."""
+    """Run the migrations that the database lacks, in the transaction of `connection`."""
     from alembic import command  # noqa: PLC0415 - it takes a good part of a second to import
     from alembic.config import Config  # noqa: PLC0415
 
@@ -66,18 +68,19 @@ def upgrade(connection: sa.Connection) -> None:
 
 
 def existing_file(database: Path) -> Path:
-    """Return the path of a SQLite database, which earlier releases called `ledger.sqlite3`.
+    """Return `database`, or the path that earlier releases used if only that file exists.
 
-    This is the old path if only that file exists, otherwise `database`.
+    The earlier path of `jobs.sqlite3` is `ledger.sqlite3` in the same folder.
     """
     old = database.with_name("ledger.sqlite3")
     return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database
 
 
 def _rename_old_file(database: Path) -> None:
-    """Rename the database file of earlier releases to `database`, if there is such a file.
+    """Rename the database file of earlier releases, `ledger.sqlite3`, to `database`.
 
-    Raises RuntimeError if a process has it open.
+    Does nothing if there is no such file or `database` exists. Raises RuntimeError if another
+    process has the old file open.
     """
     old = existing_file(database)
     if old == database:
@@ -92,9 +95,9 @@ def _rename_old_file(database: Path) -> None:
 
 
 def _revision(connection: sa.Connection) -> str | None:
-    """Return the schema revision of a database; None if it has none yet.
+    """Return the Alembic revision that the database records; None if it records none.
 
-    Raises NewerDatabaseError if it is newer than this release's.
+    Raises NewerDatabaseError if it is newer than this release's newest revision.
     """
     if not sa.inspect(connection).has_table(_alembic_version.name):
         return None
@@ -109,7 +112,7 @@ def _revision(connection: sa.Connection) -> str | None:
 
 @contextmanager
 def _lock(engine: sa.Engine) -> Iterator[None]:
-    """Lock the database against other processes that change its schema, while the block runs."""
+    """Keep other processes from creating or migrating the tables while the block runs."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.select(sa.func.pg_advisory_lock(_POSTGRESQL_LOCK)))

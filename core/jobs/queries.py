@@ -15,7 +15,10 @@ IDS_PER_QUERY = 500
 
 
 def waiting() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of jobs that can be claimed now."""
+    """Return the SQL condition of jobs that can be claimed now.
+
+    They are queued or between two slices, their deadline has not passed, and they are not deferred.
+    """
     # the first condition follows from the second; with it the database can use the index on status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
     now = time.time()
@@ -34,12 +37,12 @@ def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
 
 
 class JobQueries:
-    """An open database with the tables of this release, and the reads of the job store."""
+    """The part of the job store that opens its database, and reads jobs, results and events."""
 
     def __init__(self, url: str) -> None:
-        """Open the database at a SQLAlchemy URL; create or migrate its tables.
+        """Open the database at a SQLAlchemy URL; create or migrate its tables if needed.
 
-        Raises NewerDatabaseError if it was made by a newer release.
+        Raises NewerDatabaseError if a newer release made the database.
         """
         address = sa.make_url(url)
         sqlite = address.get_backend_name() == "sqlite"
@@ -53,7 +56,10 @@ class JobQueries:
         migrate(self.engine)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
-        """Return a job, or None if it does not exist; with `owner`, only a job of this owner."""
+        """Return the job with this id; None if there is none or if it has not this `owner`.
+
+        `owner` None matches all owners.
+        """
         query = sa.select(jobs).where(jobs.c.id == job_id)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
@@ -62,10 +68,10 @@ class JobQueries:
         return matches[0] if matches else None
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return at most `limit` jobs, newest first, without their binary columns.
+        """Return at most `limit` jobs, newest first; their `items` and `continuation` are None.
 
-        `after` is a job id: only older jobs are returned. `filters` are values that columns must
-        have, keyed by column. `owner` None means all owners.
+        `owner` None means all owners. `filters` are values that columns must have, keyed by column
+        name. `after` is a job id: only older jobs are returned; None starts at the newest.
         """
         columns = [column for column in jobs.c if column.key not in {"items", "continuation"}]
         query = sa.select(*columns).order_by(jobs.c.id.desc()).limit(limit)
@@ -79,7 +85,7 @@ class JobQueries:
             return jobs_of(connection.execute(query))
 
     def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
-        """Return the states of the jobs that exist, keyed by job id."""
+        """Return the states of those of these jobs that exist, keyed by job id."""
         states = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):
@@ -88,27 +94,30 @@ class JobQueries:
         return states
 
     def count_by_status(self) -> dict[str, int]:
-        """Return the numbers of queued and of running jobs, keyed by status."""
+        """Return the numbers of queued and of running jobs, keyed by status, without zeros."""
         query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.engine.connect() as connection:
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
 
     def has_overdue(self) -> bool:
-        """Return whether the deadline of an unfinished job has passed."""
+        """Return whether there is an unfinished job whose deadline has passed."""
         with self.engine.connect() as connection:
             return connection.execute(sa.select(jobs.c.id).where(overdue()).limit(1)).first() is not None
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return how many claimable inference jobs were queued over `older_than_s` seconds ago."""
+        """Return how many inference jobs that can be claimed now have waited too long.
+
+        Too long: queued more than `older_than_s` seconds ago.
+        """
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:
             return int(connection.scalar(query) or 0)
 
     def unfinished_ids(self, *, model: str = "", version: str = "", kinds: Collection[str] = ()) -> list[str]:
-        """Return the ids of at most 20 unfinished jobs of this model, version and kinds.
+        """Return the ids of at most 20 unfinished jobs of a model, a version and some kinds.
 
-        An empty argument matches all jobs.
+        Unfinished: queued, running or paused. An argument that is empty does not restrict the jobs.
         """
         query = sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED)).limit(20)
         if model:
@@ -121,21 +130,24 @@ class JobQueries:
             return list(connection.scalars(query))
 
     def result(self, job_id: str) -> list[ResultChunk]:
-        """Return the chunks of a job's result in row order."""
+        """Return the chunks of a job's result in row order; an empty list if none is stored."""
         columns = (result_chunks.c.data, result_chunks.c.blob_key)
         query = sa.select(*columns).where(result_chunks.c.job_id == job_id).order_by(result_chunks.c.first_row)
         with self.engine.connect() as connection:
             return [ResultChunk(data, blob_key) for data, blob_key in connection.execute(query)]
 
     def events(self, job_id: str, after_seq: int = 0) -> list[Event]:
-        """Return the events of a job with a number above `after_seq`, in order."""
+        """Return the events of a job with a number above `after_seq`, lowest number first."""
         columns = (events.c.name, events.c.data, events.c.seq, events.c.at)
         query = sa.select(*columns).where(events.c.job_id == job_id, events.c.seq > after_seq).order_by(events.c.seq)
         with self.engine.connect() as connection:
             return [Event(*row) for row in connection.execute(query)]
 
     def last_event_numbers(self, job_ids: Collection[str]) -> dict[str, int]:
-        """Return the number of the last event of each job that has events, keyed by job id."""
+        """Return the number of the last event of each job, keyed by job id.
+
+        Jobs without events are left out.
+        """
         numbers: dict[str, int] = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):

@@ -1,4 +1,4 @@
-"""Compute the positions of queued jobs and the pace of jobs, by reads of the job store."""
+"""Compute the positions of queued jobs, and how fast jobs progress and end, from the job store."""
 
 import time
 from collections.abc import Collection
@@ -26,11 +26,12 @@ _QUEUE = sa.case(
 
 
 def queue_positions(engine: Engine, job_ids: Collection[str]) -> dict[str, int]:
-    """Return the position of each of these jobs that waits to be started, keyed by id; 1 is next.
+    """Return the positions of those of these jobs that wait for their first claim, keyed by id.
 
-    Owners take turns: the oldest job of each comes first, owners in the order of their last claims,
-    then the second oldest of each, and so on. The database ranks all queued jobs, so the cost grows
-    with their number: 0.1 to 0.2 s for 20 000 jobs.
+    Training, auxiliary and inference jobs are counted separately; position 1 is next. Owners take
+    turns: the oldest job of each comes first, owners in the order of their last claims, then the
+    second oldest of each, and so on. The database ranks all queued jobs, so the cost grows with
+    their number: 0.1 to 0.2 s for 20 000 jobs.
     """
     turn = sa.func.row_number().over(partition_by=(_QUEUE, jobs.c.owner), order_by=(jobs.c.queued_at, jobs.c.id))
     queued = (
@@ -54,8 +55,9 @@ def queue_positions(engine: Engine, job_ids: Collection[str]) -> dict[str, int]:
 def inference_pace(engine: Engine) -> float | None:
     """Return how many inference jobs end per second while others wait; None if that is unknown.
 
-    Only the time since the oldest waiting job was queued counts, because before it workers may have
-    been idle. None without a waiting job, or if too few jobs have ended since.
+    Only the time since the oldest waiting job was queued counts, at most the last 10 minutes,
+    because workers may have been idle before. None if no job waits, or if fewer than 5 jobs have
+    ended in that time.
     """
     now = time.time()
     queued = sa.select(sa.func.min(jobs.c.queued_at)).where(waiting(), jobs.c.status == "queued", RUNS_INFERENCE)
@@ -74,9 +76,9 @@ def inference_pace(engine: Engine) -> float | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """How far a running training was at two times since it was last started.
+    """The progress of a running training at its first and its last report since it was started.
 
-    `first_at` and `last_at` are Unix times; the progress at these times is from 0 to 1.
+    `first_at` and `last_at` are Unix times; progress is a fraction from 0 to 1.
     """
 
     first_at: float
@@ -87,7 +89,7 @@ class Pace:
     def remaining_s(self, now: float) -> float | None:
         """Return the seconds from `now` (Unix time) to the training's end at its pace so far.
 
-        None if it made no progress between the two times; 0 if it should have ended already.
+        None if it made no progress between the two reports; 0 if it should have ended already.
         """
         gained, seconds = self.last_progress - self.first_progress, self.last_at - self.first_at
         if gained <= 0 or seconds <= 0:
@@ -96,10 +98,10 @@ class Pace:
 
 
 def training_paces(engine: Engine) -> dict[str, Pace | None]:
-    """Return the pace of each running training, keyed by id; None for one that has no progress yet.
+    """Return the pace of each running training, keyed by job id; None before its first progress.
 
-    A pace begins with the first progress since the training was last started, so that a pause, the
-    start of its process and an earlier run do not count.
+    A pace begins with the first progress event since the training was last started, so that a
+    pause, the start of its process and an earlier run do not count.
     """
     running = sa.select(jobs.c.id).where(jobs.c.status == "running", jobs.c.kind == TRAINING)
     paces: dict[str, Pace | None] = {}

@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job: a row of the table `jobs`. Times are seconds since the epoch."""
+    """A job: a row of the table `jobs`. Times are Unix times in seconds."""
 
     id: str = field(default_factory=new_id)
     kind: str
@@ -86,7 +86,10 @@ class Job:
 
     @property
     def claim(self) -> Claim:
-        """The claim with the job's id and token; valid only if a claim returned this record."""
+        """The claim with this record's job id and token.
+
+        It is valid only if the record was returned when the job was claimed.
+        """
         return Claim(self.id, self.token)
 
     @property
@@ -107,7 +110,10 @@ class Event:
 
 @dataclass(frozen=True)
 class ResultChunk:
-    """The result of some rows of a job: its packed `data`, or the key of the blob with the data."""
+    """The result of some rows of a job: its packed `data`, or the key of the blob with the data.
+
+    The other one is None.
+    """
 
     data: bytes | None
     blob_key: str | None
@@ -115,7 +121,7 @@ class ResultChunk:
 
 @dataclass(frozen=True)
 class JobState:
-    """A job's status, and whether its result was removed."""
+    """A job's status, and whether its result has expired, that is, was removed."""
 
     status: str
     expired: bool
@@ -128,11 +134,12 @@ class JobState:
 
 @dataclass(frozen=True)
 class SliceReport:
-    """The result of one slice of a claimed job.
+    """What a worker reports after one slice of a claimed job.
 
-    `data` or `blob_key` has the result of rows [first_row, first_row + rows). An unfinished slice
-    has instead a `continuation` and `continuation_progress`, the fraction of its work that is done.
-    A `problem` ends the job.
+    After a finished slice, `data` or the blob `blob_key` has the results of rows [first_row,
+    first_row + rows). An unfinished slice has instead a `continuation`, the packed state from which
+    it continues, and `continuation_progress`, the fraction of its work that is done. A `problem`
+    ends the job as failed.
     """
 
     claim: Claim
@@ -147,7 +154,7 @@ class SliceReport:
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A client's key for a request to a route.
+    """The idempotency key `key` that a client sent with a request to `route`.
 
     `fingerprint` is a hash of the request's content; the key expires after `ttl_s` seconds.
     """
@@ -160,11 +167,11 @@ class IdempotencyKey:
 
 @dataclass(frozen=True)
 class Insertion:
-    """The outcome of an insert.
+    """The outcome of inserting a job.
 
     `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is the
-    fingerprint of the first request with the same idempotency key. `conflict` is the status of an
-    unfinished job that prevented the insert of an exclusive job, otherwise "".
+    fingerprint of the first request with the same idempotency key, "" without a key. `conflict` is
+    the status of an unfinished job that prevented the insert of an exclusive job, otherwise "".
     """
 
     job_id: str

@@ -14,7 +14,10 @@ from core.jobs.records import AUXILIARY_KINDS, TRAINING
 
 
 class Json(sa.types.TypeDecorator[dict[str, Any]]):
-    """A JSON object, stored as text. With sorted keys, SQL can compare objects for equality."""
+    """A column type for JSON objects, stored as text.
+
+    With `sort_keys`, equal objects have equal texts, so that SQL can compare them.
+    """
 
     impl = sa.Text
     cache_ok = True
@@ -24,12 +27,12 @@ class Json(sa.types.TypeDecorator[dict[str, Any]]):
         self.sort_keys = sort_keys
 
     def process_bind_param(self, value: dict[str, Any] | None, _dialect: sa.Dialect) -> str | None:
-        """Return the text to be stored."""
+        """Return the JSON text to store for an object; None (NULL) for None."""
         options = orjson.OPT_SORT_KEYS if self.sort_keys else 0
         return None if value is None else orjson.dumps(value, option=options).decode()
 
     def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> dict[str, Any] | None:
-        """Return the object of a stored text."""
+        """Return the object that a stored JSON text describes; None for NULL."""
         return None if value is None else orjson.loads(value)
 
 
@@ -169,8 +172,8 @@ RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS)) & jobs.c.input
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Yield a connection in a write transaction, which is rolled back if the block raises.
 
-    On SQLite the transaction takes the write lock at its start, so that no other process can change
-    what the block has read.
+    Otherwise it is committed after the block. On SQLite the transaction takes the write lock at its
+    start, so that no other process can change what the block has read.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "sqlite":

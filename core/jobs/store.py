@@ -1,9 +1,9 @@
 """Store jobs, results, events and idempotency keys in one SQL database.
 
-A job is committed here before its 202 is sent, and ends exactly once. The interface has several
-parts: `queries` (reads), `claims` (workers), `inputs` (images by URL), `leases` (recovery from dead
-processes), and here requests of clients and expiry. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and
-PostgreSQL.
+A job is committed here before its 202 is sent, and ends exactly once. The methods of JobStore are
+in several modules: `queries` (reads), `claims` (for workers), `inputs` (fetch of images by URL),
+`leases` (recovery from dead processes), and here those for requests of clients and for expiry. The
+store works on SQLite (WAL, `BEGIN IMMEDIATE`) and PostgreSQL.
 """
 
 import time
@@ -24,7 +24,7 @@ _JOBS_PER_DELETE = 1000
 
 
 class JobStore(JobClaims, JobInputs, JobLeases):
-    """The jobs of the service, for any number of processes on one database."""
+    """The job store, which any number of processes may open on one database."""
 
     def insert(
         self, *new_jobs: Job, exclusive: bool = False, idempotency_key: IdempotencyKey | None = None
@@ -32,8 +32,8 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         """Insert jobs, each with its first event; return the outcome for the first job.
 
         All are inserted in one transaction, or none. `exclusive` and `idempotency_key` are for a
-        single job. The job is not inserted if another job has been inserted under this key, or if
-        it is `exclusive` and an unfinished job of its kind and model exists.
+        single job. It is not inserted if its owner has inserted a job under the same key and route,
+        or if it is `exclusive` and an unfinished job of its kind and model exists.
         """
         job = new_jobs[0]
         with transaction(self.engine) as connection:
@@ -56,16 +56,16 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             return Insertion(job.id, idempotency_key.fingerprint)
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel an unfinished job and invalidate the claim on it.
+        """Cancel an unfinished job and invalidate the claim on it; return True.
 
-        Returns False if the job had already ended.
+        Returns False if there is no such job or it had already ended.
         """
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
         with transaction(self.engine) as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
 
     def end_overdue(self) -> list[str]:
-        """End the jobs whose deadline has passed as failed (504); return their ids.
+        """End the unfinished jobs whose deadline has passed as failed (504); return their ids.
 
         The claims on these jobs are no longer valid.
         """
@@ -86,15 +86,15 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             ]
 
     def pause(self, job_id: str) -> bool:
-        """Pause a queued or running training and invalidate the claim on it.
+        """Pause a queued or running training and invalidate the claim on it; return True.
 
-        Returns False if there is no such training.
+        Returns False if the job is no training or is neither queued nor running.
         """
         active = (jobs.c.id == job_id) & (jobs.c.kind == TRAINING) & jobs.c.status.in_(("queued", "running"))
         return self._set_status(job_id, active, "paused")
 
     def resume(self, job_id: str) -> bool:
-        """Queue a paused training again; return False if the job is not paused."""
+        """Queue a paused training again and return True; return False if the job is not paused."""
         return self._set_status(job_id, (jobs.c.id == job_id) & (jobs.c.status == "paused"), "queued")
 
     def _set_status(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
@@ -103,7 +103,10 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             return transitions.set_status(connection, where, job_id, {"status": status}, **change)
 
     def delete(self, job_id: str) -> None:
-        """Delete an ended job with its events and results; the caller removes its blobs."""
+        """Delete an ended job with its events, results and idempotency key.
+
+        The caller checks that the job has ended, and removes its blobs.
+        """
         with transaction(self.engine) as connection:
             for table in (result_chunks, events, idempotency_keys):
                 connection.execute(table.delete().where(table.c.job_id == job_id))
@@ -112,7 +115,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
     # --- expiry of results ---
 
     def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
-        """Return the ids of at most `limit` ended jobs whose results are kept, first ended first.
+        """Return the ids of at most `limit` ended jobs whose results are kept, earliest end first.
 
         With `older_than_s`, only jobs that ended more than this many seconds ago. Trainings, which
         are kept until they are deleted, are left out.
@@ -125,7 +128,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             return list(connection.scalars(query))
 
     def mark_expired(self, job_ids: Sequence[str]) -> None:
-        """Remove the results of jobs from the database and mark the jobs as expired.
+        """Remove the results and inputs of jobs from the database; mark the jobs as expired.
 
         The caller must have removed their blobs before.
         """
@@ -135,7 +138,10 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(change))
 
     def delete_expired(self, older_than_s: float) -> None:
-        """Delete at most 1000 expired jobs that ended more than `older_than_s` seconds ago."""
+        """Delete at most 1000 expired jobs that ended more than `older_than_s` seconds ago.
+
+        Their events are deleted too.
+        """
         old = jobs.c.expired & (jobs.c.finished_at < time.time() - older_than_s)
         with self.engine.connect() as connection:
             job_ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(_JOBS_PER_DELETE)))
@@ -155,9 +161,9 @@ def _overdue_problem(allowed_s: float) -> dict[str, Any]:
 
 
 def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Return the earlier insertion by this owner under an idempotency key; None if there is none.
+    """Return the outcome of the first insert by `owner` under `key`; None if there was none.
 
-    Expired keys are deleted first.
+    All expired keys are deleted first.
     """
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))

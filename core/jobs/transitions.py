@@ -17,12 +17,15 @@ NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None
 
 
 def held_by(claim: Claim) -> Condition:
-    """Return the SQL condition that a claim is still valid; each write of a worker uses it."""
+    """Return the SQL condition that matches the claim's job while the claim is valid.
+
+    Each write of a worker uses it.
+    """
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 
 def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[Event]) -> None:
-    """Add events to a job, numbered after its last event."""
+    """Add events to a job; their numbers follow that of its last event, or start at 1."""
     last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
     rows = [
         {"job_id": job_id, "seq": seq, "name": event.name, "data": event.data, "at": time.time()}
@@ -35,9 +38,9 @@ def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[E
 def set_status(connection: sa.Connection, where: Condition, job_id: str, data: dict[str, Any], **values: Any) -> bool:
     """Set a job's status to `data["status"]`, end its lease, and add an event with `data`.
 
-    Also inserts a delivery for the job's webhook, if there is one. `where` is the condition for
-    this job to be changed. `values` are further columns to set. Returns False, and changes nothing,
-    if no row matches `where`.
+    Also inserts a delivery for the job's webhook, if there is one. `where` is an SQL condition that
+    matches at most the row of this job. `values` are further columns to set. Returns True; False,
+    and changes nothing, if no row matches `where`.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     changed = connection.execute(update.returning(jobs.c.webhook)).first()
@@ -50,10 +53,10 @@ def set_status(connection: sa.Connection, where: Condition, job_id: str, data: d
 
 
 def requeue(connection: sa.Connection, where: Condition, job_id: str, reason: str, **values: Any) -> bool:
-    """Return the job that matches `where` to its queue and invalidate the claim on it.
+    """Return a job to its queue if it matches `where`, and invalidate the claim on it.
 
-    `reason` is in the event; `values` are further columns to set. Returns False, and changes
-    nothing, if no row matches `where`.
+    `reason` is a text for the event; `values` are further columns to set. Returns True; False, and
+    changes nothing, if no row matches `where`.
     """
     data = {"status": "queued", "reason": reason}
     return set_status(connection, where, job_id, data, token=jobs.c.token + 1, **values)
@@ -65,8 +68,8 @@ def finish(
     """End a job that matches `where`: set its status, its end time and `problem`, and add an event.
 
     Also clears the columns that only an unfinished job needs: `continuation`, `items` and
-    `blocked_…`. `values` are further columns to set, which take precedence. Returns False, and
-    changes nothing, if no row matches `where`.
+    `blocked_…`. `values` are further columns to set, which take precedence. Returns True; False,
+    and changes nothing, if no row matches `where`.
     """
     data = {"status": status} | ({"problem": problem} if problem else {})
     dropped = {"continuation": None, "items": None, **NOT_BLOCKED}

@@ -1,4 +1,4 @@
-"""Run the migrations on the connection that the job store has opened, as Alembic's environment."""
+"""Alembic's environment: run the migrations on the connection that the job store has opened."""
 
 from alembic import context
 

@@ -115,7 +115,10 @@ ON CONFLICT DO NOTHING
 
 
 def upgrade() -> None:
-    """Add the tables, columns and indexes that the database lacks, and the rows they need."""
+    """Add the tables, columns and indexes that the database lacks, and the rows they need.
+
+    These are the owners of unfinished jobs, and the counter of changes to resources.
+    """
     connection = op.get_bind()
     metadata.create_all(connection)
     inspector = sa.inspect(connection)

@@ -20,7 +20,7 @@ _RENAMED_COLUMNS = {
 
 
 def upgrade() -> None:
-    """Rename columns, tables and indexes; drop the table of the old schema's version."""
+    """Rename columns, tables and indexes; drop the table `about` with the old schema's version."""
     op.drop_index("jobs_turn", "jobs")
     op.drop_index("jobs_owner_turn", "jobs")
     for table, columns in _RENAMED_COLUMNS.items():

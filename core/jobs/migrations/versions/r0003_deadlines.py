@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the columns, and an index to find deadlines that have passed."""
+    """Add `deadline_at` and `traceparent` to jobs, and an index to find passed deadlines."""
     op.add_column("jobs", sa.Column("deadline_at", sa.Float))
     op.add_column("jobs", sa.Column("traceparent", sa.String(60)))
     op.create_index("jobs_status_deadline_at", "jobs", ["status", "deadline_at"])
