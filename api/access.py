@@ -67,7 +67,8 @@ _PATTERNS = [(method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule) for (
 def rule_of(method: str, path: str) -> Rule:
     """Return the access rule for a request's method and path.
 
-    GET and HEAD need the role `read`; routes that `RULES` does not list need `train`.
+    GET and HEAD need the role `read`. A request with another method needs the roles that `RULES`
+    gives for its route, or `train` if `RULES` does not list the route.
     """
     if method in SAFE_METHODS:
         return _READ
@@ -102,8 +103,9 @@ class AccessControl:
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
         """Check host, origin, API key, rate and role; return the error, or None if the checks pass.
 
-        Stores the caller in the scope, where `caller_of` finds it, and the `RateLimit` fields of
-        the response's header, if it has any. Logs rejected keys and missing roles in the audit log.
+        Stores in the scope the caller, which `caller_of` returns, and, if the caller has a rate
+        limit, the `RateLimit` header fields for the response. Writes rejected keys and missing
+        roles to the audit log.
         """
         path, method = scope["path"], scope["method"]
         scope["reverie_caller"] = ANONYMOUS
@@ -163,9 +165,10 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> errors.TooManyRequestsError:
-    """Return the error (429) for a caller over a limit; `limit` is its name.
+    """Return the error (429) for a caller that is over the limit with the name `limit`.
 
-    `detail` says what happened; a hint at `GET /v1/me` is added to it.
+    `detail` says what happened; a sentence is added which says that `GET /v1/me` shows the limits.
+    `retry_after_s` is sent as the header `Retry-After`.
     """
     detail += "; GET /v1/me shows your limits and what you use"
     return errors.TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)

@@ -34,8 +34,8 @@ class AdoptedJobs:
     """Holds the leases of one API process's adopted jobs, and stores their results.
 
     If the process dies, the leases expire and workers run the jobs. `notify` is called with the id
-    of each job that has ended. `pending` has the requests without a result, keyed by job id.
-    `holder` is the name of this process in the leases.
+    of each job that has ended. `pending` has the requests that are still being computed, keyed by
+    the id of their job. `holder` is the name of this process in the leases.
     """
 
     settings: Settings
@@ -52,10 +52,10 @@ class AdoptedJobs:
         return [job_id for job_id, pending in self.pending.items() if pending.deadline_at and pending.deadline_at < now]
 
     async def complete(self, job: Job, pending: PendingRequest) -> None:
-        """Wait until a pending request ends, and store its result or its error as that of the job.
+        """Wait until a pending request ends, and store its result or its error in its job `job`.
 
         If the disk has no room for the result, the job is requeued for the workers. If the request
-        was dropped, the job is left as it is.
+        was cancelled, nothing is written to the job.
         """
         reports: list[SliceReport] = []
         size_bytes = 0
@@ -108,7 +108,10 @@ class AdoptedJobs:
         return reports
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
-        """Call a function that writes to the job store; retry until the database can be written."""
+        """Call `function(*args)`, which writes to the job store; retry until the write succeeds.
+
+        `job_id` is the job that the log messages about failed writes name.
+        """
         while True:
             try:
                 await self.threads.write(function, *args)
@@ -119,7 +122,7 @@ class AdoptedJobs:
                 return
 
     async def renew(self) -> None:
-        """Renew the leases and write the progress of all adopted jobs."""
+        """Renew the leases of all adopted jobs, and write their progress to the job store."""
         if self.pending:
             await self.threads.write(self.job_store.renew_leases, self.holder, self.settings.job_lease_s)
             progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}

@@ -57,8 +57,8 @@ class KeyRecord:
     def parse(cls, line: str) -> "KeyRecord":
         """Parse a line of the key file.
 
-        Raises ValueError if it is not valid; the message does not quote the line, which may contain
-        a secret.
+        Raises ValueError if the line is not valid; the message does not quote it, because it may
+        contain a secret.
         """
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
@@ -85,7 +85,7 @@ class KeyRecord:
 
     @property
     def id(self) -> str:
-        """The first 12 digits of the hash, which identify the key in `list` and `revoke`."""
+        """The first 12 hex digits of the hash, which the commands `list` and `revoke` use."""
         return self.digest[:12]
 
 
@@ -338,7 +338,11 @@ class Keys:
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:
-        """Read the file again if it has changed. If it cannot be read, log it and keep the keys."""
+        """Read the key file again if it has changed since it was last read.
+
+        If it cannot be read or is not valid, the error is logged, and the keys read before stay in
+        use.
+        """
         try:
             if _stamp(path.stat()) == self._stamp:
                 return

@@ -146,7 +146,7 @@ class ModelFailedError(ProblemError, status=500, title="Model failed"):
 
     @classmethod
     def of(cls, reported: dict[str, Any]) -> Self:
-        """Return the error for a problem that a worker reported, with its status and title."""
+        """Return the error for the problem `reported` by a worker, with its status and title."""
         status = reported["status"]
         retry_after_s = 2 if status == OverloadedError.status else None
         return cls(reported["detail"], retry_after_s=retry_after_s, status=status, title=reported["title"])
@@ -190,7 +190,7 @@ def storage_error(error: OSError) -> ProblemError:
 
 
 def request_id_of(request: Request) -> str:
-    """Return the request id that `RequestMiddleware` has set; empty without the middleware."""
+    """Return a request's id, which `RequestMiddleware` has set; empty without the middleware."""
     return str(request.scope.get("reverie_request_id", ""))
 
 

@@ -22,7 +22,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def words(text: str) -> list[str]:
-    """Split a comma-separated setting; leave out empty parts."""
+    """Split the text of a comma-separated setting into its parts; leave out empty parts."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -92,9 +92,10 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def allowed_origins(settings: Settings) -> tuple[str, ...]:
-    """Return the other origins that may send requests, such as https://example.com.
+    """Return the origins that may send requests, besides the service's own origin.
 
-    Raises ValueError if the setting `allowed_origins` contains something that is not an origin.
+    Raises ValueError if the setting `allowed_origins` contains something that is not an origin,
+    such as https://example.com.
     """
     origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
     for origin in origins:
@@ -172,8 +173,9 @@ class OriginCheck:
 def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
     """Return the IP address of the client; for an IPv6 address, its /64 network.
 
-    This is `peer`, the address of the connection. If it is a trusted proxy, the client is the last
-    address in X-Forwarded-For that is not a trusted proxy.
+    Without proxies the client's address is `peer`, the address of the connection. If `peer` is one
+    of the trusted `proxies`, the client's is the last address in X-Forwarded-For that is not a
+    trusted proxy's.
     """
     address = _parsed(peer)
     for word in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):

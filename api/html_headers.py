@@ -34,7 +34,10 @@ def add_html_headers(start: Message) -> None:
 
 
 def policy_of(page: str) -> str:
-    """Return a Content-Security-Policy that allows only the inline scripts of this page."""
+    """Return a Content-Security-Policy that allows the inline scripts of the HTML `page` only.
+
+    Script files of this service are allowed too.
+    """
     digests = (hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page))
     scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return f"{_RULES}; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"

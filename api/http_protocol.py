@@ -110,7 +110,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed received bytes to the parser in pieces, so that no head exceeds `max_header_bytes`.
 
-        After a rejection, drop them.
+        After the connection has been rejected, received bytes are dropped.
         """
         if self._rejected:
             return  # further input is dropped until the connection is closed
@@ -177,7 +177,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._body_framing = _framing(self.headers)
 
     def on_chunk_header(self) -> None:
-        """Count a chunk of a body; reject the connection if its chunks are many and small."""
+        """Count a chunk of a body; reject the connection if the body has many small chunks."""
         self._chunks += 1
         if self._chunks > MAX_SMALL_CHUNKS and self._message_bytes < MIN_CHUNK_BYTES * self._chunks:
             self._reject(400, f"the chunks of the body are too small; send {_PIECE_BYTES} bytes in each")
@@ -222,8 +222,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _decline_upgrade(self, rest: bytes) -> None:
         """Ignore an `Upgrade` header and process the request as HTTP/1.1, as RFC 9110 allows.
 
-        The parser stops after the head of such a request. A second parser gets the header that
-        frames the body, and parses the body. The connection is closed after the response.
+        The parser stops after the head of such a request. So a second parser is created; it gets
+        the header line that frames the body, and then parses the body, whose first bytes are
+        `rest`. The connection is closed after the response.
         """
         framing, self._body_framing = self._body_framing, None
         if framing is not None:
@@ -277,7 +278,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
-        """Check the connection's time-outs, act on those that have passed, and set the timer."""
+        """Close the connection if one of its time-outs has passed; schedule the next check."""
         now = self.loop.time()
         elapsed_s, self._checked_at = now - self._checked_at, now
         self._check_writing(elapsed_s)

@@ -56,8 +56,8 @@ class _ClaimLostError(Exception):
 class InputFetcher:
     """Downloads the images that jobs name by URL, and queues these jobs, in one API process.
 
-    `builders` has a function for each job method; it makes the complete request of a job from the
-    stored body and the downloaded files.
+    `builders` has a function for each job method, keyed by the method; it returns the complete
+    request of a job, made from the stored body and the downloaded files.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class InputFetcher:
             raise InvalidError.in_field(field, str(error)) from error
 
     def wake(self) -> None:
-        """Look for a job with images to download now, not only at the next poll."""
+        """Look at once for a job with images to download, without waiting for the next poll."""
         self._wakeup.set()
 
     async def run(self) -> None:
@@ -262,7 +262,7 @@ class _Progress:
         self._written_at = 0.0
 
     async def start_file(self, url: str) -> None:
-        """Count the next file, at `url`, as the current one, and write a message about it."""
+        """Count the file at `url`, whose download starts now, and write a message about it."""
         self._number += 1
         self._host = httpx.URL(url).host
         await self.report(0, None)

@@ -1,4 +1,7 @@
-"""Sends the changes of jobs to waiting requests and event streams; reads each job once for all."""
+"""Sends the changes of jobs to the requests and event streams that wait for them.
+
+The events of a job are read from the job store once for all of its event streams.
+"""
 
 import asyncio
 import contextlib
@@ -60,7 +63,7 @@ class _Feed:
 
     `exists` is false if the job was deleted. `stale` is true if the job store may have newer
     events, and `reader` is the task that reads them. `previews` counts the different previews so
-    far, and `preview_at` is the time of the last one.
+    far, and `preview_at` is the time at which the preview last changed.
     """
 
     job_id: str
@@ -186,11 +189,14 @@ class JobEvents:
 class JobUpdates:
     """Wakes the requests and event streams of one API process when the jobs they wait for change.
 
-    Changes are known from the workers' messages, and from polling the job store for new events.
+    It learns of changes from the workers' messages, and by polling the job store for new events.
     """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
-        """Start with no request waiting; changes of jobs also wake `job_events`' listeners."""
+        """Start with no request waiting.
+
+        A change of a job also wakes the listeners that `job_events` has for the job.
+        """
         self._job_store = job_store
         self._threads = threads
         self._job_events = job_events
@@ -203,7 +209,7 @@ class JobUpdates:
             waiter.set()
 
     async def wait(self, job_id: str, timeout_s: float) -> None:
-        """Wait until a job changes, or return after `timeout_s` seconds if it does not."""
+        """Wait until a job changes, for at most `timeout_s` seconds; return in either case."""
         waiter = asyncio.Event()
         waiters = self._waiters.setdefault(job_id, set())
         waiters.add(waiter)
@@ -217,9 +223,9 @@ class JobUpdates:
                 del self._waiters[job_id]
 
     async def listen(self, connection: redis.asyncio.Redis) -> None:
-        """Read the workers' messages, and wake what waits for the jobs that they name.
+        """Read the workers' messages about jobs; wake the requests and streams that wait for them.
 
-        Runs until cancelled. A change whose message is lost is found by polling the job store.
+        Runs until cancelled. If a message is lost, polling the job store finds the change.
         """
         last: bytes | str = "$"
         while True:
@@ -314,7 +320,7 @@ class EventStream(StreamingResponse):
         self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the content ends or the client disconnects, then close the content."""
+        """Send events until the iterator ends or the client disconnects; then close it."""
         with self._limit.hold(self._caller):
             try:
                 await super().__call__(scope, receive, send)

@@ -134,10 +134,11 @@ class JobService:
                         committed.set_result(None)
 
     async def create_once(self, inference_request: InferenceRequest, route: str, key: str) -> Insertion:
-        """Create a job with an idempotency key, or find the job that has it.
+        """Create a job with an idempotency key, or find the job that has this key.
 
-        `route` is the route of the request, such as `POST /v1/samples`: each has its own keys.
-        Returns an Insertion with the id of the job and the fingerprint of its request.
+        `route` is the route of the request, such as `POST /v1/samples`; the same `key` on two
+        routes stands for two jobs. Returns an Insertion with the id of the job and the fingerprint
+        of the request that created it.
         """
         job = await self._new_job(inference_request)
         ttl_s = self._settings.idempotency_key_ttl_s
@@ -167,7 +168,10 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add 1 to the number of jobs with this status, until the database is counted again."""
+        """Add 1 to the cached number of jobs with a status.
+
+        The numbers are replaced each time the jobs are counted in the database.
+        """
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
@@ -196,9 +200,10 @@ class JobService:
         return await self._store_items(job, inference_request, f"jobs/{job.id}/items")
 
     async def _store_items(self, job: Job, inference_request: InferenceRequest, key: str) -> Job:
-        """Return the job with its packed inputs; large ones are put into the blob `key`.
+        """Return a copy of the job that contains its packed inputs or, if large, their blob's key.
 
-        If images must be fetched by URL first, the body of the request is kept instead. Raises
+        `key` is the key under which large inputs are put into the blob store. If images must be
+        fetched by URL first, the body of the request is stored in place of the inputs. Raises
         FullError or OverloadedError if the inputs cannot be stored.
         """
         operation = inference_request.operation
@@ -254,7 +259,10 @@ class JobService:
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
     async def wake_training_workers(self, job_id: str) -> None:
-        """Make training workers look for jobs, and wake the requests that wait for this one."""
+        """Make training workers look for jobs, and wake the requests and streams that wait for one.
+
+        `job_id` is that job, which was created or changed.
+        """
         self._updates.notify(job_id)
         await self.training_workers.wake()
 
@@ -267,7 +275,7 @@ class JobService:
         return replace(job, progress=max(job.progress, pending.progress)) if job and pending else job
 
     async def has_unfinished(self, model: str) -> bool:
-        """Return whether an unfinished job uses the model."""
+        """Return whether an unfinished job uses a version of the model with the name `model`."""
         return bool(await self.read(lambda job_store: job_store.unfinished_ids(model=model)))
 
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
@@ -332,7 +340,10 @@ class JobService:
     # --- ending jobs ---
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel a job and drop its request; return False if it had already ended."""
+        """Cancel a job; return False if it had already ended.
+
+        If this process has adopted the job, its pending request is cancelled too.
+        """
         cancelled = await self._threads.write(self._job_store.cancel, job_id)
         if (pending := self._adopted.pending.pop(job_id, None)) is not None:
             self._batch_sender.drop(pending)
@@ -340,7 +351,7 @@ class JobService:
         return cancelled
 
     async def _end_overdue(self) -> None:
-        """End all jobs whose deadline has passed, and drop the pending requests of adopted ones."""
+        """End all jobs whose deadline has passed; cancel the pending requests of adopted ones."""
         for job_id in self._adopted.overdue():
             self._batch_sender.drop(self._adopted.pending.pop(job_id))
         if await self._threads.read(self._job_store.has_overdue):

@@ -10,9 +10,8 @@ _TRIM_THRESHOLD_BYTES = 1 << 20
 def return_freed_memory() -> None:
     """Make malloc return blocks of at least 256 KiB to the system as soon as they are freed.
 
-    By default glibc raises this threshold to the largest block that was freed, up to 32 MiB, and
-    each thread's arena keeps twice as much free memory. `malloc_trim` releases that only in the
-    main arena.
+    By default glibc raises this threshold to the size of the largest block that was freed, up to 32
+    MiB, and lets the arena of each thread keep up to twice the threshold of free memory at its end.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -52,8 +52,9 @@ def _histograms(
 ) -> Iterable[Metric]:
     """Yield Prometheus histograms with the names, labels and help texts in `described`.
 
-    `snapshots` has the counts, keyed by worker id: this becomes the label `worker`. The key None
-    stands for this process, whose histograms have no such label.
+    `described` is keyed by the internal name of a histogram, as are the `snapshots`: the bucket
+    counts of one worker or process, keyed by worker id, which becomes the label `worker`. The key
+    None stands for this process, whose histograms have no such label.
     """
     for key, (name, labels, text) in described.items():
         family = HistogramMetricFamily(name, text, labels=labels if None in snapshots else ["worker", *labels])
@@ -69,9 +70,9 @@ def _histograms(
 def _heartbeat_histograms(
     described: dict[str, tuple[str, list[str], str]], workers: dict[str, dict[str, Any]]
 ) -> Iterable[Metric]:
-    """Yield the histograms that `workers`, heartbeats keyed by worker id, report.
+    """Yield the histograms that workers report; `workers` has their heartbeats, keyed by worker id.
 
-    `described` has their names, labels and help texts.
+    `described` has the name, labels and help text of each histogram, keyed by its internal name.
     """
     return _histograms(described, {name: one.get("histograms", {}) for name, one in workers.items()})
 
@@ -126,7 +127,10 @@ class ServiceCollector(Collector):
 
 
 def exposition(accept: str, collector: ServiceCollector) -> tuple[bytes, str]:
-    """Return all metrics in the format that the header `accept` prefers, and its media type."""
+    """Return the metrics of `collector` in the format that `accept` prefers, and its media type.
+
+    `accept` is the value of the header `Accept`.
+    """
     scrape = CollectorRegistry()
     scrape.register(collector)
     encode, media = choose_encoder(accept)

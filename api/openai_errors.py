@@ -40,15 +40,18 @@ _REQUEST_ERROR, _SERVER_ERROR, _RATE_ERROR = "invalid_request_error", "server_er
 
 
 def openai_status(status: int) -> int:
-    """Return the status for a problem's status: 400 for 422, which OpenAI does not use."""
+    """Return OpenAI's status for the status of a problem: 400 for 422, all others unchanged.
+
+    OpenAI's API does not use 422.
+    """
     return 400 if status == InvalidError.status else status
 
 
 def error_object(problem: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of OpenAI's form for a problem (RFC 9457).
+    """Return the JSON body of an error in OpenAI's form, made from a problem (RFC 9457).
 
-    `param` is the first invalid field; `code` is the problem's member `code`, or follows from the
-    status.
+    `param` is the first invalid field; `code` is the problem's member `code` or, without this
+    member, follows from the status.
     """
     status = problem["status"]
     message, fields = problem["detail"], [error["field"] for error in problem.get("errors", ())]
@@ -70,7 +73,10 @@ class OpenAIErrorSender:
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
-        """Send a message at once; hold those of a problem until its body is complete."""
+        """Pass a message on at once, or hold it if it belongs to a problem response.
+
+        When the body of the problem is complete, OpenAI's error object is sent in its place.
+        """
         if message["type"] == "http.response.start":
             if dict(message["headers"]).get(b"content-type") == MEDIA_TYPE.encode():
                 self._start = message

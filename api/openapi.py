@@ -47,7 +47,7 @@ def reference(model: type[BaseModel] | str) -> dict[str, str]:
 
 
 def problem_responses(*statuses: int) -> dict[int | str, Schema]:
-    """Return the OpenAPI descriptions of problem responses, keyed by status."""
+    """Return the OpenAPI descriptions of problem responses with `statuses`, keyed by status."""
     content = {MEDIA_TYPE: {"schema": reference(Problem)}}
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 
@@ -160,9 +160,10 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
 
 
 def _links(parameter: str, field: str, *operations: str) -> Schema:
-    """Return OpenAPI links from a response to `operations`.
+    """Return OpenAPI links from a response to operations, given by their `operationId`.
 
-    The path parameter `parameter` of these operations is the field `field` of the response's body.
+    The link sets the path parameter `parameter` of an operation to the field `field` of the
+    response's body.
     """
     parameters = {parameter: f"$response.body#/{field}"}
     return {name: {"operationId": name, "parameters": parameters} for name in operations}
@@ -221,10 +222,11 @@ class OperationDocs:
         self.schemas: dict[str, Schema] = {}
 
     def describe(self, paths: dict[str, Any]) -> None:
-        """Complete the operations' routes in `paths`, and fill `schemas` with their components.
+        """Complete the descriptions of the operations' routes in `paths`; fill `schemas`.
 
-        `paths` is that member of the OpenAPI description. Also adds the size limits of uploads to
-        the descriptions of their routes.
+        `paths` is the member of that name in the OpenAPI description. `schemas` gets the component
+        schemas to which the descriptions refer. The size limits of the upload routes for datasets
+        and versions are added to their descriptions.
         """
         settings = self._settings
         dataset = f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked"
@@ -327,10 +329,10 @@ class OperationDocs:
     ) -> Schema:
         """Add component schemas for the JSON body and the form; return the OpenAPI request body.
 
-        `fields` and `form` are the schemas of their fields, keyed by name; `required` names the
-        required ones. Of the fields of an image and of its URL one is required, which the schema
-        does not say: generators of clients take `anyOf` for a union of types, and linters reject
-        conditions.
+        `fields` and `form` are the schemas of the fields of the JSON body and of the form, keyed by
+        name; `required` names the fields that both require. A request must have an image or the
+        image's URL. The schema does not express this, because generators of clients take `anyOf`
+        for a union of types, and linters reject conditions.
         """
         body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
         needed = {"required": required} if required else {}
@@ -375,7 +377,7 @@ def _responses(
 
 
 def _properties(body: type[BaseModel]) -> dict[str, Schema]:
-    """Return the schemas of a body's fields; those of other models are references."""
+    """Return the schemas of a body's fields, keyed by name; nested models become references."""
     properties: dict[str, Schema] = body.model_json_schema(ref_template=_TEMPLATE)["properties"]
     return properties
 
@@ -394,7 +396,7 @@ def _camel(name: str) -> str:
 
 
 def _example_picture(size: tuple[int, int, int]) -> str:
-    """Return a PNG as base64; the first half of its pixels is white, the other half black."""
+    """Return a PNG of the size (C, H, W) as base64: one half is white, the other black."""
     pixels = np.zeros(size, np.uint8).reshape(size[0], -1)
     pixels[:, : max(1, pixels.shape[1] // 2)] = 255
     return base64.b64encode(png(pixels.reshape(size))).decode()

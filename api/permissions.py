@@ -59,8 +59,8 @@ class Permissions:
     ) -> None:
         """Read all owners from `store`.
 
-        `busy` returns whether an unfinished job uses the model of a name; then the name is not
-        free.
+        `busy` returns whether an unfinished job uses the model with a given name; while one does,
+        nobody else can create a model with this name.
         """
         self._store = store
         self._registry = registry
@@ -145,9 +145,9 @@ class Permissions:
     # --- new names ---
 
     async def exists(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether a dataset or model with this name exists and the caller may use it.
+        """Return whether a dataset or model with this name exists.
 
-        Raises ConflictError if it exists but the caller may not use it: the name is taken.
+        Raises ConflictError if it exists and the caller may not use it: the name is taken.
         """
         await self.refresh()
         if kind == "model":
@@ -161,8 +161,8 @@ class Permissions:
     async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
         """Check that a caller may store a resource under a name; return whether it exists already.
 
-        Raises ConflictError if the caller may not use the existing resource, and ForbiddenError if
-        it may use but not change it.
+        Raises ConflictError if the name is that of a resource which the caller may not use, and
+        ForbiddenError if the caller may use the resource but not change it.
         """
         exists = await self.exists(kind, name, caller)
         if exists:

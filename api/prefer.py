@@ -14,10 +14,10 @@ _SECONDS = re.compile(r"[0-9]+")
 
 
 def preferences(header: str) -> dict[str, str]:
-    """Return the values of the preferences in a header, keyed by lower-case name; "" for no value.
+    """Return the values of the preferences in a `Prefer` header, keyed by name in lower case.
 
-    Of several preferences with one name, the first counts. Parameters, which follow a `;`, are
-    ignored.
+    A preference without a value has the value "". Of several preferences with one name, the first
+    counts. Parameters, which follow a `;`, are ignored.
     """
     values: dict[str, str] = {}
     for element in _ELEMENT.findall(header):

@@ -130,8 +130,8 @@ class Quotas:
     async def _count(self, *, fresh: bool = False) -> None:
         """Count the unfinished jobs of all owners in the database, unless the last count is recent.
 
-        It is recent for `COUNT_S / 10` seconds. Then return at once or, with `fresh`, wait that
-        long and count again.
+        A count is recent for `COUNT_S / 10` seconds. If it is, this method returns without
+        counting; with `fresh`, it waits until the count is no longer recent, and counts then.
         """
         start = time.monotonic()
         async with self._counting:
@@ -149,7 +149,10 @@ class Quotas:
             self._adding += Counter()  # drop zeros
 
     def _read_counts(self) -> dict[str, Counter[str]]:
-        """Return the numbers of unfinished jobs and trainings, keyed by owner, then by limit."""
+        """Return the numbers of unfinished jobs and of unfinished trainings of each owner.
+
+        They are keyed by owner, then by the name of their limit.
+        """
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
         query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)
         with self._engine.connect() as connection:
@@ -165,10 +168,10 @@ class Quotas:
             raise _full(limit)
 
     async def stored_bytes(self, owner: str) -> int:
-        """Return the bytes that an owner stores: datasets, versions, results and runs.
+        """Return how many bytes an owner's datasets, versions, results and runs take.
 
-        Results and runs are measured periodically, and count with their last size. Returns 0 for
-        the empty owner.
+        Results and runs are measured periodically, and count with the size last measured. Returns 0
+        for the empty owner.
         """
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 

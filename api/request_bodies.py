@@ -38,8 +38,8 @@ _VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 class BodyRule:
     """Limits of the bodies of a route.
 
-    `limit` is in decoded bytes. A body that is not `in_memory` is written to the disk as it
-    arrives. A `small` body is read before the route runs.
+    `limit` is the size in bytes after decoding. `in_memory` is false for uploads, which the route
+    writes to the disk as they arrive. A `small` body is read completely before the route runs.
     """
 
     limit: int
@@ -72,8 +72,8 @@ class SharedMemory:
     def release(self, size: int) -> None:
         """Count `size` bytes less.
 
-        When at most a quarter of a large peak is left, malloc returns free memory to the system
-        soon after.
+        After a large peak, when at most a quarter of the peak is still counted, malloc is made to
+        return its free memory to the system a little later.
         """
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
@@ -163,9 +163,10 @@ class BodyReader:
         return message
 
     def _count(self, read: int) -> None:
-        """Count the body's bytes that are in memory, after `read` bytes of it have been read.
+        """Count the bytes of the body that are held in memory; `read` bytes of it were read so far.
 
-        Raises TooLargeError over the route's limit, and OverloadedError if the memory for all
+        Bytes that are written to the disk, and the first `UNCOUNTED_BYTES`, do not count. Raises
+        TooLargeError if `read` exceeds the route's limit, and OverloadedError if the memory for all
         bodies is used up.
         """
         if read > self.rule.limit:

@@ -49,11 +49,12 @@ _ACCEPTED = (
 class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
-    `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows;
-    empty while the images of `input_urls`, keyed by field, must be fetched. `conversions` are
-    messages about conversions of the images. `deadline_at` is in seconds since the epoch;
-    `traceparent` is that of the request's span. A request of `POST /v1/upscales` has no items at
-    first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
+    `items` are the pixels of the input images, keyed by the model's argument; each image is for
+    `rows_per_image` consecutive rows. `input_urls`, keyed by field, name images that must be
+    fetched first; until then there are no items. `conversions` are messages about how images were
+    converted. `deadline_at` is in seconds since the epoch; `traceparent` is that of the request's
+    span. A request of `POST /v1/upscales` has, in place of items, the complete image (`photograph`)
+    and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -83,10 +84,10 @@ class InferenceRequest:
         return self.webhook_body is not None or bool(self.input_urls)
 
     def stored_content(self) -> bytes:
-        """Return the packed body of a request with URLs, for its job until they are fetched.
+        """Return the packed body of a request with URLs, to be stored until the images are fetched.
 
         The model's version and the seed that were chosen replace those in the body. The URLs and
-        the webhook are left out: the job has them already.
+        the webhook are left out, because the job has them already.
         """
         fixed = {"model": self.entry.ref, "seed": self.seed}
         if self.output_kind:
@@ -309,10 +310,10 @@ def validate_options(
 def _sizes(
     operation: Operation, fields: OperationFields, images: int, options: dict[str, Any], settings: Settings
 ) -> tuple[int, int]:
-    """Return the number of rows of the request, and the number of rows per image.
+    """Return the number of rows of a request, and how many consecutive rows each image is for.
 
-    Raises InvalidError if the number of images does not fit the operation, or if there are too many
-    images or rows.
+    `images` is the number of images sent. Raises InvalidError if this number does not fit the
+    operation, or if there are too many images or rows.
     """
     needed = len(operation.images)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
@@ -364,9 +365,9 @@ def _decode_image(
 
 
 def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
-    """Return the base64 texts in the request field of a shared image; empty without the field.
+    """Return the base64 texts in the request field of a shared image; none without the field.
 
-    A shared image is one for all rows, such as a mask. Raises InvalidError if a value is no text.
+    A shared image is used for all rows, such as a mask. Raises InvalidError if a value is no text.
     """
     value = (fields.model_extra or {}).get(shared.name, [])
     texts = value if isinstance(value, list) else [value]
@@ -391,7 +392,10 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
 
 
 def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError unless `number`, how many images the field `shared` has, is 1."""
+    """Raise InvalidError if the field `shared` of a request does not have exactly one image.
+
+    `number` is the number of images that it has.
+    """
     if number != 1:
         _, height, width = entry.image
         sent = f"{number} were sent" if number else "missing"

@@ -1,8 +1,10 @@
 """Sends the batches of one API process to the workers, and completes the waiting requests.
 
-A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request
-never waits, and batches grow under load. A batch whose worker dies is retried, slice by slice; the
-first completion wins. `api.batching.scheduler` decides what goes into a batch.
+While few batches are in flight, waiting rows are sent at once; while more are in flight, rows
+collect for the next batch. So a request on an idle service does not wait, and batches grow under
+load. If the worker of a batch dies, each slice of the batch is sent again in its own batch; if a
+slice is completed twice, the first completion counts. `api.batching.scheduler` decides which rows
+go into a batch.
 """
 
 import asyncio
@@ -106,9 +108,11 @@ class BatchSender:
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return how many of an owner's requests lack a complete result, and their bulk rows.
+        """Return an owner's present use of the limits on waiting requests, keyed by limit.
 
-        The keys are `waiting_requests` and `waiting_rows`: all rows of those for the bulk queue.
+        `waiting_requests` is the number of the owner's requests that have no complete result.
+        `waiting_rows` is the number of rows that those of them on the bulk queue have asked for,
+        including rows that are already computed.
         """
         return self._scheduler.usage(owner)
 
@@ -130,10 +134,10 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Return the result of a request, keyed by field; wait at most a second for it.
+        """Wait at most a second for the result of a request, and return it, keyed by field.
 
-        Raises FailedError if the model or its worker failed, and StillWaitingError after that
-        second; then the caller may wait again.
+        Raises FailedError if the model or its worker failed, and StillWaitingError if there is no
+        result after a second; the caller may then call this again.
         """
         return await self._waits.wait(request)
 
@@ -177,7 +181,8 @@ class BatchSender:
     def _dispatch(self, queue: QueueName) -> None:
         """Send all batches of a queue that may be sent now.
 
-        If a group waits for more rows, set the timer that calls this again, or keep an earlier one.
+        If a group should wait for more rows, set a timer that calls this method when the wait ends,
+        unless a timer is set to an earlier time.
         """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
@@ -252,7 +257,7 @@ class BatchSender:
                 self._later(self._trim())
 
     async def _trim(self) -> None:
-        """Remove the completions that were already read from the stream on the queue server."""
+        """Delete the completions that were already read from the stream on the queue server."""
         milliseconds, _, number = self._read_until.partition("-")
         self._read_bytes = 0
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
@@ -333,9 +338,10 @@ class BatchSender:
                 log.exception("watching the workers")
 
     def _forget_late_batches(self) -> None:
-        """Delete the records of resent batches whose requests have all ended, to free memory.
+        """Delete the records of lost batches whose requests have all ended, to free memory.
 
-        They are kept because the first sending may still complete.
+        A batch that was lost and sent again keeps its record until then, because a worker may still
+        complete it.
         """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
@@ -344,9 +350,9 @@ class BatchSender:
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
         """Resend the batches that were lost: no live worker runs them, and they are not on a queue.
 
-        `lengths` has the number of messages on each queue. A batch that no worker has reported
-        within the heartbeat time-out is lost if its worker is dead, or if its queue is empty in two
-        such checks.
+        `lengths` has the number of messages on each queue. Only batches that no worker has reported
+        within the heartbeat time-out are checked. Such a batch is lost if the worker that started
+        it is dead, or if two of these checks in a row find the queue to which it was sent empty.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -370,10 +376,11 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
-        """Queue a lost batch's slices again; with `died` (its worker died), each in its own batch.
+        """Queue the slices of a lost batch again.
 
-        If the batch is a single slice and `max_attempts` workers have died with it, its request
-        fails.
+        `died` says that the batch's worker has died. Each slice then goes into a batch of its own,
+        and if the lost batch was a single slice with which `max_attempts` workers have died, its
+        request fails instead.
         """
         log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1
@@ -389,7 +396,7 @@ class BatchSender:
         self._requeue(batch, isolate=died)
 
     def _later(self, act: Any) -> None:
-        """Start a task that awaits `act`. Connection errors in it are ignored."""
+        """Await `act` in a new task, without waiting for it here; ignore connection errors."""
 
         async def best_effort() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

@@ -42,9 +42,10 @@ def batch_ended(batch: InFlightBatch) -> None:
 
 
 def observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
-    """Record the queue time of each request whose first rows ran in a batch.
+    """Record in the metrics how long requests waited before a batch with their first rows ran.
 
-    `took_s` is how long the batch has run, in seconds; the queue time ended before that.
+    `batch` has just completed, after it ran for `took_s` seconds, which are subtracted from the
+    time since a request arrived. Requests whose first rows were in another batch are not recorded.
     """
     if batch.progress:
         return

@@ -47,10 +47,10 @@ class LargeResults:
 
 
 def take_result(request: PendingRequest) -> Callable[[], Fields]:
-    """Return a function that joins the results of a request's slices, and remove them from it.
+    """Remove the slices' results from a complete request; return a function that joins them.
 
-    Call this when every slice has a result. The returned function needs no event loop, so a large
-    result can be joined in a thread.
+    Call this when every slice of the request has a result. The returned function needs no event
+    loop, so a large result can be joined in a thread.
     """
     chunks = [request.chunks[first] for first in sorted(request.chunks)]
     join = joined if request.row_file is None else request.row_file.join

@@ -27,15 +27,16 @@ class PendingRequest:
     """One request for rows of a model, and the results so far.
 
     `method` is the model's name for the operation. `items` are the input images, each for `per`
-    consecutive rows. `png`: workers return images as PNG files. `owner` is the name of the API key,
-    empty without keys; `limits` are the limits of this key that differ from the settings.
-    `deadline_at` is in seconds since the epoch, `arrived` in monotonic seconds; `traceparent` is
-    that of the request's span. `chunks` has the results of finished slices, keyed by the number of
-    their first row; the arrays of a large result are in `row_file`, unless `keep_in_memory` says
-    that the disk is full. `result` is a future for the complete result; when a wait of one second
-    ends without a result, a new future replaces it. `rows_done` includes fractions of rows that run
-    in time slices, `rows_left` counts the rows without a result, and `next_row` is the first row
-    that was never sent. `retries` are the slices to be sent again.
+    consecutive rows. `png` says that workers return images as PNG files, not as pixels. `owner` is
+    the name of the API key, empty without keys; `limits` are the limits of this key that differ
+    from the settings. `deadline_at` is in seconds since the epoch, `arrived` in monotonic seconds;
+    `traceparent` is that of the request's span. `chunks` has the results of finished slices, keyed
+    by the number of their first row; the arrays of a large result are in `row_file`, unless
+    `keep_in_memory` says that the disk is full. `result` is a future for the complete result; when
+    a wait of one second ends without a result, a new future replaces it. `rows_done` includes
+    fractions of rows that run in time slices, `rows_left` counts the rows without a result, and
+    `next_row` is the first row that was never sent. `retries` are the slices to be sent again, and
+    `batches` the batches in flight that contain rows of the request.
     """
 
     entry: ModelVersion
@@ -83,8 +84,8 @@ class PendingRequest:
 class RequestSlice:
     """Rows `first` … `first + rows − 1` of a request, for one forward pass.
 
-    `isolated`: a worker died while it ran the slice, so the slice is alone in its next batch.
-    `attempts` counts the workers that died with the slice alone in their batch.
+    `isolated` is true if a worker died while it ran the slice: the slice's next batch then has no
+    other slice. `attempts` counts the workers that died while they ran a batch of this slice alone.
     """
 
     request: PendingRequest
@@ -108,9 +109,9 @@ class InFlightBatch:
 
     `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
     `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
-    client needs the batch any more. `missed_checks` counts the checks for lost batches since then
-    that found it neither on a queue nor at a worker. `spans` are its open spans, if traces are
-    recorded.
+    client needs the batch any more. `missed_checks` counts the checks for lost batches, since a
+    worker last reported the batch, that found it neither on a queue nor at a worker. `spans` are
+    the batch's open spans, if traces are recorded.
     """
 
     id: str
@@ -131,10 +132,10 @@ class InFlightBatch:
 
     @property
     def sent_to(self) -> QueueName:
-        """The queue to which the batch is sent: `bulk` if it is isolated, else `queue`.
+        """The queue to which the batch is sent: `bulk` if it is isolated, otherwise `queue`.
 
-        An isolated batch may crash its worker; on the interactive queue it could interrupt other
-        work, which would then be lost.
+        An isolated batch may crash its worker. On the interactive queue, the batch could preempt
+        other work, which the crash would then destroy.
         """
         return "bulk" if self.isolated else self.queue
 
@@ -158,7 +159,7 @@ class OwnerQueue:
     def add(self, request: PendingRequest, *, front: bool = False) -> None:
         """Put a request at the end of its queue or, with `front`, at the front.
 
-        A request that is in the queue already is not added twice; `front` moves it.
+        A request that is in the queue already keeps its place or, with `front`, moves to the front.
         """
         queue = self._queue_of(request)
         queue[request] = None
@@ -213,7 +214,10 @@ class Group:
 
 
 class StillWaitingError(Exception):
-    """Raised if there is no result after `WAIT_S` seconds; the caller may wait again."""
+    """Raised if a request has no result `WAIT_S` seconds after its caller began to wait for it.
+
+    The request goes on; the caller may wait again.
+    """
 
 
 class ResultWaits:
@@ -229,10 +233,10 @@ class ResultWaits:
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Return the result of a request.
+        """Wait for the result of a request, and return it, keyed by field.
 
-        Raises the exception of the request, or StillWaitingError after `WAIT_S` seconds without a
-        result.
+        Raises the request's error if the request fails, and StillWaitingError if there is no result
+        after `WAIT_S` seconds.
         """
         self._due[request] = self._loop.time() + WAIT_S
         if self._timer is None:
@@ -248,10 +252,11 @@ class ResultWaits:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """Raise StillWaitingError in the waits that have lasted `WAIT_S` seconds.
+        """End the waits that have lasted `WAIT_S` seconds: their callers get StillWaitingError.
 
-        The timer calls this. The requests go on, with new futures for their results. The timer is
-        set to the end of the next wait, if there is one.
+        Only the timer calls this method. The requests of these waits go on and get new futures for
+        their results. If other waits are open, the timer is set to the time at which the next one
+        ends.
         """
         now, self._timer = self._loop.time(), None
         for request, due in list(self._due.items()):

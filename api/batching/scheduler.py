@@ -55,10 +55,12 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on waiting requests; 0 means no limit.
+    """Limits on waiting requests, which are those without a complete result; 0 means no limit.
 
-    `requests` limits those of all owners, `waiting_requests` those of one owner, and `waiting_rows`
-    the rows of one owner's bulk requests. The `limits` of a request override the latter two.
+    `requests` limits the number of waiting requests of all owners together, and `waiting_requests`
+    the number of one owner's. `waiting_rows` limits the number of rows that one owner's waiting
+    requests on the bulk queue have asked for, including rows already computed. A request's own
+    `limits` override the latter two.
     """
 
     requests: int
@@ -79,10 +81,11 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return when the group's next batch is sent at the latest, in monotonic seconds.
+        """Return the latest time (monotonic, seconds) at which the group's next batch is sent.
 
-        Its newest row arrived at `last`. It waits until no row has arrived for 15 % of the slow
-        pass's duration, and for at most half of that duration.
+        `last` is the time at which the newest row of the group arrived. The batch waits until no
+        row has arrived for 15 % of the slow pass's duration, but ends its wait at the latest when
+        half of that duration has passed since the end of the pass.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
@@ -114,7 +117,7 @@ class BatchScheduler:
     # --- requests ---
 
     def __len__(self) -> int:
-        """Return the number of requests without a complete result, also those in flight."""
+        """Return the number of requests without a complete result, including those in flight."""
         return len(self._waiting)
 
     def __contains__(self, request: object) -> bool:
@@ -152,15 +155,20 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return how many of an owner's requests lack a complete result, and their bulk rows.
+        """Return an owner's present use of the limits on waiting requests, keyed by limit.
 
-        The keys are `waiting_requests` and `waiting_rows`. The latter sums all rows of those
-        requests that are for the bulk queue, whether the rows are done or not.
+        `waiting_requests` is the number of the owner's requests that have no complete result.
+        `waiting_rows` is the number of rows that those of them on the bulk queue have asked for,
+        including rows that are already computed.
         """
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:
-        """Remove a request; return its batches in flight that no other waiting request needs."""
+        """Remove a request, so that its unsent rows are not sent.
+
+        Returns those of its batches in flight that no other waiting request needs. Does nothing,
+        and returns none, if the request has ended.
+        """
         if request not in self._waiting:
             return []
         self._remove(request)
@@ -197,10 +205,12 @@ class BatchScheduler:
     # --- batches ---
 
     def next_batch(self, queue: QueueName, workers: int) -> InFlightBatch | None:
-        """Form the next batch of a queue, put it in flight and return it.
+        """Form the next batch of a queue, add it to `in_flight`, and return it.
 
-        Returns None if no group has rows, if enough batches are in flight for `workers` workers, or
-        if all groups should wait for more rows; then `wakeup_at` says until when.
+        Returns None if no group of the queue has unsent rows, if enough batches are in flight for
+        `workers` workers, or if all groups should wait for more rows; in the last case `wakeup_at`
+        is the time (monotonic, seconds) at which to try again, or None if a completed batch ends
+        the wait.
         """
         if queue == "interactive":
             self.wakeup_at = None
@@ -216,7 +226,11 @@ class BatchScheduler:
 
     # See docs/decisions.md#rows-are-sliced-when-a-batch-is-formed
     def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
-        """Form a batch of one group, put it in flight, and end the turn of its owner and group."""
+        """Form a batch of one group, add it to `in_flight`, and return it.
+
+        Its first rows are of `owner`. The owner, and this group among the owner's groups, then go
+        to the end of their turns.
+        """
         slices = self._fill(queue, key, group, owner)
         turns = self._turns[queue]
         turns.move_to_end(owner)
@@ -259,8 +273,9 @@ class BatchScheduler:
     def _cut(group: Group, owner_queue: OwnerQueue, request: PendingRequest, most: int) -> RequestSlice:
         """Remove the next slice of a request from its owner's queue, and return it.
 
-        It has at most `most` rows, unless it is retried: slices to be retried come first and keep
-        their size. The request leaves the queue with its last slice.
+        Slices to be retried come first and keep their size. Any other slice has the next `most`
+        unsent rows, or all if there are fewer. When the last slice is removed, the request leaves
+        the queue.
         """
         if request.retries:
             part = request.retries.pop(0)
@@ -273,7 +288,10 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch from `in_flight`: it has completed, is not needed, or is resent."""
+        """Remove a batch from `in_flight`: it has completed, is not needed, or will be sent again.
+
+        Does nothing if the batch is not in flight.
+        """
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -284,7 +302,8 @@ class BatchScheduler:
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
         """Record the progress `done`, 0 to 1, of a batch that runs in time slices.
 
-        From now on it counts as a batch of the bulk queue.
+        From its first progress on, the batch counts as one of the bulk queue when batches in flight
+        are limited, so that it does not hold back interactive batches.
         """
         for part in batch.slices:
             part.request.rows_done += (done - batch.progress) * part.rows
@@ -313,11 +332,12 @@ class BatchScheduler:
 
     # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Return whether a group's next batch should wait for more rows, after a slow pass.
+        """Return whether a group's next batch should wait for more rows; False without a slow pass.
 
-        It waits while `workers` batches of the group are in flight, and after the pass for clients
-        that then send their next requests, for at most half of its duration; then `wakeup_at` is
-        that wait's end.
+        The batch waits while as many batches of the group are in flight as there are `workers`.
+        When fewer are, it waits a fraction of the slow pass's duration for the clients that send
+        their next requests; `wakeup_at` is then set to the end of this wait, unless it is earlier.
+        A batch of `owner` that must run isolated does not wait.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -334,11 +354,11 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Record the duration `took` (seconds) of a forward pass if it was slow for its group.
+        """Record the duration `took` (seconds) of an interactive forward pass if it was slow.
 
-        The group's next batches then wait for more rows, until a faster pass deletes the record. A
-        pass of the interactive queue is slow from `_LONG_S` s, or `_LONG_MULTITHREADED_S` if
-        `multithreaded`.
+        The next batches of its group then wait for more rows, until a faster pass deletes the
+        record. A pass is slow from `_LONG_S` seconds on or, if it ran in several threads
+        (`multithreaded`), from `_LONG_MULTITHREADED_S`. Batches of the bulk queue are not recorded.
         """
         key = batch.key
         if batch.progress or batch.queue == "bulk":
@@ -369,7 +389,7 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Delete an owner's queue in a group, and its turn for the group, if the queue is empty."""
+        """Delete an owner's queue and its turn in the group `key`, if the queue is empty."""
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return

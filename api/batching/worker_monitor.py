@@ -13,7 +13,7 @@ FORGET_S = 60.0  # a heartbeat that has not changed for so many seconds is remov
 
 @dataclass
 class Heartbeat:
-    """A worker's last heartbeat, and the time (monotonic, seconds) at which it last changed."""
+    """A worker's last heartbeat, and when its content last changed (monotonic, seconds)."""
 
     payload: dict[str, Any]
     changed: float
@@ -31,9 +31,9 @@ class WorkerMonitor:
         self._heartbeats: dict[str, Heartbeat] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
-        """Replace the heartbeats by those on the queue server.
+        """Replace the known heartbeats by those that were read from the queue server.
 
-        `packed` has them as it stores them: MessagePack, keyed by worker id.
+        `packed` has them, packed by MessagePack, keyed by worker id.
         """
         now = time.monotonic()
         heartbeats = {}
