@@ -1,5 +1,5 @@
-"""The processes behind the API.
+"""Run the processes behind the API.
 
-`inference` runs models in Celery workers, `training` runs trainings in child processes, and
-`devserver` starts the whole service in one terminal.
+The package `inference` runs models in Celery workers, `training` runs trainings in child processes,
+and the module `devserver` starts the whole service in one terminal.
 """

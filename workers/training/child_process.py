@@ -1,6 +1,6 @@
-"""Run child processes of the training worker: `python -m models COMMAND`.
+"""Run the child processes of a training worker: `python -m models COMMAND`.
 
-Only they import torch.
+They import torch; the training worker itself does not.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ _REMEDY = "a smaller network, batch or number of samples takes less"
 
 
 class ChildProcesses:
-    """Builds the commands of child processes and runs them."""
+    """Builds the command lines of child processes, starts them, and waits for their end."""
 
     def __init__(self, context: JobContext) -> None:
-        """Use the settings of a worker; no child process is started yet."""
+        """Keep the context of a worker, which has its settings; start no child process yet."""
         self._context = context
 
     def command(self, *words: str) -> list[str]:
         """Return the command line of `python -m models WORDS`, with niceness and a memory limit.
 
-        The child process exits if this process does (`--parent`).
+        With its option `--parent`, the child process exits if this process dies.
         """
         settings = self._context.settings
         extra = ["--extra-models", str(settings.extra_models.resolve())] if settings.extra_models else []
@@ -54,9 +54,9 @@ class ChildProcesses:
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
     def common_options(self, *, device: bool = True) -> list[str]:
-        """Return the options of commands that read a dataset: number of threads, data folder.
+        """Return the options of every command that reads a dataset: threads and data folder.
 
-        With `device`, also the device.
+        With `device`, the option for the training device is included.
         """
         settings = self._context.settings
         options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
@@ -65,7 +65,8 @@ class ChildProcesses:
     def query(self, command: str) -> bytes | None:
         """Run `python -m models COMMAND` without arguments and return its standard output.
 
-        If it fails or takes longer than `QUERY_TIMEOUT_S`, log an error and return None.
+        If the command fails or takes longer than `QUERY_TIMEOUT_S` seconds, log an error and return
+        None.
         """
         options: dict[str, Any] = {"cwd": ROOT, "env": _environment(1), "timeout": QUERY_TIMEOUT_S}
         try:
@@ -78,9 +79,10 @@ class ChildProcesses:
 
     @contextlib.contextmanager
     def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a child process in a new process group and yield it. Leaving the block stops it.
+        """Start a child process for a `with` block, at whose end it is stopped if it still runs.
 
-        Its standard error is appended to `log_file`.
+        The child process has a process group of its own. Its standard error is appended to
+        `log_file`; its standard output is discarded, unless the command prints a result.
         """
         env = _environment(self._context.settings.training_threads)
         captured = not {"publish", "estimate", "core.datasets.convert"}.isdisjoint(command)
@@ -101,13 +103,13 @@ class ChildProcesses:
     def run(
         self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None, remedy: str = _REMEDY
     ) -> bytes:
-        """Run a command to its end and return its standard output.
+        """Run a command for a job to its end, and return its standard output.
 
         Raises JobFailedError if the command fails, uses more memory than a training may, or takes
         longer than `timeout_s` seconds (by default the setting `evaluation_timeout_s`). `remedy` is
-        the advice at the end of the error for a time-out. Raises ClaimLostError if the job's claim
-        is lost, and WorkerStoppingError if this worker stops. In each case the command has been
-        stopped.
+        the advice in the error for a time-out. Raises ClaimLostError if the job's claim is lost,
+        and WorkerStoppingError if this worker stops. Before an exception is raised, the child
+        process is stopped.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s
@@ -130,19 +132,21 @@ class ChildProcesses:
         return printed
 
     def run_json(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> dict[str, Any]:
-        """Run a command to its end; return the JSON object in the last line of its standard output.
+        """Run a command for a job; return the JSON object in the last line of its standard output.
 
         Raises JobFailedError if the command fails, uses more memory than a training may, or takes
         longer than `timeout_s` seconds (by default the setting `evaluation_timeout_s`);
-        ClaimLostError if the job's claim is lost; and WorkerStoppingError if this worker stops. In
-        each case the command has been stopped.
+        ClaimLostError if the job's claim is lost; and WorkerStoppingError if this worker stops.
+        Before an exception is raised, the child process is stopped.
         """
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
-        """Raise the JobFailedError for the exit code `code` of a child process, which is not 0.
+        """Raise a JobFailedError for a child process that ended with `code`, which is not 0.
 
-        Its detail is the error that the child process wrote to `log_file`.
+        A negative code is the number of the signal that killed the process. Otherwise the error's
+        detail is the last line of `log_file`, if the process wrote an error there, or else the
+        code.
         """
         if code < 0:
             detail = f"its process was killed ({signal.Signals(-code).name}), possibly for its memory; try again"
@@ -157,10 +161,11 @@ class ChildProcesses:
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:
-    """Send SIGTERM to a child process, which writes a checkpoint and exits; return its exit code.
+    """Send SIGTERM to a child process and wait for its end; return its exit code.
 
-    It is killed if it has not exited after `STOP_S` seconds. If SIGTERM ended the process before it
-    could handle the signal, `EXIT_INTERRUPTED` is returned, as after a normal stop.
+    After SIGTERM a training writes a checkpoint and exits. A process that still runs after `STOP_S`
+    seconds is killed with its process group. If SIGTERM ended a process that did not handle the
+    signal yet, the result is `EXIT_INTERRUPTED`, as for a training that has written its checkpoint.
     """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()
@@ -172,16 +177,16 @@ def stop(child: subprocess.Popen[bytes]) -> int:
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a child process and its process group, and wait for its end."""
+    """Kill all processes in the process group of a child process, and wait for its end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a child process: this one without the service's settings.
+    """Return the environment variables of a child process: this process's without `REVERIE_*`.
 
-    `threads` sets the number of OpenMP threads.
+    `threads` is the number of its OpenMP threads.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     return {**kept, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}

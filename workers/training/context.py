@@ -27,15 +27,18 @@ HEARTBEAT_AGE_S = 5.0  # an inference worker with an older heartbeat counts as d
 
 
 class WorkerStoppingError(Exception):
-    """This worker is stopping; its jobs are requeued."""
+    """Raised to end a job because this worker stops; the job is then requeued."""
 
 
 class ClaimLostError(Exception):
-    """The claim on a job is lost: it was cancelled, paused or claimed by another worker."""
+    """Raised if this worker's claim on a job is lost.
+
+    The job was cancelled or paused, or its lease expired and another worker may have claimed it.
+    """
 
 
 class JobFailedError(Exception):
-    """A job cannot be completed. `problem` is the error that its client sees (RFC 9457)."""
+    """Raised if a job cannot be completed; `problem` is the error for the client (RFC 9457)."""
 
     def __init__(self, title: str, detail: str, status: int = 500) -> None:
         super().__init__(detail)
@@ -43,7 +46,7 @@ class JobFailedError(Exception):
         self.problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
     def with_detail(self, more: str) -> "JobFailedError":
-        """Return a new error that equals this one, with `more` appended to its detail."""
+        """Return a copy of this error with "; " and `more` appended to its detail."""
         return JobFailedError(self.title, f"{self}; {more}", self.status)
 
 
@@ -54,18 +57,22 @@ def disk_full_error(reason: str) -> JobFailedError:
 
 
 def message_event(text: str, **more: Any) -> Event:
-    """Return an event with a message for people; `more` are further fields of its data."""
+    """Return a "message" event with a text for people; `more` are further fields of its data."""
     return Event("message", {"level": "info", "message": text, **more})
 
 
 class JobContext:
-    """The settings and stores of a training worker, shared by its jobs.
+    """The settings and stores that all jobs of a training worker share.
 
-    `stopping` is set when the worker has to stop. Writes to a job need a valid claim on it.
+    `stopping` is set when the worker has to stop. A write to a job takes effect only while this
+    worker's claim on the job is valid.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the job store and the stores of versions; the first command connects to Redis."""
+        """Open the job store and the store of versions; prepare the queue server's connection.
+
+        The connection is made by the first command that uses it.
+        """
         self.settings = settings
         self.paths = StatePaths(settings.state.resolve())
         self.job_store = JobStore(settings.database)
@@ -75,16 +82,16 @@ class JobContext:
         self.stopping = threading.Event()
 
     def check_claim(self, job: Job) -> None:
-        """Raise ClaimLostError if this worker is no longer the owner of the job's claim."""
+        """Raise ClaimLostError if this worker's claim on the job is no longer valid."""
         if not self.job_store.is_held(job.claim):
             raise ClaimLostError
 
     def append_events(self, job: Job, events: Sequence[Event], progress: float, **attempts: bool) -> None:
-        """Write events of a job and its progress, 0 to 1, and notify the API processes.
+        """Store events and the progress (0 to 1) of a job, and notify the API processes.
 
-        With `reset_attempts=True` in `attempts`, the number of failed attempts of the job becomes
-        0; with `charge_attempt=True` it increases by one. Raises ClaimLostError if the claim on the
-        job is lost.
+        With `reset_attempts=True` in `attempts`, the number of the job's failed attempts becomes 0;
+        with `charge_attempt=True` it increases by one. Raises ClaimLostError, and stores nothing,
+        if this worker's claim on the job is lost.
         """
         if not self.job_store.append_events(job.claim, events, progress, **attempts):
             raise ClaimLostError
@@ -92,30 +99,32 @@ class JobContext:
             self.publish_job_update(job.id)
 
     def complete(self, job: Job, result: dict[str, Any], version: str | None = None) -> None:
-        """End a job as succeeded with its result; `version` is the model version that it made.
+        """Record that a job has succeeded, with its result.
 
-        Retries until the job store is writable or this worker stops.
+        `version` is the model version that the job made, or None. If the job store is not writable,
+        the write is repeated until it succeeds or this worker stops.
         """
         self._retry(lambda: self.job_store.finish(job.claim, result=pack(result), version=version))
 
     def fail(self, job: Job, error: JobFailedError) -> None:
-        """End a job as failed with an error.
+        """Record that a job has failed, with the problem of `error`.
 
-        Retries until the job store is writable or this worker stops.
+        If the job store is not writable, the write is repeated until it succeeds or this worker
+        stops.
         """
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 
     def defer(self, job: Job, problem: dict[str, Any]) -> None:
         """Return a job to its queue for a later try, because a disk or database is not writable.
 
-        If that is still so `storage_wait_s` seconds after the first time, the job fails with
+        A job that is deferred again `storage_wait_s` seconds after its first deferral fails with
         `problem`.
         """
         log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
         self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))
 
     def _retry(self, write: Callable[[], object]) -> None:
-        """Call a function that writes to the job store until it succeeds or this worker stops."""
+        """Call `write` every second until it raises no exception or this worker stops."""
         while True:
             try:
                 write()
@@ -134,7 +143,7 @@ class JobContext:
         self.queue_server.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=STREAM_LENGTH, approximate=True)
 
     def publish_preview(self, job_id: str, image: bytes) -> None:
-        """Publish a preview, a PNG of images that the model of a training generates.
+        """Store a preview on the queue server: a PNG of images that a training's model generated.
 
         It expires after `PREVIEW_TTL_S` seconds. Raises RedisError if the queue server cannot be
         reached.
@@ -142,18 +151,19 @@ class JobContext:
         self.queue_server.set(preview_key(job_id), image, ex=PREVIEW_TTL_S)
 
     def inference_workers(self) -> dict[str, dict[str, Any]]:
-        """Return the heartbeats of live inference workers, keyed by worker id.
+        """Return the last heartbeat of each live inference worker, by worker id.
 
-        Raises RedisError if the queue server cannot be reached.
+        A worker is live if its heartbeat is younger than `HEARTBEAT_AGE_S` seconds. Raises
+        RedisError if the queue server cannot be reached.
         """
         packed: Any = self.queue_server.hgetall(WORKERS)
         heartbeats = {name.decode(): unpack(data) for name, data in packed.items()}
         return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < HEARTBEAT_AGE_S}
 
     def scratch_folder(self, job: Job) -> Path:
-        """Create and return the folder for an auxiliary job's files.
+        """Create the folder for the temporary files of an auxiliary job, and return its path.
 
-        It is deleted when the job has ended.
+        The worker deletes the folder when the job has ended.
         """
         folder = self.paths.auxiliary_job(job.id)
         folder.mkdir(parents=True, exist_ok=True)

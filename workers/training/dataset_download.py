@@ -1,4 +1,4 @@
-"""Download the file of a dataset from a client's URL, in a job of the training worker."""
+"""Download the file of a dataset from a URL that a client gave, as part of a job."""
 
 import asyncio
 import errno
@@ -20,11 +20,12 @@ _ASSUMED_BYTES = 1 << 30  # of a file whose server does not announce its size
 
 
 def download_dataset(context: JobContext, job: Job, path: Path, resolver: Resolver = resolve) -> None:
-    """Download the `source_url` of a job's request to the file `path`, with progress events.
+    """Download the file at the `source_url` of the job's request to `path`.
 
-    Raises JobFailedError if it cannot be downloaded or is too large, ClaimLostError if the job's
+    Events report the number of bytes received. `resolver` resolves host names. Raises
+    JobFailedError if the file cannot be downloaded or is too large, ClaimLostError if the job's
     claim is lost, WorkerStoppingError if this worker stops, and OSError (ENOSPC) if the disk has
-    less free space than the service must leave.
+    less free space than the setting `min_free_disk_bytes`.
     """
     with path.open("wb") as file:
         asyncio.run(_download(context, job, file, resolver))

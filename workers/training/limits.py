@@ -1,4 +1,4 @@
-"""Check the limits of a training: run time, memory, size of its folder, free disk space."""
+"""Check the limits of a training: its run time, memory and folder size, and the free disk space."""
 
 import contextlib
 import os
@@ -16,10 +16,11 @@ from workers.training.run_folder import describe_checkpoint, last_log_lines, rea
 
 # See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
-    """Raise JobFailedError if a training exceeds its time, memory or disk limit.
+    """Raise JobFailedError if a training exceeds its limit of time, memory or disk space.
 
-    Also raises it (507) if the disk is full. `folder` is the run folder of the training, `pid` the
-    process group of its child process, and `run_s` the age of the child process in seconds.
+    The error has status 507 if the disk has less free space than trainings must leave. `folder` is
+    the run folder of the training, `pid` the process group of its child process, and `run_s` the
+    number of seconds for which the child process has run.
     """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:
@@ -34,9 +35,9 @@ def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> No
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise JobFailedError, titled `title`, if a process group exceeds the memory limit.
+    """Raise JobFailedError if a process group uses more memory than `training_memory_bytes`.
 
-    The limit is the setting `training_memory_bytes`; `pid` is the id of the process group.
+    `pid` is the id of the process group, and `title` the title of the error.
     """
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
@@ -47,9 +48,9 @@ def check_memory(settings: Settings, pid: int, title: str) -> None:
 
 
 def check_free_disk(settings: Settings, folder: Path) -> None:
-    """Create a folder if it does not exist, and check the free space of its disk.
+    """Create the folder `folder` if it is missing, and check the free space of its disk.
 
-    Raises JobFailedError (507) if the disk has less free space than trainings must leave.
+    Raises JobFailedError (507) if that is less than the setting `training_min_free_disk_bytes`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free, minimum = shutil.disk_usage(folder).free, settings.training_min_free_disk_bytes
@@ -58,9 +59,11 @@ def check_free_disk(settings: Settings, folder: Path) -> None:
 
 
 def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None:
-    """Raise JobFailedError (507) if a child process failed because the disk is full.
+    """Raise JobFailedError (507) if a child process failed because the disk was full.
 
-    `error` is the error that the child process wrote; without one, the free space is checked.
+    That is so if the last line of the log in its run folder `folder` names such an error. If the
+    child process wrote no error (`error` is ""), it is so if the disk has too little free space
+    now. Otherwise return.
     """
     text = "".join(last_log_lines(folder / "log"))
     reason = next((os.strerror(number) for number in NO_SPACE if os.strerror(number) in text), None)
@@ -73,7 +76,8 @@ def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None
 def anonymous_bytes(process_group: int) -> int:
     """Return the resident memory of a process group in bytes, without file-backed and shared pages.
 
-    Datasets are read through a memory map, whose pages the kernel can drop at any time.
+    File-backed pages are left out because the kernel can drop them at any time: datasets are read
+    through memory maps.
     """
     total = 0
     for pid in psutil.pids():

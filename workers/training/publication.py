@@ -1,4 +1,4 @@
-"""Publish model versions: measure them on the test split, store and activate them."""
+"""Publish checkpoints as versions: measure them on the test split, store them and activate them."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ Figures = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics on the test split: `figures` of the new version, `against` of the active version."""
+    """Metrics on the test split: `figures` of a new version, `against` of the active version."""
 
     figures: Figures = field(default_factory=list)
     against: Figures = field(default_factory=list)
@@ -33,19 +33,20 @@ class Measurement:
 
 # See docs/decisions.md#the-first-figure-of-a-card-decides-which-version-is-better
 class VersionPublisher:
-    """Publishes the checkpoints of trainings as versions, and activates them."""
+    """Publishes the checkpoints of trainings as versions, and activates them if they are better."""
 
     def __init__(self, context: JobContext, children: ChildProcesses) -> None:
-        """Use the context and child processes of a training worker; nothing is published yet."""
+        """Keep the worker's context and child processes; publish nothing yet."""
         self._context = context
         self._children = children
 
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> None:
-        """Measure the last checkpoint of the run in `folder` and publish it as a version.
+        """Measure the last checkpoint in the run folder `folder`, and publish it as a version.
 
-        `request["serve"]` says when the version is activated: "always", "never" or, by default, "if
-        better" than the active version. Completes the job with the version's number and its
-        metrics. After a crash this can be called again: number and metrics are kept in the folder.
+        `request["serve"]` says when the version becomes active: "always", "never" or, by default,
+        "if better" than the active version. The job then succeeds; its result has the version and
+        its metrics. If a crash interrupts this method, a second call continues with the same
+        version, whose number and metrics are kept in `folder`.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -76,9 +77,10 @@ class VersionPublisher:
         self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
 
     def reserve_number(self, name: str, folder: Path) -> str:
-        """Reserve a version number of the model `name`, and store it in `folder`; return it.
+        """Return a version number of the model `name` that no other version gets.
 
-        A second call with the same folder returns the same number.
+        The number is stored in `folder`: a second call with the same folder returns the same
+        number.
         """
         file = folder / "version"
         if not file.exists():
@@ -87,10 +89,10 @@ class VersionPublisher:
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
-        """Activate a version if `policy` says so, and append an event with the decision.
+        """Activate a published version if `policy` says so, and append an event with the decision.
 
-        `policy` is "if better" (than the version `active`), "always" or "never". Without an active
-        version, the new version is activated whatever the policy.
+        `policy` is "if better" (than the version `active`), "always" or "never". If the model has
+        no active version (`active` is None), the version is activated whatever the policy.
         """
         improved = is_better(metrics_from_json(measurement.figures), metrics_from_json(measurement.against))
         text = f"version {version} is published"
@@ -105,11 +107,11 @@ class VersionPublisher:
         self._context.append_events(job, [message_event(text, version=version, **vars(measurement))], PROGRESS)
 
     def activate(self, job: Job, version: str, active: str | None) -> str:
-        """Wait until the inference workers have loaded a version, then activate it.
+        """Wait until the inference workers have loaded a version, then make it active.
 
-        After `LOAD_TIMEOUT_S` seconds it is activated even if it is not loaded. Returns "", or why
-        the version was not activated: a worker could not load it, or no worker is alive and another
-        version is `active`.
+        After `LOAD_TIMEOUT_S` seconds the version becomes active even if a worker has not loaded
+        it. The result is "", or the reason why it did not become active: a worker could not load
+        it, or no worker is alive and there is an active version, `active`.
         """
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"

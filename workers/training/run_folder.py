@@ -1,14 +1,10 @@
-"""The run folder of a training: its child process writes the files, the worker reads them.
+"""Read the run folder of a training, whose files the training's child process writes.
 
-| file | content |
-| --- | --- |
-| `asked.json` | the recipe |
-| `metrics.jsonl` | one line per epoch |
-| `progress.json` | steps done, loss, and the last checkpoint's step |
-| `state.pt` | the last checkpoint |
-| `preview.png` | images of the model so far |
-| `log` | standard error of the child processes |
-| `lock` | locked by the process that works in the folder; holds its process id |
+| file | content | | --- | --- | | `asked.json` | the recipe, written by the worker | |
+`metrics.jsonl` | one line per epoch | | `progress.json` | steps done, loss, and the last
+checkpoint's step | | `state.pt` | the last checkpoint | | `preview.png` | images that the model has
+generated | | `log` | standard error of the child processes | | `lock` | locked by the process that
+works in the folder; has its process id |
 """
 
 import contextlib
@@ -32,7 +28,7 @@ _PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if the file is missing or incomplete."""
+    """Return the object in a JSON file; an empty one if the file is missing or incomplete."""
     try:
         return dict(orjson.loads(path.read_bytes()))
     except (FileNotFoundError, orjson.JSONDecodeError):
@@ -40,7 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSON Lines file; empty if the file is missing."""
+    """Return the objects in a JSON Lines file; an empty list if the file is missing.
+
+    Lines that are incomplete or not valid JSON are left out.
+    """
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -58,39 +57,42 @@ def last_log_lines(log_file: Path, count: int = 1) -> list[str]:
 
 
 def last_error(log_file: Path) -> str:
-    """Return the error in the last line of a child process's log, without its prefix `error: `.
+    """Return the error message in the last line of a child process's log, without `error: `.
 
-    Returns "" if the last line is not an error.
+    Returns "" if the last line does not begin with `error: `.
     """
     lines = last_log_lines(log_file)
     return lines[-1].removeprefix("error: ") if lines and lines[-1].startswith("error: ") else ""
 
 
 def modification_times(folder: Path) -> tuple[int, ...]:
-    """Return the modification times, in nanoseconds, of the files that show a training's progress.
+    """Return the modification times (ns) of the files in a run folder that a training updates.
 
-    The time of a missing file is 0.
+    They are those of progress, metrics, checkpoint and preview. The time of a missing file is 0.
     """
     return tuple(modified_at_ns(folder / name) for name in _PROGRESS_FILES)
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    """Return the optimizer step of the last checkpoint; None if there is no checkpoint."""
+    """Return the optimizer step of the last checkpoint in a run folder; None if there is none."""
     checkpoint = read_json(folder / "progress.json").get("checkpoint")
     return checkpoint["steps"] if checkpoint else None
 
 
 def describe_checkpoint(folder: Path) -> str:
-    """Return a clause for error messages: the kept checkpoint's step, or that there is none."""
+    """Return a clause for error messages about the last checkpoint in a run folder.
+
+    It says at which step the checkpoint was made, or that there is none.
+    """
     step = checkpoint_step(folder)
     return "it left no checkpoint" if step is None else f"its checkpoint of step {step} is kept and can be published"
 
 
 def kill_orphan(folder: Path) -> None:
-    """Stop the process that still runs in a run folder after its worker died.
+    """Stop the process that still works in a run folder although its worker has died.
 
-    It is killed if it does not stop. Raises JobFailedError if it is still alive `2 * ORPHAN_STOP_S`
-    seconds later.
+    It gets SIGTERM and, after `ORPHAN_STOP_S` seconds, SIGKILL. Raises JobFailedError if it still
+    runs `ORPHAN_STOP_S` seconds later. Without such a process this returns at once.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:
@@ -104,7 +106,7 @@ def kill_orphan(folder: Path) -> None:
 
 
 def _lock_holder(folder: Path) -> int | None:
-    """Return the id of the process that has locked a run folder; None if none has."""
+    """Return the id of the process that has locked a run folder; None if it is not locked."""
     with (folder / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,11 +23,12 @@ MIN_PROGRESS_STEP = 0.002  # least increase of the progress, which is 0 to 1, fo
 
 @dataclass
 class Reported:
-    """The progress that the job's events already report, so that nothing is reported twice.
+    """What the events of a training's job have reported so far, so that nothing is reported twice.
 
-    `epochs` is the number of epochs with a metrics event. `checkpoint` is the data of the last
-    checkpoint event, and `furthest_step` the largest optimizer step of a checkpoint. `progress` is
-    from 0 to 1. `preview_time_ns` is the modification time of the last published preview.
+    `epochs` is the number of epochs whose metrics are reported. `checkpoint` is the data of the
+    last checkpoint event, and `furthest_step` the largest optimizer step of any checkpoint.
+    `progress` is from 0 to 1. `preview_time_ns` is the modification time of the last preview that
+    was published.
     """
 
     epochs: int = 0
@@ -39,10 +40,11 @@ class Reported:
 
 @dataclass
 class _Process:
-    """A running child process: when it started, was last checked for limits and last wrote a file.
+    """A running child process and the times, on the monotonic clock, of what happened to it.
 
-    These times are of the monotonic clock. `file_times` are the modification times of its files
-    when they were last compared, in nanoseconds.
+    `started` is its start, `limits_checked` the last check of its limits, and `written` the last
+    time at which one of its files was seen to change. `file_times` are the modification times (ns)
+    that these files had then.
     """
 
     child: subprocess.Popen[bytes]
@@ -53,10 +55,10 @@ class _Process:
 
 
 class TrainingRun:
-    """Runs the training of one job in its run folder, from its last checkpoint if there is one."""
+    """Runs the training of one job in a run folder, from the last checkpoint there, if any."""
 
     def __init__(self, context: JobContext, children: child_process.ChildProcesses, job: Job, devices: int) -> None:
-        """Prepare a run, which `run` starts. `devices` is the number of devices of this worker."""
+        """Keep what the run needs; nothing starts yet. This worker has `devices` devices."""
         self._context = context
         self._children = children
         self._devices = devices
@@ -66,12 +68,12 @@ class TrainingRun:
         self.reported = Reported()
 
     def run(self) -> None:
-        """Run the child process until it succeeds.
+        """Run the child process of the training until it succeeds.
 
-        A process that was killed by a signal is started again, until it was killed `max_attempts`
-        times without a new checkpoint. Raises JobFailedError if the training fails or exceeds a
-        limit, ClaimLostError if the job's claim is lost, and WorkerStoppingError if this worker
-        stops.
+        A child process that is killed by a signal is started again. Raises JobFailedError if it is
+        killed `max_attempts` times without a new checkpoint, if the training fails, or if it
+        exceeds a limit; ClaimLostError if the job's claim is lost; and WorkerStoppingError if this
+        worker stops.
         """
         limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,9 +104,10 @@ class TrainingRun:
             self._append_events([message_event(f"the process was killed ({signal_name}); it is started again")])
 
     def _raise_failure(self, code: int, error: str) -> None:
-        """Raise the JobFailedError that explains the positive exit code `code`.
+        """Raise a JobFailedError for a child process that exited with `code`, which is above 0.
 
-        `error` is the error that the child process wrote, or "".
+        `error` is the message that the child process wrote; "" if it wrote none, which is an
+        internal error.
         """
         titles = {child_process.EXIT_DIVERGED: "Training diverged", child_process.EXIT_TOO_LARGE: "Training too large"}
         title = titles.get(code)
@@ -117,7 +120,7 @@ class TrainingRun:
         raise JobFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
 
     def restore_reported(self) -> None:
-        """Set the attribute `reported` from the events that the job already has."""
+        """Set `reported` from the job's stored events, as an earlier worker left them."""
         self.reported = reported = Reported(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":
@@ -131,7 +134,7 @@ class TrainingRun:
     def _command(self) -> list[str]:
         """Return the command line of the child process.
 
-        Appends an event if the recipe asks for more devices than this worker has.
+        If the recipe asks for several devices and this worker has one, an event says so.
         """
         gpus = self.request.get("gpus", 1)
         recipe, folder = str(self.folder / run_folder.RECIPE_FILE), str(self.folder)
@@ -143,10 +146,10 @@ class TrainingRun:
         return command
 
     def _run_process(self) -> tuple[int, str]:
-        """Run the child process until it exits; return its exit code and its error message, or "".
+        """Run the child process once; return its exit code and its error message, "" without one.
 
-        The process is stopped if this worker stops, and killed if it makes no progress for
-        `training_stall_s` seconds.
+        If this worker stops, the child process is stopped after a checkpoint. If it has written no
+        file for `training_stall_s` seconds, it is killed, and an attempt is charged to the job.
         """
         stall_s = self._context.settings.training_stall_s
         with self._children.start(self._command(), self.folder / "log") as child:
@@ -167,10 +170,10 @@ class TrainingRun:
         return child.returncode, run_folder.last_error(self.folder / "log")
 
     def check_process(self, process: _Process) -> None:
-        """Report the progress of a run, and check the job's claim and the run's limits.
+        """Append events for the progress of the training, and check the job's claim and limits.
 
-        If a check fails, stop the child process and raise ClaimLostError or JobFailedError. Other
-        errors are logged, and the training continues.
+        If the claim is lost or a limit is exceeded, the child process is stopped and ClaimLostError
+        or JobFailedError is raised. Other errors are logged, and the training continues.
         """
         now = time.monotonic()
         try:
@@ -191,7 +194,7 @@ class TrainingRun:
             log.warning("run not checked; the training continues", exc_info=True)
 
     def _idle_s(self, process: _Process) -> float:
-        """Return for how many seconds the child process has written no file."""
+        """Return the seconds since the child process was last seen to have written a file."""
         file_times = run_folder.modification_times(self.folder)
         if file_times != process.file_times:
             process.file_times, process.written = file_times, time.monotonic()
@@ -202,8 +205,8 @@ class TrainingRun:
     def report(self) -> None:
         """Append events for new metrics, checkpoints and progress, and publish a new preview.
 
-        These are in files that the child process writes in the run folder.
-        Raises ClaimLostError if the claim on the job is lost.
+        All of them are read from files in the run folder. Raises ClaimLostError if the job's claim
+        is lost.
         """
         reported, further = self.reported, False
         events: list[Event] = []

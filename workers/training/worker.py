@@ -1,8 +1,9 @@
-"""Claim trainings and auxiliary jobs from the job store and run them.
+"""Claim trainings and auxiliary jobs from the job store and run them in threads.
 
-One thread runs trainings, the others run auxiliary jobs, which are short. Jobs are only in the job
-store; a message on a Redis list wakes an idle worker. The state of a training is in its run folder,
-so that another worker can resume it from the last checkpoint, with a bit-identical result.
+One thread runs trainings, the others auxiliary jobs, which are short. A job exists only in the job
+store; a message on the queue server only wakes an idle worker, so that it looks there. The state of
+a training is in its run folder, so that another worker can resume it from its last checkpoint, with
+a bit-identical result.
 """
 
 import logging
@@ -53,10 +54,10 @@ GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 # See docs/decisions.md#the-training-worker-imports-neither-torch-nor-celery
 class TrainingWorker:
-    """A training worker: one thread for trainings, and several for auxiliary jobs."""
+    """A training worker: one thread for trainings, several for auxiliary jobs, and a heartbeat."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the stores of the worker's jobs; `start` starts the threads."""
+        """Open the stores, and prepare connections to the queue server; start no thread yet."""
         self.context = JobContext(settings)
         self.children = ChildProcesses(self.context)
         self.publisher = VersionPublisher(self.context, self.children)
@@ -74,9 +75,10 @@ class TrainingWorker:
     # --- life ---
 
     def start(self) -> None:
-        """Run jobs until `stop` is called; return when all threads have stopped.
+        """Claim and run jobs until `stop` is called; return when all threads have ended.
 
-        This thread publishes the heartbeat, and at the end requeues the jobs of this worker.
+        Meanwhile the calling thread publishes the heartbeat. At the end, jobs that this worker
+        still holds are requeued.
         """
         auxiliary_threads = self.context.settings.auxiliary_workers
         kinds_by_thread: list[tuple[str, ...]] = [(TRAINING,), *[AUXILIARY_KINDS] * auxiliary_threads]
@@ -94,18 +96,18 @@ class TrainingWorker:
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
-        """Make `start` return as soon as its threads have stopped.
+        """Ask all threads to stop, so that `start` returns; do not wait for that.
 
-        Child processes write their checkpoints first.
+        Running child processes first write their checkpoints.
         """
         self.state = "draining"
         self.context.stopping.set()
 
     def _heartbeat(self) -> None:
-        """Renew leases and publish the heartbeat.
+        """Renew the leases of this worker's jobs and publish its heartbeat.
 
-        Every `CLEANUP_S` seconds, also requeue jobs with expired leases, and let the datasets of
-        ended jobs be deleted.
+        Every `CLEANUP_S` seconds, the jobs of any worker whose leases have expired are also
+        requeued, and datasets that only ended jobs have used are no longer protected from deletion.
         """
         job_store = self.context.job_store
         if self._running:
@@ -127,7 +129,7 @@ class TrainingWorker:
             self._release_datasets()
 
     def _release_datasets(self) -> None:
-        """End the protection of datasets from deletion by jobs that have ended or do not exist."""
+        """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""
         for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
             job = self.context.job_store.get(folder.name)
             if job is None or job.ended:
@@ -136,9 +138,9 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Write the file of extra families; set `devices`, how many devices a training can use.
+        """Write the file of extra families; set `devices` to the number of devices for training.
 
-        Errors are logged; then `devices` is 1.
+        Errors are logged. If the devices cannot be counted, `devices` becomes 1.
         """
         best_effort(self._write_families)
         best_effort(self._count_devices)
@@ -146,16 +148,19 @@ class TrainingWorker:
             self.devices = 1
 
     def _count_devices(self) -> None:
-        """Set `devices` to the number of GPUs; to 1 without GPUs or if the settings name one."""
+        """Set `devices` to the number of GPUs.
+
+        It is 1 if there is none, or if the setting `training_device` names a single device.
+        """
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
         printed = self.children.query("devices") if several else None
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write the descriptions of the extra families to the file that the API reads.
+        """Write the descriptions of all families, including the extra ones, to a file for the API.
 
-        Does nothing if the settings name no folder of extra models.
+        Does nothing if the setting `extra_models` names no folder.
         """
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
@@ -165,7 +170,7 @@ class TrainingWorker:
     # --- jobs ---
 
     def _run_jobs(self, kinds: tuple[str, ...]) -> None:
-        """Claim and run jobs of these kinds, one at a time, until this worker stops."""
+        """Claim and run jobs of the given kinds, one at a time, until this worker stops."""
         while not self.context.stopping.is_set():
             try:
                 job = self._claim(kinds)
@@ -191,10 +196,10 @@ class TrainingWorker:
                 best_effort(lambda: self.context.publish_job_update(job.id))  # noqa: B023 - called at once
 
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
-        """Claim the next job of these kinds; return None if there is none.
+        """Claim the next job of one of the given kinds; return None if there is none.
 
-        Threads claim one after the other, so that the limit of an owner's running auxiliary jobs is
-        checked against all jobs of this worker.
+        A lock lets one thread claim at a time, because the limit on an owner's running auxiliary
+        jobs counts the jobs of all threads.
         """
         with self._claim_lock:
             lease_s = self.context.settings.job_lease_s
@@ -205,10 +210,11 @@ class TrainingWorker:
             return None
 
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
-        """Return the owners that already have as many auxiliary jobs running here as one owner may.
+        """Return the owners that already run as many auxiliary jobs here as one owner may.
 
-        An owner may use all auxiliary threads but two, and at least one. Without API keys all jobs
-        have the owner "", which is not limited. The list is empty if `kinds` includes trainings.
+        One owner may use all auxiliary threads but two, and at least one. The owner "", which all
+        jobs have without API keys, is not limited. The list is empty if `kinds` includes trainings,
+        which are not limited.
         """
         if TRAINING in kinds:
             return []
@@ -217,9 +223,9 @@ class TrainingWorker:
         return [owner for owner, count in running.items() if owner and count >= limit]
 
     def _wait_for_wakeup(self) -> None:
-        """Wait at most a second for a wake-up message.
+        """Wait for a wake-up message on the queue server, at most a second.
 
-        Messages can be lost, so the job store is polled too.
+        The caller then looks for jobs in either case, because a message can be lost.
         """
         try:
             self._training_queue.blpop([TRAINING_WAKEUP], timeout=1)
@@ -227,10 +233,11 @@ class TrainingWorker:
             self.context.stopping.wait(1.0)
 
     def run_job(self, job: Job) -> None:
-        """Run a claimed job, then record that it succeeded or failed, or return it to its queue.
+        """Run a claimed job and record its end, or return the job to its queue.
 
-        It returns to its queue for a later try if the disk is full or the database not available,
-        and at once if this worker stops. If the claim is lost, nothing is recorded.
+        A job returns to its queue for a later try if the disk is full or the database is not
+        available, and at once if this worker stops. If its claim is lost, nothing is recorded. Any
+        other exception makes it fail.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
@@ -262,20 +269,27 @@ class TrainingWorker:
             self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
-        """Run a training and publish its version, which completes the job."""
+        """Run the training of a job to its end, then publish the version that it made."""
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
         self.publisher.publish(job, run.request, run.folder)
 
     def remove_scratch(self, job: Job) -> None:
-        """Delete the scratch files of an auxiliary job, unless it was requeued and needs them."""
+        """Delete the scratch folder of an auxiliary job if the job has ended.
+
+        If the job was requeued, its next run needs the files, and they are kept.
+        """
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))
 
 
 def run(settings: Settings) -> None:
-    """Run a training worker until SIGTERM or SIGINT, then exit."""
+    """Run a training worker until SIGTERM or SIGINT, then exit.
+
+    The exit status is not 0 if the queue server turned out to belong to another instance of the
+    service.
+    """
     set_up(settings.log_level, "training")
     tracing.set_up(settings, "training")
     worker = TrainingWorker(settings)
