@@ -15,9 +15,9 @@ _TICKS = 5
 
 
 def curves(title: str, metrics: Sequence[dict[str, Any]]) -> bytes:
-    """Return a PNG that plots the losses over the epochs.
+    """Return a PNG with the title `title` that plots the losses of a training over the epochs.
 
-    `metrics` has a dictionary per epoch; without any, the axes are empty.
+    `metrics` has one dictionary per epoch. If it is empty, the axes are drawn without lines.
     """
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(page)
@@ -72,7 +72,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def _ticks(low: float, high: float) -> list[float]:
     """Return the multiples of a round step (1, 2 or 5 times a power of 10) from `low` to `high`.
 
-    The step is chosen so that there are about five.
+    The step is chosen so that there are about five multiples.
     """
     rough = (high - low) / _TICKS
     unit = 10.0 ** math.floor(math.log10(rough))

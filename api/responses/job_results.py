@@ -41,7 +41,10 @@ def check_succeeded(job: Job) -> None:
 
 
 def _check_ended(job: Job) -> None:
-    """Raise ConflictError if a job has not ended or has failed; other jobs pass."""
+    """Raise ConflictError if a job is queued, running or paused, or if it failed.
+
+    A job that has succeeded or was cancelled passes this check.
+    """
     if not job.ended:
         raise ConflictError(f"the job is {job.status}; wait for its end", job_status=job.status, retry_after_s=1)
     if job.status == "failed":

@@ -1,4 +1,7 @@
-"""Makes large responses in temporary files, and sends them in small pieces as clients read them."""
+"""Makes large responses, and sends them in small pieces as clients read them.
+
+Large bodies are written to temporary files, or kept in memory while there is room for them.
+"""
 
 import asyncio
 import contextlib
@@ -30,8 +33,8 @@ Read = Callable[[int, int], bytes]
 class LargeResponses:
     """Makes large responses, and limits the memory that all of them hold while they are sent.
 
-    `held` is the number of bytes that they hold now. A response that would exceed the limit raises
-    OverloadedError before it sends its status.
+    `held` is the number of bytes that they hold now. A response with which they would exceed the
+    limit raises OverloadedError before anything of it is sent.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -67,7 +70,7 @@ class LargeResponses:
             self.held -= size_bytes
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether responses would hold at most half of the limit with `size_bytes` more."""
+        """Return whether all responses would hold at most half of the limit with `size_bytes` more."""
         return self.held + size_bytes <= self._limit // 2
 
     # --- responses ---
@@ -75,8 +78,8 @@ class LargeResponses:
     def of_body(self, body: bytes, status: int, headers: Mapping[str, str], media: str) -> Response:
         """Return a response with a body that is in memory.
 
-        If more than half of the limit would be held when it is sent, a large body is moved to a
-        file first.
+        If, when a large body is to be sent, all responses would hold more than half of the limit,
+        the body is moved to a file first.
         """
         if len(body) <= LARGE_BYTES:
             return Response(body, status, headers, media)
@@ -109,9 +112,10 @@ class LargeResponses:
     ) -> Response:
         """Return a response with the bytes `begin` … `end` − 1 of a stored body.
 
-        `read(begin, end)` returns bytes of it. It is called in a thread for at most `read_bytes`
-        bytes, when the client has read the piece before. `first` are the bytes from `begin` on that
-        were already read.
+        `read` is called with a first byte and the byte after the last, and returns the bytes
+        between. It runs in a thread, gets at most `read_bytes` bytes at a time, and is called again
+        only when the client has read those before. `first` has the first bytes of the response, if
+        they were already read.
         """
         pieces = _pieces(read, begin, end, [first] if first else [], read_bytes)
         held = SENDING_BYTES + max(0, read_bytes - PIECE_BYTES)
@@ -142,7 +146,7 @@ def written_bytes(write: Write) -> bytes:
 
 
 class BodyFile:
-    """A body in a file without a name, which is closed when this object is released."""
+    """A body in a file without a name; the file is closed when this object is garbage-collected."""
 
     def __init__(self, file: int, size: int) -> None:
         """Own `file`, the descriptor of an open file with `size` bytes."""
@@ -156,7 +160,10 @@ class BodyFile:
 
 
 async def _pieces(read: Read, begin: int, end: int, first: list[bytes], read_bytes: int) -> AsyncGenerator[bytes]:
-    """Yield the bytes `begin` … `end` − 1 in pieces; those in `first` were already read."""
+    """Yield the bytes `begin` … `end` − 1 in pieces, reading at most `read_bytes` at a time.
+
+    `first` is a list with the first of these bytes if they were already read, otherwise empty.
+    """
     at = begin
     while at < end:
         data = first.pop() if first else await asyncio.to_thread(read, at, min(at + read_bytes, end))
@@ -170,7 +177,8 @@ async def _pieces(read: Read, begin: int, end: int, first: list[bytes], read_byt
 class _PiecesResponse(Response):
     """A response that sends pieces; it ends when the client disconnects.
 
-    Starlette's StreamingResponse would keep its last piece in a reference cycle after that.
+    Starlette's StreamingResponse would keep its last piece in memory after a disconnect, in a
+    reference cycle.
     """
 
     def __init__(
@@ -219,7 +227,8 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 class _BodyResponse(_PiecesResponse):
     """A response with a large body in memory.
 
-    If the bodies in memory are too large together, the body is moved to a file before it is sent.
+    If, when it is to be sent, all large responses would hold too much memory, the body is moved to
+    a file first.
     """
 
     def __init__(
@@ -229,10 +238,10 @@ class _BodyResponse(_PiecesResponse):
         super().__init__(memory, _body_pieces(self._bodies), len(body), len(body), status, headers, media)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, from a file if the bodies in memory are too large together.
+        """Send the response, from a file if all large responses would hold too much memory.
 
-        Raises OverloadedError if all responses together would hold more bytes than the limit, and
-        FullError if the disk is full.
+        Raises OverloadedError if they would hold more bytes than the limit even so, and FullError
+        if the disk is full.
         """
         size = len(self._bodies[0])
         if not self._memory.fits(size):
@@ -251,14 +260,17 @@ class _BodyResponse(_PiecesResponse):
 
 
 async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
-    """Yield the only item of `bodies` in pieces, then remove it to free its memory."""
+    """Yield the body in the list `bodies`, its only item, in pieces; then empty the list.
+
+    The list is the only reference to the body, so that its memory is freed when it is sent.
+    """
     for at in range(0, len(bodies[0]), PIECE_BYTES):
         yield bodies[0][at : at + PIECE_BYTES]
     bodies.clear()
 
 
 class LimitedFileResponse(FileResponse):
-    """A response with a file; the memory for it counts against the limit of all large responses."""
+    """A response with a file; its read buffer counts against the limit of all large responses."""
 
     chunk_size = PIECE_BYTES
 
@@ -267,7 +279,7 @@ class LimitedFileResponse(FileResponse):
     ) -> None:
         """Send the file at `path`, or the parts of it that `Range` asks for, as `filename`.
 
-        `memory` counts the bytes that are held, and has their limit.
+        `memory` counts the bytes that all large responses hold, and limits them.
         """
         super().__init__(path, headers=headers, media_type=media, filename=filename)
         self._memory = memory

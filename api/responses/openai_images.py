@@ -1,4 +1,8 @@
-"""Prepares images for the OpenAI-compatible routes: their size, their files, and masks of edits."""
+"""Prepares images for the OpenAI-compatible routes.
+
+Enlarges the model's images to the requested size, encodes them as files, and turns the transparent
+pixels of an edited image into a mask.
+"""
 
 import io
 import math
@@ -62,8 +66,9 @@ class ImageOutput:
 def nearest_factor(size: str | None, image: ImageShape) -> int:
     """Return the whole factor f ≥ 1 that brings f·(width, height) nearest to `size`, WIDTHxHEIGHT.
 
-    The distance is Euclidean. Without a size, or with "auto", it is 1. Raises InvalidError if
-    `size` is not of this form, or a side is longer than `MAX_SIDE`.
+    Width and height are those of the model's images; the distance is Euclidean. If `size` is None
+    or "auto", returns 1. Raises InvalidError if `size` has another form, or a side is longer than
+    `MAX_SIDE`.
     """
     if size is None or size == "auto":
         return 1
@@ -111,12 +116,12 @@ def describe_images(work: str, parameters: ImageParameters, output: ImageOutput,
 
 
 def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[bytes, bytes]:
-    """Return the image and the mask of an inpainting as files of the model's size.
+    """Return the image and the mask of an inpainting as image files of the model's size.
 
-    Fully transparent pixels of `mask`, or of the image if `mask` is None, become white in the mask,
-    the others black. Of a file that is f times as large as the model's images, only the middle
-    pixel of each f × f block is used. Raises InvalidError if a file cannot be used, or if none or
-    all of the pixels are transparent.
+    Pixels that are fully transparent in `mask`, or in the image if `mask` is None, become white in
+    the returned mask, all others black. Of a file that is f times as large as the model's images,
+    only the middle pixel of each f × f block is used. Raises InvalidError if a file cannot be used,
+    or if none or all of the pixels are transparent.
     """
     colours, factor = _open("image", image, shape)
     if factor > 1:
@@ -136,11 +141,11 @@ def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[b
 
 
 def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
-    """Decode an image file; return its colours, and how many times as large as the model's it is.
+    """Decode an image file; return its colours and its size as a multiple of the model's.
 
-    `field` is the field's name in errors, `shape` the shape of the model's images. Raises
-    InvalidError if the file cannot be used, for example because it is not a whole number of times
-    as large.
+    `field` is the name of the file's field in errors, `shape` the shape of the model's images.
+    Raises InvalidError if the file cannot be decoded, or if its width and height are not those of
+    the model's images times one whole number.
     """
     _, height, width = shape
     try:

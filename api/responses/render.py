@@ -45,10 +45,10 @@ def json_response(body: BaseModel, headers: Mapping[str, str] | None = None, sta
 
 @dataclass(slots=True)
 class About:
-    """Metadata of a result: model, version, seed, and conversions of the request's images.
+    """Metadata of a result: model, version, seed, and how the images of the request were converted.
 
-    `columns` is the number of columns of the PNG of several images; None for a grid that is nearly
-    square.
+    `columns` is the number of columns if several images are put into one PNG; None for a grid that
+    is nearly square.
     """
 
     model: str
@@ -58,10 +58,10 @@ class About:
     columns: int | None = None
 
     def headers(self, fields: Fields) -> dict[str, str]:
-        """Return the metadata as response headers, with at most eight conversions.
+        """Return the metadata as response headers, because PNG bodies cannot contain metadata.
 
-        PNG bodies cannot contain metadata. `fields` is the result, which may have an acceptance
-        rate.
+        At most eight conversions are named. `fields` is the result, whose acceptance rate, if it
+        has one, is a header too.
         """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
         if self.conversions:
@@ -180,7 +180,7 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
 def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
     """Write the body of the result `fields` to `out`, a seekable file, in bounded memory.
 
-    It is in the media type `media`, and has the metadata `about`.
+    The body is in the media type `media`, and contains the metadata `about` if that type can.
     """
     with tracing.span("encode", attributes={"reverie.media_type": media}):
         if media == PNG:
@@ -228,9 +228,10 @@ def _write_npz(out: BinaryIO, fields: Fields, about: About) -> None:
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
     """Evaluate the conditional and range headers of a request for a result of `size` bytes.
 
-    Returns the status (200, 206 or 304), the first byte to send and the one after the last, and
-    `headers` with those for caching and ranges added. `digest` is the result's SHA-256 in hex, from
-    which the entity tag is made. Raises RangeError for a range outside the result.
+    Returns the status (200, 206 or 304), the first byte to send, the byte after the last one to
+    send, and `headers` with the header fields for caching and ranges added. `digest` is the
+    result's SHA-256 in hex, from which the entity tag is made. Raises RangeError for a range
+    outside the result.
     """
     tag = f'"{digest[:32]}"'
     cache = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable", "Vary": "Accept"}

@@ -46,8 +46,8 @@ Render = Callable[[], Awaitable[Rendering]]
 async def run_once(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Call `work` once for all concurrent callers with the same key; return its result to each.
 
-    `running` has the tasks that run, keyed by key. A caller that is cancelled does not cancel the
-    task.
+    `running` has the tasks that run at present, keyed by key. A caller that is cancelled does not
+    cancel the task.
     """
     task = running.get(key)
     if task is None:
@@ -76,9 +76,9 @@ class ResultFiles:
     def __init__(
         self, blobs: Blobs, folder: Path, responses: LargeResponses, exists: Callable[[str], Awaitable[bool]]
     ) -> None:
-        """Set the stores; `folder` is for unfinished files. `exists` returns whether a job exists.
+        """Set the stores. Unfinished files are in `folder`; `exists` returns whether a job exists.
 
-        If a job is deleted while its result is rendered, its files are deleted again.
+        If a job is deleted while its result is rendered, the rendered file is deleted at the end.
         """
         self._blobs = blobs
         self._folder = folder
@@ -129,8 +129,8 @@ class ResultFiles:
     async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
         """Return a job's result in one format; `name` stands for the format in the blob store.
 
-        If the result is not stored in this format, `render` makes it. Concurrent calls for one
-        result share one rendering. Raises GoneError if the job was deleted meanwhile.
+        If the result is not stored in this format, `render` makes it. Concurrent calls for the same
+        job and format share one rendering. Raises GoneError if the job was deleted meanwhile.
         """
         key = f"jobs/{job_id}/rendered.{name}"
         cached = self._cache.get(key)

@@ -1,4 +1,7 @@
-"""Upscaled images: decodes and encodes them in threads, stores them, and streams them."""
+"""Decodes images to be upscaled and encodes the upscaled ones, in threads.
+
+Encoded images are kept in the blob store, from which they are sent as clients read them.
+"""
 
 import asyncio
 import base64
@@ -42,7 +45,7 @@ _LARGE_PIXELS, _THREADS = 4_000_000, 2
 class UpscaleSpec:
     """How to enlarge an image: its layout in tiles, the scale, and the default file format.
 
-    `kind` is the format; `quality` is for JPEG and WebP, 1 to 100.
+    `kind` is the name of the format, such as "png"; `quality`, 1 to 100, is that of JPEG and WebP.
     """
 
     layout: Layout
@@ -68,7 +71,10 @@ class UpscaleSpec:
         return cls(Layout.read(summary), summary["scale"], summary["format"], summary["quality"])
 
     def conversions_to(self, kind: str) -> tuple[str, ...]:
-        """Return messages about what a file format changes: JPEG puts transparency over white."""
+        """Return messages about what the file format `kind` cannot store of the image.
+
+        JPEG has no transparency, so a transparent image is put over white; other formats store all.
+        """
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
     def shape(self, kind: str) -> Shape:
@@ -105,9 +111,10 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class StoredPicture(ResultFile):
-    """An encoded image in the blob store, with the values of its result that are not per row.
+    """An encoded image in the blob store.
 
-    They are in `constants`, keyed by name, for JSON responses.
+    `constants` has those values of the job's result that are not per row, keyed by name; a JSON
+    response contains them beside the image.
     """
 
     constants: Fields = field(default_factory=dict)
@@ -130,9 +137,9 @@ class UpscaleService:
         responses: LargeResponses,
         result_chunks: Callable[[Job], Iterator[Fields]],
     ) -> None:
-        """Set the stores; `folder` is for unfinished files.
+        """Set the stores; unfinished files are written to `folder`.
 
-        `result_chunks` yields the result of a job in chunks.
+        `result_chunks` returns an iterator over the result of a job in chunks.
         """
         self._folder = folder
         self._blobs = blobs
@@ -142,9 +149,9 @@ class UpscaleService:
         self._results = ResultFiles(blobs, folder, responses, self._has_input)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
-        """Call a function for an image of `pixels` pixels in a thread; return its result.
+        """Call `act` for an image of `pixels` pixels in a thread; return its result.
 
-        For large images, only a few calls run at the same time, to limit memory.
+        For large images, only a few calls run at the same time, to limit memory; others wait.
         """
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
@@ -221,14 +228,17 @@ class UpscaleService:
         return await self._results.respond(request, job.id, f"{output.kind}.json", JSON, render, headers)
 
     async def _stored_picture(self, job: Job, spec: UpscaleSpec, kind: str) -> StoredPicture:
-        """Return the image of a job in a file format; concurrent requests share one encoding."""
+        """Return a job's image in the file format `kind`; encode and store it at the first request.
+
+        Concurrent requests share one encoding.
+        """
         key, pixels = f"jobs/{job.id}/answer.{kind}", spec.size[0] * spec.size[1]
         return await run_once(
             self._encoding, key, lambda: self._run(pixels, self._find_or_encode, job, spec, kind, key)
         )
 
     def _find_or_encode(self, job: Job, spec: UpscaleSpec, kind: str, key: str) -> StoredPicture:
-        """Return the stored image; if there is none, encode and store it.
+        """Return the image that is stored under `key`; if there is none, encode and store it.
 
         Raises LookupError if the job's result was deleted.
         """
@@ -274,8 +284,8 @@ class _HashedFile:
 def _tiles(chunks: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
     """Yield the tiles in a result's chunks, in order.
 
-    The result's numbers and strings, which are not per row, are added to `constants`. Raises
-    LookupError after the last tile, because the caller takes only as many as the image has.
+    The numbers and strings in the chunks, which are not per row, are added to `constants`. Raises
+    LookupError if the caller asks for a tile after the last one: a chunk is then missing.
     """
     for chunk in chunks:
         constants |= _constants(chunk)
@@ -300,10 +310,10 @@ def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, co
 def _write_json(
     pieces: Iterable[bytes], spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields, out: BinaryIO
 ) -> None:
-    """Write JSON with an image file as base64 to `out`, a piece at a time.
+    """Write JSON that contains an image file as base64 to `out`, piece by piece.
 
-    `pieces` are the bytes of the file. The sizes of all but the last must be multiples of 3, so
-    that base64 needs no padding between them. `constants` are more fields of the body.
+    `pieces` are the bytes of the file. The sizes of all pieces but the last must be multiples of 3,
+    so that base64 needs no padding between them. `constants` are further fields of the JSON.
     """
     height, width = spec.size
     body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}

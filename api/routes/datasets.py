@@ -75,11 +75,11 @@ async def store_upload(
 ) -> tuple[dict[str, Any], bool]:
     """Convert an uploaded file and store it as a dataset.
 
-    Returns its description, and whether it is new. The other fields of the upload are those of
-    `form_type`. `keep_filename`: the description gets the client's name of the file, as `filename`.
-    Raises a ProblemError if the upload is not valid, cannot be converted, or is too large for the
-    disk or the caller's limits; ConflictError if the name is taken by other content; and
-    ClientDisconnect.
+    Returns the dataset's description, and whether it is new. The other fields of the upload are
+    those of `form_type`. With `keep_filename`, the description contains the client's name of the
+    file, as `filename`. Raises a ProblemError if the upload is not valid, cannot be converted, or
+    is too large for the disk or the caller's limits; ConflictError if a dataset with this name has
+    other content; and ClientDisconnect if the client disconnects.
     """
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
@@ -102,9 +102,10 @@ async def store_upload(
 
 
 async def _create_by_job(request: Request, state: AppState, caller: Caller) -> Response:
-    """Start a job that fetches the dataset of a JSON body; return 202, or an existing dataset.
+    """Start a job that fetches the dataset which a JSON body describes; return 202 with the job.
 
-    With `Prefer: wait=N` the new dataset is returned, if the job ends in time.
+    With `Prefer: wait=N`, returns 201 with the dataset if the job ends in time. If a dataset with
+    this name, made from the same source, exists already, returns 200 with it and starts no job.
     """
     try:
         fields = orjson.loads(await _read_small(request))
@@ -153,7 +154,10 @@ def _stored(body: NamedDatasetBody | DatasetUrlBody) -> dict[str, Any]:
 
 
 async def _respond_by_job(request: Request, state: AppState, caller: Caller, row: Job) -> Response:
-    """Insert a job that makes a dataset; return 202, or 201 with the dataset if it ends in time."""
+    """Insert the job `row`, which makes a dataset, and return 202 with the job.
+
+    If the request has `Prefer: wait=N` and the job ends in time, returns 201 with the dataset.
+    """
     state.job_service.check_room()
     prefer = Prefer.of(request, state.settings, 0.0)
     result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
@@ -252,9 +256,9 @@ def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> Dataset
 
 @asynccontextmanager
 async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
-    """Create a temporary folder for a conversion and delete it at the end.
+    """Create a temporary folder for a conversion, yield it, and delete it after the block.
 
-    Raises FullError if the disk is full while the folder is created or used.
+    Raises FullError if the disk is full when the folder is created, or in the block.
     """
     scratch = datasets.scratch_folder()
     try:
@@ -270,9 +274,9 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body, whose size this function limits because its route accepts large uploads.
+    """Return the body of a JSON request, of at most `_MAX_JSON_BYTES` bytes.
 
-    Raises TooLargeError if it has more than `_MAX_JSON_BYTES` bytes.
+    Raises TooLargeError for a longer one. The route itself limits only uploads, which may be large.
     """
     body = b""
     async for chunk in request.stream():

@@ -135,8 +135,8 @@ def event_stream(
 ) -> EventStream:
     """Return a stream of a job's events after the event with number `seq`.
 
-    `metrics_only`: send only the metrics of a training and its last status. Raises
-    TooManyRequestsError if the caller has too many open streams.
+    With `metrics_only`, it has only the metrics of a training, and the status with which the
+    training ends. Raises TooManyRequestsError if the caller has too many open streams.
     """
     limited = caller_of(request.scope).name  # streams are counted per API key; without keys, per IP address
     if not limited:
@@ -146,7 +146,10 @@ def event_stream(
 
 
 async def _event_texts(state: AppState, job_id: str, seq: int, *, metrics_only: bool) -> AsyncIterator[str]:
-    """Yield the events of a job as server-sent events, until the job has ended or is deleted."""
+    """Yield a job's events after number `seq` as server-sent events, until it ends or is deleted.
+
+    With `metrics_only`, only metrics and the last status are sent.
+    """
     yield "retry: 2000\n\n"
     async for update in state.job_service.job_events.listen(job_id, seq):
         if not update.exists:

@@ -1,4 +1,4 @@
-"""Operations, such as `POST /v1/samples`: one route for each.
+"""Adds the routes of operations, such as `POST /v1/samples`.
 
 These routes are the hot path of the service: a small request spends more time here than in the
 model.
@@ -53,9 +53,11 @@ class PlainRoute(APIRoute):
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the query of a JSON request and call the route's function.
+        """Check the query parameters of a request, and call the route's function.
 
-        FastAPI rejects other methods. Raises InvalidError if a JSON request has query parameters.
+        Raises InvalidError if a JSON request has query parameters; requests with another body may
+        have its fields in the query. A request with a method that is not the route's is passed to
+        FastAPI, which rejects it.
         """
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
@@ -147,9 +149,10 @@ async def create_job(state: AppState, inference_request: InferenceRequest) -> Jo
 async def _respond_by_job(
     state: AppState, request: Request, inference_request: InferenceRequest, media: str, key: bytes | None
 ) -> Response:
-    """Create the job of a request with a webhook or URLs; return its result, or 202 with the job.
+    """Create the job of a request with a webhook or URLs; return the result if it ends in time.
 
-    `key` is the value of the Idempotency-Key header; None without the header.
+    Otherwise returns 202 with the job. `key` is the value of the Idempotency-Key header; None
+    without the header. `media` is the media type of the result.
     """
     prefer = await check_outbound(state, request, inference_request)
     if key is not None:
@@ -159,9 +162,10 @@ async def _respond_by_job(
 
 
 async def check_outbound(state: AppState, request: Request, inference_request: InferenceRequest) -> Prefer:
-    """Check the webhook and the hosts of the URLs of a request; return how long its client waits.
+    """Check the webhook and the URLs of a request; return how long its client waits for a result.
 
-    By default a request with a webhook does not wait. Raises InvalidError if the webhook or a host
+    The hosts of the URLs are looked up. Without a `Prefer` header, a request with a webhook does
+    not wait, and any other waits for the usual time. Raises InvalidError if the webhook or a host
     cannot be used.
     """
     body = inference_request.webhook_body
@@ -199,7 +203,10 @@ async def wait_for_job(state: AppState, request: Request, job: Job, wait_s: floa
 async def _respond_sync(
     state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
 ) -> Response:
-    """Return the result; after the time-out, 202 with a job that continues the work."""
+    """Return the result of a request in the media type `media`, if it is computed in time.
+
+    Otherwise returns 202 with a job that continues the work.
+    """
     png = media == JSON and inference_request.operation.pictures and inference_request.rows <= PNG_BY_WORKER
     fields = await compute_or_accept(state, request, inference_request, prefer, png=png)
     if isinstance(fields, Response):
@@ -220,11 +227,12 @@ async def _respond_sync(
 async def compute_or_accept(
     state: AppState, request: Request, inference_request: InferenceRequest, prefer: Prefer, *, png: bool = False
 ) -> Fields | Response:
-    """Return the result of a request, or 202 with a job that continues the work after the time-out.
+    """Return the result of a request, if it is computed in time; `prefer` has the time-out.
 
-    `png`: workers return images as PNG files. Raises OverloadedError or TooManyRequestsError if the
-    queue is full or there are too many jobs, ModelFailedError if the model fails, and
-    ClientDisconnect if the client disconnects; then the request is dropped.
+    Otherwise returns 202 with a job that continues the work. With `png`, workers return images as
+    PNG files, not as pixels. Raises OverloadedError or TooManyRequestsError if the queue is full or
+    there are too many jobs, and ModelFailedError if the model fails. If the client disconnects, the
+    request is cancelled and ClientDisconnect raised.
     """
     pending = inference_request.pending(png=png)
     try:
@@ -274,10 +282,10 @@ async def _wait_for_result(state: AppState, request: Request, pending: PendingRe
 async def _respond_once(
     state: AppState, inference_request: InferenceRequest, media: str, prefer: Prefer, header: str
 ) -> Response:
-    """Return the result of the job that has this Idempotency-Key, creating it if there is none.
+    """Return the result of the job that has this Idempotency-Key; create the job if there is none.
 
-    `header` is the value of the Idempotency-Key header. If the job does not end in time, return 202
-    with the job.
+    `header` is the value of the Idempotency-Key header. If the job does not end in time, returns
+    202 with the job. `media` is the media type of the result.
     """
     return await _job_response(state, await insert_job_once(state, inference_request, prefer, header), media, prefer)
 
@@ -294,11 +302,12 @@ async def _job_response(state: AppState, job: Job, media: str, prefer: Prefer) -
 
 
 async def insert_job_once(state: AppState, inference_request: InferenceRequest, prefer: Prefer, header: str) -> Job:
-    """Insert a job, or find the job that has this Idempotency-Key, and return it.
+    """Insert a job, or find the job that has this Idempotency-Key; return it when it has ended.
 
-    Waits until the job has ended, at most `prefer.wait_s` seconds. Raises InvalidError if the key
-    was used with another body, GoneError if its job was deleted, and OverloadedError or
-    TooManyRequestsError if there are too many jobs.
+    `header` is the value of the Idempotency-Key header. If the job has not ended after
+    `prefer.wait_s` seconds, it is returned as it is. Raises InvalidError if the key was used with
+    another body, GoneError if its job was deleted, and OverloadedError or TooManyRequestsError if
+    there are too many jobs.
     """
     key = idempotency_key(header)
     state.job_service.check_room()

@@ -181,10 +181,11 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> T
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Wake the training workers after a training was changed; return the training as it is now.
+    """Finish a request to pause or resume a training: return the training as it is now.
 
-    Raises ConflictError if it was not `changed`, because its status does not allow the change;
-    `rule`, the end of the error's detail, says which trainings can be changed.
+    `changed` says whether the job store has made the change. If so, the training workers are woken.
+    If not, because the training's status does not allow the change, raises ConflictError, whose
+    detail ends with `rule`: which trainings can be changed.
     """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:

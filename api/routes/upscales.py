@@ -82,7 +82,10 @@ def add_upscales(app: FastAPI, state: AppState) -> None:
 async def _respond_sync(
     state: AppState, request: Request, inference_request: InferenceRequest, output: OutputFormat, prefer: Prefer
 ) -> Response:
-    """Return the enlarged image; after the time-out, 202 with a job that continues the work."""
+    """Return the enlarged image in the format `output`, if it is computed in time.
+
+    Otherwise returns 202 with a job that continues the work.
+    """
     spec, photograph = inference_request.upscale, inference_request.photograph
     assert spec is not None  # noqa: S101 - every request of this route has both
     assert photograph is not None  # noqa: S101
@@ -100,9 +103,9 @@ async def _respond_sync(
 
 
 async def _job_response(state: AppState, request: Request, job: Job, output: OutputFormat, prefer: Prefer) -> Response:
-    """Return the image of a job that has ended, otherwise 202 with the job.
+    """Return the image of a job that has ended; otherwise 202 with the job.
 
-    Raises ModelFailedError, ConflictError or GoneError if the job has no result.
+    Raises ModelFailedError, ConflictError or GoneError if the job has ended without a result.
     """
     if not job.ended:
         return accepted(job, prefer)
@@ -117,10 +120,10 @@ async def _job_response(state: AppState, request: Request, job: Job, output: Out
 
 
 async def _read_request(request: Request, state: AppState) -> tuple[InferenceRequest, OutputFormat]:
-    """Read and validate a request, and decode its image; return it and the format of its response.
+    """Read and validate a request; return it with its image decoded, and its response's format.
 
-    Raises a ProblemError if the body, a field or the image is not valid, or if no format is
-    acceptable.
+    The image is not decoded if it must first be fetched by URL. Raises a ProblemError if the body,
+    a field or the image is not valid, or if no format is acceptable.
     """
     content = await _read_content(request)
     fields = validate_fields(UpscaleFields, content.fields)
@@ -144,8 +147,8 @@ def _without_image(
 ) -> InferenceRequest:
     """Return the request for a job whose image must first be downloaded.
 
-    Its number of rows (tiles) is not known before that. Raises InvalidError if the URL is not
-    valid, or if an image was sent too.
+    Until then its number of rows, which are the tiles of the image, is given as 1. Raises
+    InvalidError if the URL is not valid, or if an image was sent too.
     """
     if content.uploads or fields.image is not None:
         raise InvalidError.in_field(IMAGES_URL, "send either `image` or `image_url`")
@@ -169,9 +172,9 @@ async def _build_request(state: AppState, job: Job, content: Content) -> Inferen
 async def _with_image(
     state: AppState, content: Content, fields: UpscaleFields, entry: ModelVersion, options: dict[str, Any], kind: str
 ) -> InferenceRequest:
-    """Decode the image of a request and return the request; `kind` is the format of the result.
+    """Decode the image that was sent with a request, and return the complete request.
 
-    Raises InvalidError if the image cannot be used.
+    `kind` is the file format of the result. Raises InvalidError if the image cannot be used.
     """
     photograph = await _read_photograph(state, content, fields.image, kind, int(options["scale"]))
     tiling = Tiling(*photograph.size, entry.image[1:], entry.margin)

@@ -45,7 +45,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
 
 
 def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> VersionResponse:
-    """Return the response body for a version."""
+    """Return the response body for a version: its card, its links, and whether it is active."""
     path = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": path, "file": f"{path}/file", "preview": f"{path}/preview", "model": f"/v1/models/{entry.name}"}
     job = entry.card.provenance.get("job")
@@ -183,10 +183,11 @@ def _parse_shared(fields: dict[str, str]) -> bool | None:
 
 
 def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None:
-    """Check an uploaded file; return the version of the model that has the same bytes, or None.
+    """Check an uploaded checkpoint; return the version of the model `name` that has the same bytes.
 
-    Raises InvalidError if the file is not a valid checkpoint of this model, or of an unknown
-    family.
+    Returns None if there is no such version. Raises InvalidError if the file is not a valid
+    checkpoint, or if its family is unknown, or if its name, family or image size is not that of the
+    model.
     """
     try:
         card = check_import(file, name)

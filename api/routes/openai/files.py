@@ -104,13 +104,13 @@ def _openai_file(about: dict[str, Any]) -> OpenAIFile:
 
 
 class _Buffer:
-    """A writable file in memory, from which what was written is removed piece by piece."""
+    """A writable file in memory; reading the written bytes removes them."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def write(self, data: bytes) -> int:
-        """Append data."""
+        """Append `data` to the buffer; return the number of its bytes."""
         self._data += data
         return len(data)
 
@@ -118,7 +118,7 @@ class _Buffer:
         """Do nothing; `zipfile` calls it."""
 
     def take(self) -> bytes:
-        """Return and remove what was written."""
+        """Return all bytes that were written since the last call, and remove them."""
         data, self._data = bytes(self._data), bytearray()
         return data
 
@@ -127,7 +127,8 @@ def _npz_chunks(folder: Path, counts: Sequence[int]) -> Iterator[bytes]:
     """Yield an NPZ file with the pictures and labels of a dataset's splits, except empty splits.
 
     `folder` is the dataset's folder, and `counts` are the numbers of pictures of the splits. The
-    files are opened before the first chunk, so that a deletion meanwhile does no harm.
+    files are opened before the first chunk, so that the download is complete even if the dataset is
+    deleted meanwhile.
     """
     buffer = _Buffer()
     with ExitStack() as stack:

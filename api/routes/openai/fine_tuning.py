@@ -161,7 +161,10 @@ async def list_fine_tuning_checkpoints(
 
 
 def _hyperparameters(body: FineTuningBody) -> Hyperparameters:
-    """Return the hyperparameters of a request. Raises InvalidError if it has them twice."""
+    """Return the hyperparameters of a request, from the body or from its `method`.
+
+    Raises InvalidError if both have hyperparameters.
+    """
     of_method = body.method.supervised.hyperparameters if body.method and body.method.supervised else None
     if body.hyperparameters and of_method:
         detail = "given twice; send them in `method.supervised.hyperparameters` or in `hyperparameters`"
@@ -197,9 +200,10 @@ def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> Traini
 
 
 def _base(state: AppState, caller: Any, model: str) -> tuple[str, str, dict[str, Any]]:
-    """Return a family, and the name and the configuration of the model that a training is based on.
+    """Return what the training of a new model starts from: family, name and configuration.
 
-    If `model` names a family, the name is that of the family and the configuration is empty. Raises
+    `model` is the name of a family or of a model. If it is a family, the returned name is the
+    family's, and the configuration is empty; otherwise all three are the model's. Raises
     NotFoundError if it is neither a family nor a model that the caller may use.
     """
     families = load_families(state.settings)
@@ -219,9 +223,9 @@ def _base(state: AppState, caller: Any, model: str) -> tuple[str, str, dict[str,
 
 
 def _training_options(hyperparameters: Hyperparameters, family: FamilyDescription) -> dict[str, Any]:
-    """Return hyperparameters as options of a family's training, such as `epochs`.
+    """Return OpenAI's hyperparameters as training options of a family, such as `epochs`.
 
-    Those that are `auto` or missing are left out.
+    Hyperparameters that are `auto` or missing are left out, so that the family's defaults apply.
     """
     rate = hyperparameters.learning_rate_multiplier
     values = {"epochs": hyperparameters.n_epochs, "batch_size": hyperparameters.batch_size}
@@ -232,7 +236,7 @@ def _training_options(hyperparameters: Hyperparameters, family: FamilyDescriptio
 
 
 def _default(family: FamilyDescription, name: str) -> Any:
-    """Return what a training of a family uses for an option that the request does not set."""
+    """Return the value of the training option `name` that a family uses if a request sets none."""
     return family.recipe["training"].get(name, family.training["properties"][name]["default"])
 
 
@@ -243,7 +247,10 @@ def _model_name(base: str, suffix: str | None) -> str:
 
 
 def _renamed(error: InvalidError) -> InvalidError:
-    """Return the error of a training with its fields renamed to OpenAI's, such as `n_epochs`."""
+    """Return the error of an invalid training with its fields renamed to OpenAI's.
+
+    For example, `dataset` becomes OpenAI's `training_file`.
+    """
     detail, errors = error.detail, []
     for one in error.more.get("errors", ()):
         name = _NAMES.get(one["field"], one["field"])

@@ -231,9 +231,9 @@ async def _respond(
 def _write(
     out: BinaryIO, body: dict[str, Any], images: Iterable[Any], describe: Callable[[Any], dict[str, str]]
 ) -> None:
-    """Write the JSON of a response: the fields of `body`, and the list `data` of images.
+    """Write the JSON of a response to `out`: the fields of `body`, and `data`, a list of images.
 
-    `describe` returns the entry of one of the `images`.
+    `describe` returns the entry in `data` for one of the `images`.
     """
     out.write(orjson.dumps(body)[:-1] + b',"data":[')
     out.writelines((b"," if index else b"") + orjson.dumps(describe(image)) for index, image in enumerate(images))
@@ -246,9 +246,10 @@ def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
 
 
 async def _compute(state: AppState, request: Request, work: InferenceRequest, output: ImageOutput) -> Fields:
-    """Return the result of the operation, with its images in the field `images`.
+    """Return the result of an operation, with the images in the field `images`.
 
-    Raises OverloadedError after `WAIT_S` seconds; a job then goes on with the work.
+    If it takes longer than `WAIT_S` seconds, the request becomes a job that continues, and
+    OverloadedError is raised.
     """
     # the worker's files are returned as they are
     png = output == ImageOutput() and work.rows <= PNG_BY_WORKER
@@ -259,10 +260,10 @@ async def _compute(state: AppState, request: Request, work: InferenceRequest, ou
 
 
 async def _finished_job(state: AppState, request: Request, work: InferenceRequest) -> Job:
-    """Run the operation as a job; return the job when it has succeeded.
+    """Run the operation as a job, and return the job when it has succeeded.
 
-    Raises ModelFailedError, ConflictError or GoneError if it has ended without a result, and
-    OverloadedError if it has not ended after `WAIT_S` seconds; then it goes on.
+    Raises ModelFailedError, ConflictError or GoneError if the job has ended without a result. If it
+    has not ended after `WAIT_S` seconds, raises OverloadedError, and the job continues.
     """
     created = await create_job(state, work)
     job = await wait_for_job(state, request, created, WAIT_S)
@@ -278,15 +279,15 @@ def _too_slow(path: str) -> OverloadedError:
 
 
 def _data(output: ImageOutput, image: Pixels | bytes) -> dict[str, str]:
-    """Return the entry of an image in a response: its file as base64."""
+    """Return the entry of an image in the `data` of a response, with its file as base64."""
     return {"b64_json": base64.b64encode(_file(image, output)).decode()}
 
 
 def _link(request: Request, job: Job, output: ImageOutput, index: int) -> dict[str, str]:
-    """Return a response's entry for image number `index` of a job: the URL of its file.
+    """Return the entry of an image in the `data` of a response, with the URL of its file.
 
-    The query of the URL has the format, quality and factor of `output` that differ from the
-    defaults.
+    `index` is the number of the image in its job, from 0. The query of the URL has the format,
+    quality and factor of `output` that differ from the defaults.
     """
     options = {"output_format": output.format, "quality": output.quality, "factor": output.factor}
     default = {"output_format": "png", "quality": 100, "factor": 1}

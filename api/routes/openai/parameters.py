@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 
 
 def known_only(extra: Mapping[str, Any] | None, known: Iterable[str], more: str = "") -> dict[str, Any]:
-    """Return the parameters in `extra`, without those that are null.
+    """Return those of the parameters `extra` that are not null.
 
-    Raises InvalidError for one that is not in `known`; its message lists `known` and ends with
+    Raises InvalidError if one of them is not in `known`; its message lists `known` and ends with
     `more`.
     """
     given = {name: value for name, value in (extra or {}).items() if value is not None}
