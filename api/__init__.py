@@ -1,1 +1,4 @@
-"""HTTP only: routes, uploads, errors and responses. Nothing here imports torch, directly or not."""
+"""The HTTP side of the service: routes, uploads, errors and responses.
+
+No module of this package imports torch, directly or through another module.
+"""

@@ -27,9 +27,9 @@ from core.settings import settings as settings_of_environment
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Create the application with all its routes; the lifespan starts its services.
+    """Create the application with all its routes; its services start when it is served.
 
-    `settings` None means those of the environment.
+    If `settings` is None, they are read from the environment.
     """
     settings = settings or settings_of_environment()
     set_up(settings.log_level, "api")
@@ -91,9 +91,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _describe(app: FastAPI, state: AppState) -> None:
-    """Make `app.openapi` return FastAPI's description with the operations of the active models.
+    """Make `app.openapi` return FastAPI's description, completed for the active models.
 
-    The description is cached until the active versions change.
+    The description is cached until a model's active version changes.
     """
     generate = app.openapi
     described_refs: list[str] | None = None

@@ -40,10 +40,10 @@ def read_deadline(header: bytes) -> float:
 
 
 def set_deadline(scope: MutableMapping[str, Any], header: bytes) -> float:
-    """Read the header of a request and store its deadline in the scope; return the deadline.
+    """Store the deadline that a `Request-Timeout` header sets in a request's scope, and return it.
 
-    It is in seconds since the epoch. Raises MalformedError if the header is no number, and
-    InvalidError if it is out of range.
+    The deadline is in seconds since the epoch. Raises MalformedError if the header is no number,
+    and InvalidError if it is out of range.
     """
     deadline_at = read_deadline(header)
     scope[_SCOPE_KEY] = deadline_at
@@ -58,10 +58,10 @@ def deadline_of(scope: Mapping[str, Any]) -> float | None:
 
 @contextlib.asynccontextmanager
 async def stop_at(deadline_at: float) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel the block at a deadline and raise DeadlineExceededError.
+    """Run a block until a deadline; then cancel it and raise DeadlineExceededError.
 
-    Yields the timeout: after `reschedule(None)`, which is for a response that has started, the
-    block is not cancelled any more.
+    Yields the timeout. Once a response has started, call its `reschedule(None)`, so that the block
+    is not cancelled at the deadline.
     """
     try:
         async with asyncio.timeout(max(0.0, deadline_at - time.time())) as timeout:

@@ -35,7 +35,7 @@ class ProblemError(Exception):
     type: ClassVar[str] = "about:blank"
 
     def __init_subclass__(cls, status: int, title: str, kind: str = "about:blank") -> None:
-        """Set the status, the title and the type (`kind`) of the problems of a class."""
+        """Set the status, title and type (`kind`) of the problems of a subclass."""
         super().__init_subclass__()
         cls.status, cls.title, cls.type = status, title, kind
 

@@ -243,8 +243,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _reject(self, status: int, detail: str) -> None:
         """Send a problem with this status and detail, and close the connection.
 
-        Responses of earlier requests are sent before. Further input is ignored. If the response of
-        the current request has started, the connection is closed without a problem.
+        The responses to earlier requests are sent first. Further input is ignored. If a part of the
+        current request's response was already sent, the connection is closed without a problem.
         """
         self._rejected = True
         request_id = uuid4().hex
@@ -337,10 +337,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- too many connections ---
 
     def _evict_connections(self) -> None:
-        """Abort the connections that are needed least, to make room for this new one.
+        """Abort the connections that are needed least, to make room for this new connection.
 
-        Rejected and slowly starting connections go first, then idle ones, then those with slow
-        uploads. If all others must stay, reject this one (503).
+        Rejected connections and those slow to send their first request go first, then idle ones,
+        then those with slow uploads. If none of these exist, this connection is rejected (503).
         """
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
         ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._eviction_rank()) is not None]  # noqa: SLF001

@@ -121,8 +121,8 @@ class InputFetcher:
     async def _start_next(self) -> bool:
         """Claim a job with images to download, and start to download them in a task.
 
-        Returns whether a job was claimed: False if there is none, if as many jobs as allowed are
-        being processed, or if the job store fails.
+        Returns True if a job was claimed, and False if there is none, if as many jobs as allowed
+        are being processed, or if the job store fails.
         """
         if len(self._running) >= MAX_FETCHES:
             return False

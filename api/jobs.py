@@ -40,7 +40,7 @@ _RECHECK_S = 5.0  # interval at which a waiting request reads its job, in case a
 
 
 class JobService:
-    """The jobs of the service, as the routes of one API process use them."""
+    """Creates, reads, waits for and ends jobs, for the routes of one API process."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
         """Create the service; nothing is connected and no loop runs before `start` is called."""
@@ -118,7 +118,10 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Insert the jobs that wait to be committed; later ones share the next transaction."""
+        """Insert the jobs that wait to be committed, in one transaction; repeat until none waits.
+
+        If a transaction fails, the requests that created its jobs get the exception.
+        """
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -396,7 +399,10 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Delete expired results, results over the disk quota, and orphans, until cancelled."""
+        """Periodically delete expired results, results over the disk quota, and files without a job.
+
+        Runs until cancelled.
+        """
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             try:

@@ -17,7 +17,7 @@ _UNTIL_REVOKED = "until-revoked"
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command with these arguments; return its exit status."""
+    """Run the command `keys` with the arguments `words`; return its exit status."""
     parser = _parser()
     args = parser.parse_args(words)
     path = args.file or settings().api_keys

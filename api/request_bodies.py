@@ -125,12 +125,12 @@ class RequestBodies:
 
 @dataclass(eq=False, slots=True)
 class BodyReader:
-    """An ASGI `receive` that reads a body's messages from another one and enforces its limits.
+    """An ASGI `receive` that passes on the messages of another `receive` and enforces body limits.
 
-    It raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
-    large together, and StalledError after the time-out. `release` must be called when the request
-    has ended. `decoded`: the body had a content encoding. `unread`: the client may still send a
-    part of the body.
+    It raises TooLargeError over the size limit, OverloadedError if the bodies of all requests in
+    memory are too large together, and StalledError after the time-out. `release` must be called
+    when the request has ended. `decoded` says that the body had a content encoding, and `unread`
+    that the client may still send a part of the body.
     """
 
     receive: Receive
@@ -198,11 +198,11 @@ class BodyReader:
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read the whole body now if the route's bodies are `small`; return a `receive` for it.
+        """Read the whole body now if the route's bodies are `small`; return a `receive` with it.
 
-        For other routes, return this reader unread. An error that is raised here becomes the
-        response; FastAPI would replace one that is raised while the route runs. Raises
-        ClientDisconnect if the client disconnects before the body is complete.
+        For other routes, return this reader, from which nothing was read. An error that is raised
+        here becomes the response; FastAPI would replace one that is raised while the route runs.
+        Raises ClientDisconnect if the client disconnects before the body is complete.
         """
         if not self.rule.small:
             return self
@@ -263,7 +263,7 @@ def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
 
 
 class DecodedReceive:
-    """An ASGI `receive` that decodes the messages of another one, and returns them in blocks.
+    """An ASGI `receive` that decodes the body from another `receive`, and returns it in blocks.
 
     Raises MalformedError if the body cannot be decoded, ends early, or has very many small gzip
     members.

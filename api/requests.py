@@ -288,8 +288,8 @@ def validate_options(
     """Validate the options of a body against the model's schema; return them with all defaults.
 
     Options are in the field `options`, or are fields of the body that are not in `fields`. `texts`
-    has the text of each field that came in a form or query. Raises InvalidError for an unknown,
-    doubled or invalid option.
+    has the text of each field that came in a form or query. Raises InvalidError for an option that
+    is unknown, given twice or not valid.
     """
     options, values = body.options, {}
     if extra := {name: value for name, value in (body.model_extra or {}).items() if name not in fields}:

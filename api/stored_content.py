@@ -1,4 +1,7 @@
-"""Packs the body of a request for its job, and restores it when its images have been fetched."""
+"""Packs the body of a request with URLs, so that its job can store it until they are fetched.
+
+It is then restored with the fetched images as if they had been uploaded.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence

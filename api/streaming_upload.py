@@ -35,7 +35,10 @@ class StreamingUpload:
     """
 
     def __init__(self, folder: Path, files: Collection[str], fields: Collection[str], reserve_bytes: int) -> None:
-        """Accept only these files and fields, and leave `reserve_bytes` of the disk free."""
+        """Accept only files and fields with the names in `files` and `fields`.
+
+        Files are written to `folder` as long as `reserve_bytes` bytes of the disk stay free.
+        """
         self._folder = folder
         self.files = tuple(files)
         self._known = tuple(fields)
@@ -50,7 +53,8 @@ class StreamingUpload:
         """Read the body, write its files to the folder, and return its other fields, keyed by name.
 
         Raises UnsupportedMediaError, MalformedError, InvalidError or StalledError for a body that
-        is not a valid upload, ClientDisconnect, and OSError (ENOSPC) if the disk is full.
+        is not a valid upload, ClientDisconnect if the client disconnects, and OSError (ENOSPC) if
+        the disk is full.
         """
         content_type = request.headers.get("content-type", "")
         media = media_type(content_type)

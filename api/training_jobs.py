@@ -30,8 +30,8 @@ def auxiliary_row(
 ) -> Job:
     """Return the record of a new job for the training workers, not yet inserted.
 
-    `kind` is the job's kind, such as "publication", `model` the name of the model that it is about,
-    and `body` its request.
+    `kind` is the job's kind, such as "publication", `model` the name of the model that the job is
+    for, and `body` what the job stores as its request.
     """
     return Job(
         kind=kind,

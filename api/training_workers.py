@@ -13,14 +13,14 @@ from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 
 
 class TrainingWorkers:
-    """Reads the heartbeats of training workers, and wakes them, by the Redis database at `url`."""
+    """Reads the heartbeats of training workers from their Redis database, and wakes the workers."""
 
     def __init__(self, url: str) -> None:
-        """Set the URL of the Redis database that training workers use; `start` connects."""
+        """Store `url`, that of the Redis database that the training workers use."""
         self._url = url
 
     def start(self) -> None:
-        """Create the connection; the first command connects."""
+        """Create the Redis client, which connects when it sends its first command."""
         self._redis = redis.asyncio.Redis.from_url(self._url, socket_timeout=15, socket_connect_timeout=2)
 
     async def stop(self) -> None:
@@ -52,6 +52,9 @@ class TrainingWorkers:
         return len(await self.live())
 
     async def devices(self) -> int | None:
-        """Return the most devices that a live training worker has; None if none reports them."""
+        """Return the number of devices of the live training worker that has the most.
+
+        Returns None if no live worker reports its devices.
+        """
         heartbeats = (await self.live()).values()
         return max((one["devices"] for one in heartbeats if one.get("devices")), default=None)

@@ -93,9 +93,9 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
     """Delete versions of the model `name`; with `model`, delete the whole model.
 
-    The versions are hidden from new requests between two checks that no unfinished job uses them.
-    Raises ConflictError if a version is active (without `model`), is being activated, or is used by
-    an unfinished job; then nothing is deleted.
+    Checks that no unfinished job uses the versions, hides them from new requests, and checks again.
+    Raises ConflictError if an unfinished job uses a version, or if one is being activated or,
+    without `model`, is active; then nothing is deleted.
     """
     store = Versions(state.paths.checkpoints)
     await _check_unused(state, name, versions, model=model)
@@ -131,7 +131,7 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
 async def prune_versions(state: AppState) -> None:
     """Delete old versions every `PRUNE_S` seconds, until cancelled.
 
-    Also finishes deletions that another process began and did not end.
+    Also finishes deletions that were interrupted because their process ended.
     """
     store = Versions(state.paths.checkpoints)
     while True:

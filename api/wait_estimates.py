@@ -40,7 +40,7 @@ UNKNOWN = WaitEstimate()
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """Speeds of all jobs, read from the job store at `taken_at` (monotonic, seconds).
+    """How fast jobs progress, as read from the job store at `taken_at` (monotonic, seconds).
 
     `pace` is the number of inference jobs that end per second. `trainings` has the progress of
     running trainings, keyed by job id. None means unknown.
@@ -78,7 +78,7 @@ class WaitEstimator:
         self._reading = asyncio.Lock()
 
     async def of(self, jobs: Sequence[Job]) -> list[WaitEstimate]:
-        """Return the estimates of these jobs, in their order."""
+        """Return an estimate for each of these jobs, in the same order."""
         queued = [job for job in jobs if job.status == "queued" and job.blocked_reason is None]
         running = [job for job in jobs if job.status == "running"]
         positions = await self._current_positions([job.id for job in queued]) if queued else {}
@@ -113,9 +113,9 @@ class WaitEstimator:
     async def _current_positions(self, job_ids: Sequence[str]) -> dict[str, int | None]:
         """Return the queue positions of jobs, keyed by id; None for a job that is no longer queued.
 
-        Other jobs may be contained too. The positions are cached for a second, or for ten times as
-        long as they took to read, if that is longer. All calls that come during a read share the
-        next one.
+        The result may have the positions of other jobs too. Positions are cached for a second or,
+        if reading them takes more than a tenth of that, for ten times as long as it took. Calls
+        that come while positions are read wait for the next read, which is one for all of them.
         """
         self._asked.update(job_ids)
         if time.monotonic() < self._positions_until and self._positions.keys() >= set(job_ids):
@@ -143,9 +143,9 @@ class WaitEstimator:
 
 
 def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
-    """Return the seconds until a running job ends if it goes on as fast as so far.
+    """Return the seconds until a running job ends if it continues at its speed so far.
 
-    None if that is unknown, for example because it has just started.
+    Returns None if that is unknown, for example because the job has just started.
     """
     now = time.time()
     if job.kind == TRAINING:
@@ -160,9 +160,9 @@ def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
 def _start_s(queue: str, position: int, snapshot: _Snapshot, trainers: int) -> float | None:
     """Return the seconds until a queued job starts; None if that is unknown.
 
-    `position` is its position in `queue`, and `trainers` the number of live training workers. An
-    inference job starts when the jobs before it have ended. The next training starts when the first
-    of the running ones ends, if all training workers are busy.
+    `position` is the job's position in `queue`, and `trainers` the number of live training workers.
+    An inference job starts when the jobs before it have ended. If all training workers are busy,
+    the next training starts when the first of the running ones ends.
     """
     if queue == "inference":
         return None if snapshot.pace is None else position / snapshot.pace

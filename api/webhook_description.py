@@ -1,4 +1,4 @@
-"""The OpenAPI description of the request that the service sends to a webhook."""
+"""Describes, for OpenAPI, the request that the service sends to a webhook."""
 
 from typing import Any
 

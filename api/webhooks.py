@@ -107,7 +107,10 @@ class Webhooks:
             await self._stop()
 
     async def _send_due(self) -> int:
-        """Claim the deliveries that are due, and start to send them; return their number."""
+        """Claim the deliveries that are due, start to send them in tasks, and return their number.
+
+        Claims at most as many as may be sent at the same time.
+        """
         free = MAX_IN_FLIGHT - len(self._attempts)
         if free <= 0 or not await self._job_service.read(lambda _: self.deliveries.any_due()):
             return 0

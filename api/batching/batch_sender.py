@@ -54,7 +54,7 @@ class FailedError(Exception):
 
 
 class BatchSender:
-    """Sends requests to the workers and completes them.
+    """Sends the requests of one API process to the workers in batches, and receives the results.
 
     Call all methods on the event loop that has called `start`.
     """
@@ -144,7 +144,8 @@ class BatchSender:
     def drop(self, request: PendingRequest) -> None:
         """Cancel a request; do nothing if it has ended.
 
-        Its unsent rows are not sent; a long operation ends after its present time slice.
+        Its unsent rows are not sent. A batch that only this request needs is stopped: on the queue
+        it is skipped, and a long operation ends after its present time slice.
         """
         if request not in self._scheduler:
             return

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LargeResults:
-    """Writes the rows of large results to a file per request."""
+    """Writes the rows of large results to temporary files, one file for each request."""
 
     def __init__(self, folder: Path) -> None:
         """Set the folder in which the files of results will be created."""

@@ -1,4 +1,4 @@
-"""The records of the batch scheduler: requests, slices, queues, waits, and batches in flight."""
+"""Defines the batch scheduler's records: requests, slices, queues, waits and batches in flight."""
 
 import asyncio
 import secrets

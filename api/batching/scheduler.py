@@ -187,9 +187,10 @@ class BatchScheduler:
             batch.waiting -= 1
 
     def add_chunk(self, batch: InFlightBatch, part: RequestSlice, fields: Fields) -> bool:
-        """Record the result `fields` of a slice; return whether its request is complete now.
+        """Record `fields`, the result of the slice `part` of a batch.
 
-        A second result of a slice, or one for a request that has ended, is ignored.
+        Returns True if the slice's request is now complete. A second result of a slice, or one for
+        a request that has ended, is ignored.
         """
         request = part.request
         if request not in self._waiting or part.first in request.chunks:
@@ -314,7 +315,7 @@ class BatchScheduler:
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Remove a batch from `in_flight`, and queue its slices before their owners' other rows.
+        """Remove a batch from `in_flight`, and queue its slices before other rows of their owners.
 
         With `isolate`, each slice is sent in a batch of its own. Slices that have a result, or
         whose request has ended, are not queued.

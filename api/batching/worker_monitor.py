@@ -26,7 +26,10 @@ class WorkerMonitor:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        """Start without heartbeats; one that has not changed for `timeout_s` seconds is dead."""
+        """Start without heartbeats.
+
+        A worker counts as dead when its heartbeat has not changed for `timeout_s` seconds.
+        """
         self._timeout_s = timeout_s
         self._heartbeats: dict[str, Heartbeat] = {}
 

@@ -70,7 +70,7 @@ class LargeResponses:
             self.held -= size_bytes
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether all responses would hold at most half of the limit with `size_bytes` more."""
+        """Return whether responses with `size_bytes` more would hold at most half of the limit."""
         return self.held + size_bytes <= self._limit // 2
 
     # --- responses ---

@@ -327,7 +327,7 @@ def _write_json(
 
 
 def _constants(fields: Fields) -> Fields:
-    """Return the per-model values of a result: its numbers and strings, which are not per row."""
+    """Return the values of a result that are not per row: its numbers and strings."""
     return {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
 
 

@@ -1,4 +1,4 @@
-"""Deliveries of a job's webhook."""
+"""Lists the deliveries of a job's webhook."""
 
 from fastapi import APIRouter
 

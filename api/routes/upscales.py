@@ -210,7 +210,7 @@ async def _read_content(request: Request) -> Content:
     """Return the fields and the image file in a body.
 
     Raises UnsupportedMediaError for another media type, MalformedError if the body cannot be
-    parsed, and InvalidError for a doubled field or an unknown file field.
+    parsed, and InvalidError for a field that is given twice or an unknown file field.
     """
     body = await request.body()
     media = media_type(request.headers.get("content-type", ""))

@@ -1,4 +1,4 @@
-"""OpenAI-compatible files: datasets. The id of a file is the dataset's name."""
+"""OpenAI's file routes, for datasets: the id of a file is the name of a dataset."""
 
 import asyncio
 import io
@@ -89,7 +89,7 @@ async def delete_openai_file(state: State, caller: CurrentCaller, file_id: str) 
 
 
 def _openai_file(about: dict[str, Any]) -> OpenAIFile:
-    """Return the file for the description of a dataset."""
+    """Return OpenAI's file object for the description `about` of a dataset."""
     return OpenAIFile(
         id=about["name"],
         object="file",

@@ -1,4 +1,4 @@
-"""OpenAI-compatible fine-tuning: trainings, their events and checkpoints."""
+"""OpenAI's fine-tuning routes, for trainings, their events and their checkpoints."""
 
 import asyncio
 import secrets
@@ -173,7 +173,7 @@ def _hyperparameters(body: FineTuningBody) -> Hyperparameters:
 
 
 def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> TrainingBody:
-    """Return the request for a training in the terms of `POST /v1/trainings`.
+    """Return the request that makes the same training by `POST /v1/trainings`.
 
     Raises NotFoundError for an unknown model, and InvalidError if a hyperparameter is given twice.
     """
@@ -241,7 +241,10 @@ def _default(family: FamilyDescription, name: str) -> Any:
 
 
 def _model_name(base: str, suffix: str | None) -> str:
-    """Return the name of the model that a training makes: `ft-BASE-SUFFIX`, in lower case."""
+    """Return the name `ft-BASE-SUFFIX`, in lower case, for the model that a training makes.
+
+    Without a suffix, a random one is used.
+    """
     suffix = (suffix or secrets.token_hex(4)).lower()
     return f"ft-{base.lower()[: 59 - len(suffix)]}-{suffix}"
 

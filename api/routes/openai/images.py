@@ -1,4 +1,4 @@
-"""OpenAI-compatible images: samples, inpaintings, and links to them."""
+"""OpenAI's image routes, for samples and inpaintings, and the route to which their URLs lead."""
 
 import asyncio
 import base64
@@ -163,9 +163,10 @@ def _inference_request(
     entry: ModelVersion,
     content: Content,
 ) -> InferenceRequest:
-    """Return the request of the operation that draws the images.
+    """Return the request for the operation that draws the images.
 
-    Raises InvalidError for unknown parameters, and for options that the model does not accept.
+    `parameters` are OpenAI's; `content` has the uploaded images. Raises InvalidError for unknown
+    parameters, and for options that the model does not accept.
     """
     options = entry.operations[operation.method].schema.get("properties", {})
     more = f"; options of {entry.name}: {', '.join(sorted(options))}" if options else ""

@@ -1,4 +1,4 @@
-"""OpenAI-compatible models: lists and gets the models that have an active version."""
+"""OpenAI's model routes: lists and gets the models that have an active version."""
 
 from datetime import datetime
 
@@ -39,7 +39,7 @@ def _openai_model(ref: str, model: ModelResponse) -> OpenAIModel:
 
 
 def unix_time(text: str | None) -> int:
-    """Return the Unix time in seconds of a time in ISO 8601; 0 if there is none."""
+    """Return an ISO 8601 time as Unix time in seconds; 0 if `text` is None or no such time."""
     try:
         return int(datetime.fromisoformat(text or "").timestamp())
     except ValueError:

@@ -1,4 +1,4 @@
-"""Parameters and pages of the OpenAI-compatible routes."""
+"""Checks the parameters of the OpenAI-compatible routes, and cuts their lists into pages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
