@@ -58,13 +58,17 @@ class BackupError(Exception):
 
 @dataclass
 class _Copy:
-    """A backup that is being written to `folder`, and the size and SHA-256 of each file in it."""
+    """A backup that is being written to `folder`.
+
+    `files` has the size in bytes and the SHA-256 of each file written so far, keyed by its path in
+    the backup.
+    """
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, source: Path) -> None:
-        """Copy the local file `source` into the backup as `name`.
+        """Copy the local file `source` into the backup at the path `name`.
 
         Raises FileNotFoundError if `source` does not exist any more.
         """
@@ -82,7 +86,7 @@ class _Copy:
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Flush a file that was written into the backup to the disk; record size and SHA-256."""
+        """Flush the backup's file `name` to the disk; record its size and SHA-256."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,7 +94,7 @@ class _Copy:
         self.files[name] = {"bytes": path.stat().st_size, "sha256": digest}
 
     def drop(self, name: str) -> None:
-        """Delete the file `name` from the backup, if it is there."""
+        """Delete the file `name` from the backup; do nothing if it is not there."""
         self.files.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
@@ -143,7 +147,11 @@ def _database(settings: Settings) -> Path:
 
 
 def _copy_database(database: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database that others may write to, and migrate the copy."""
+    """Write a consistent snapshot of the SQLite database `database` to the file `target`.
+
+    Other processes may write to `database` meanwhile. The snapshot is migrated to this release's
+    schema, and replaces an earlier one.
+    """
     target.unlink(missing_ok=True)
     with (
         contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as source,
@@ -158,7 +166,7 @@ def _copy_database(database: Path, target: Path) -> None:
 
 
 def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
-    """Return the id, kind and state of all jobs in a database, and the keys of their blobs."""
+    """Return (id, kind, state, keys of its blobs) of each job in a database."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         rows = connection.execute("SELECT id, kind, status, expired, items_blob FROM jobs").fetchall()
         keys = {job_id: [items] if items else [] for job_id, _, _, _, items in rows}
@@ -168,10 +176,12 @@ def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
 
 
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
-    """Copy the files of all jobs in `database`, a copy; return whether all of the files existed.
+    """Copy the files of all jobs in the backup's `database`; return whether all of them existed.
 
-    Files that an earlier attempt copied and no job needs any more are removed from the backup. In
-    the `last` attempt, jobs with missing files are marked as expired in `database`.
+    These are blobs, folders of unfinished auxiliary jobs, and runs. Files that an earlier attempt
+    copied and that no job needs any more are removed from the backup. In the `last` attempt, jobs
+    with missing files are marked as expired in `database`; before, the caller starts another
+    attempt.
     """
     gone, wanted = [], set()
     for job_id, kind, state, keys in _read_jobs(database):
@@ -198,7 +208,7 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> set[str]:
     """Copy the blobs `keys` of a job, and its cached response files, into the backup.
 
-    Returns the names of the copies in the backup. Raises FileNotFoundError if one of `keys` does
+    Returns the paths of the copies in the backup. Raises FileNotFoundError if one of `keys` does
     not exist any more. Cached files (a result as PNG, ZIP and so on) may be missing, because they
     can be made again.
     """
@@ -215,8 +225,8 @@ def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
     """Copy the run folder of a training into the backup, the checkpoint first.
 
-    The copy is repeated if the training writes another checkpoint meanwhile. Returns the names of
-    the copies in the backup.
+    The copy is repeated if the training writes another checkpoint meanwhile; in the last of several
+    attempts, missing files are left out. Returns the paths of the copies in the backup.
     """
     run = Path("runs") / job_id
     for _ in range(_TRIES):
@@ -231,7 +241,7 @@ def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
     """Copy the folder `state / below` into the backup, without hidden files and locks.
 
-    Files with the name `first` are copied before the others. Returns the names of the copies in the
+    Files with the name `first` are copied before the others. Returns the paths of the copies in the
     backup. Raises FileNotFoundError if a file is deleted before it is copied; with `tolerant`, such
     files are left out.
     """
@@ -253,10 +263,11 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the files of the state folder that belong to no job, except the job database.
+    """Copy the files of the state folder that belong to no job into the backup.
 
-    `database` is the name of the database file. The file of active versions is copied before the
-    versions. A dataset or version that is deleted meanwhile is left out.
+    The job database (its file has the name `database`), temporary files, the instance's id and the
+    queue server's files are left out. The file of active versions is copied before the versions. A
+    dataset or version that is deleted meanwhile is left out.
     """
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
@@ -319,7 +330,10 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy a file and flush the copy to the disk; the copy of a model version is read-only."""
+    """Copy the file `source` to `target` and flush the copy to the disk.
+
+    The copy of a model version is read-only.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     with target.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Store blobs, which are bytes by key, in a folder or in any fsspec store by URL."""
+"""Store blobs (bytes under a key) in a local folder or an object store, by its fsspec URL."""
 
 import contextlib
 import errno
@@ -20,14 +20,17 @@ class Blobs:
     """A flat store of immutable byte strings under slash-separated keys."""
 
     def __init__(self, url: str) -> None:
-        """Open the store at an fsspec URL; create its folder if the URL is one of a folder."""
+        """Open the store at an fsspec URL, and create its root folder if that is missing."""
         self._fs, self._root = fsspec.url_to_fs(url, auto_mkdir=True)
         self._fs.makedirs(self._root, exist_ok=True)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     @property
     def read_bytes(self) -> int:
-        """Number of bytes that a caller should read with one `get`: more from a remote store."""
+        """How many bytes a caller should read with one `get`.
+
+        64 KiB from a local store, 1 MiB from a remote one.
+        """
         return (64 if self._local else 1024) << 10
 
     def _path(self, key: str) -> str:
@@ -45,9 +48,10 @@ class Blobs:
                 self._fs.pipe_file(self._path(key), data)
 
     def take(self, key: str, file: Path) -> None:
-        """Move a local file to `key` atomically; with a remote store, copy it.
+        """Store the content of a local file under `key` atomically.
 
-        Raises OSError, also for errors of a remote store.
+        The file is moved into a local store; it is copied into a remote store and stays. Raises
+        OSError for any error of the store.
         """
         if self._local:
             with self._partial_file(key) as partial:
@@ -58,9 +62,9 @@ class Blobs:
 
     @contextlib.contextmanager
     def _partial_file(self, key: str) -> Iterator[Path]:
-        """Yield the path of a partial file for `key`.
+        """Yield the path of a file for the block to write, which then becomes the blob `key`.
 
-        At the end it is renamed to the path of `key`; after an error it is removed.
+        The file is in the folder of a local store. If the block raises, it is removed.
         """
         path = Path(self._path(key))
         partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
@@ -74,14 +78,18 @@ class Blobs:
             raise
 
     def check_room(self, size_bytes: int) -> None:
-        """Raise OSError (ENOSPC) if a local store has no space for `size_bytes` more."""
+        """Raise OSError (ENOSPC) if a local store has less than `size_bytes` bytes of free space.
+
+        A remote store is not checked.
+        """
         if self._local and shutil.disk_usage(self._root).free < size_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes `begin` … `end` − 1 under `key`; None means from the start, to the end.
+        """Return the bytes `begin` … `end` − 1 of the blob `key`.
 
-        Raises FileNotFoundError if there is no such blob.
+        `begin` None means from the start, `end` None to the end. Raises FileNotFoundError if there
+        is no such blob.
         """
         return bytes(self._fs.cat_file(self._path(key), begin, end))
 
@@ -93,7 +101,7 @@ class Blobs:
         self._fs.get_file(self._path(key), str(file))
 
     def delete(self, prefix: str) -> None:
-        """Remove the blob at `prefix` and all blobs below it, if there are any."""
+        """Remove the blob with the key `prefix` and all blobs below it, if there are any."""
         if self._local:
             remove_tree(Path(self._path(prefix)))
             return
@@ -120,8 +128,8 @@ class Blobs:
     def names(self, prefix: str) -> dict[str, float]:
         """Return the modification times of the entries directly below `prefix`, keyed by name.
 
-        They are in Unix time; 0 if unknown. The modification time of a folder is when an entry was
-        last added to it or removed.
+        They are Unix times. If the store does not know one, it is the current time for a blob and 0
+        for a folder. That of a local folder is when an entry was last added to it or removed.
         """
         modified = {}
         if self._local:
@@ -137,7 +145,7 @@ class Blobs:
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return all keys at or below `prefix`, sorted; "" means the whole store.
+        """Return the keys of all blobs at or below `prefix`, sorted; "" means the whole store.
 
         Partial files are left out.
         """
@@ -150,10 +158,10 @@ class Blobs:
         return size_of(Path(self._root)) if self._local else int(self._fs.du(self._root, total=True))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove blobs below `prefix` older than `older_than_s` seconds; return their number.
+        """Remove blobs below `prefix` written over `older_than_s` seconds ago; return their number.
 
-        With `partial`, remove only partial files, which writers that were killed leave in a local
-        store.
+        With `partial`, remove only partial files: a process that was killed while it wrote a blob
+        leaves one in a local store.
         """
         removed = 0
         for path, written_at in self._files(prefix):
@@ -164,7 +172,10 @@ class Blobs:
         return removed
 
     def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Return path and modification time (Unix time) of each file below `prefix`; "" is all."""
+        """Return (path, modification time in Unix time) of each file at or below `prefix`.
+
+        "" means the whole store.
+        """
         root = self._path(prefix) if prefix else self._root
         if self._local:
             return [(path, status.st_mtime) for path, status in _walk(root)]
@@ -174,12 +185,12 @@ class Blobs:
 
 
 def size_of(path: Path) -> int:
-    """Return the size in bytes of all files in a folder and below."""
+    """Return the size in bytes of all files in a folder and its subfolders; 0 if it is missing."""
     return sum(status.st_size for _, status in _walk(str(path)))
 
 
 def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and status of each file below a folder.
+    """Yield (path, `os.lstat` of it) for each file in a folder and its subfolders.
 
     Files that are deleted meanwhile are skipped.
     """
@@ -190,7 +201,7 @@ def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def remove_tree(path: Path) -> bool:
-    """Remove a file, or a folder with its content; return whether it is removed completely.
+    """Remove a file, or a folder with its content; return whether nothing of it is left.
 
     Errors are ignored; files that cannot be removed stay.
     """
@@ -201,7 +212,7 @@ def remove_tree(path: Path) -> bool:
 
 
 def _written_at(info: Mapping[str, Any]) -> float:
-    """Return when an object was last written (Unix time), by its metadata in the store.
+    """Return when an object was last written (Unix time), by fsspec's metadata of it, `info`.
 
     If the time is unknown, return the current time for an object and 0 for a folder.
     """

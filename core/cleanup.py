@@ -48,10 +48,10 @@ class _Orphan:
 
 
 class Cleanup:
-    """Removes expired results and orphaned files of the whole service."""
+    """Removes the expired results and the orphaned files of all processes of the service."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
-        """Use the stores of this process; nothing is removed yet."""
+        """Prepare to clean up these stores and the state folder; nothing is removed yet."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -81,7 +81,10 @@ class Cleanup:
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Remove results after their time to live, and expired jobs after 7 times that time."""
+        """Remove results after their time to live, and expired jobs after 7 times that time.
+
+        Webhook deliveries of jobs whose results have expired are removed, too.
+        """
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
@@ -89,16 +92,16 @@ class Cleanup:
         self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:
-        """Remove the oldest results until the blob store is within its quota.
+        """Remove results, oldest first, until the blob store is not larger than its quota.
 
-        Stops if none of the oldest can be removed.
+        Stops if none of the 20 oldest can be removed.
         """
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
             if not self._remove_results(self._job_store.kept_results(20)):
                 return
 
     def _remove_results(self, job_ids: list[str]) -> bool:
-        """Remove results of jobs and mark the jobs as expired; return whether any was removed.
+        """Remove the results of these jobs and mark the jobs as expired; return whether any was.
 
         A result that cannot be removed is left for the next cleanup.
         """
@@ -116,9 +119,10 @@ class Cleanup:
     # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove the orphans that this cleanup and the last one have found; return their number.
+        """Remove the files that this cleanup and the last one have found to be orphans.
 
-        Files that only this cleanup has found are remembered for the next one.
+        Returns the number of files removed. Files that only this cleanup has found are remembered
+        for the next one.
         """
         candidates: set[str] = set()
         removed = 0
@@ -145,7 +149,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield (unique name, orphan) for the blobs of each job that is gone or needs none."""
+        """Yield (unique name, orphan) for the blobs of each job that is gone or needs no blobs."""
         needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
@@ -157,8 +161,8 @@ class Cleanup:
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each job folder that no job needs and no process uses.
 
-        Only folders below `STATE/kind` are looked at. `needs(state)` returns whether a job needs
-        its folder.
+        `kind` is the folder in the state folder with a folder for each job. `needs(state)` returns
+        whether a job in this state needs its folder.
         """
         folder = self._settings.state / kind
         names = [path.name for path in folder.glob("*") if _JOB_ID.fullmatch(path.name)]
@@ -195,7 +199,7 @@ class Cleanup:
     def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
         """Return those of the ids whose job does not exist or does not need its files.
 
-        `needs(state)` returns whether a job needs its files.
+        `needs(state)` returns whether a job in this state needs its files.
         """
         states = self._job_store.states(job_ids)
         return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
@@ -204,7 +208,10 @@ class Cleanup:
         return not self._not_needed([job_id], needs)
 
     def _may_publish(self, model: str) -> bool:
-        """Return whether a model has an unfinished job that may publish a version of it."""
+        """Return whether an unfinished job (training, import, publication) may make a version now.
+
+        `model` is the name of the model of such a version.
+        """
         return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
 
     # --- files whose names show that they are unfinished ---

@@ -17,7 +17,7 @@ LOCK = "lock"
 
 
 def write_durably(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write a file atomically and flush it to the disk, through a hidden file beside it.
+    """Write `text` to a file atomically and flush it to the disk, by a hidden file beside it.
 
     `mode` are the file's permissions, from which the process's umask is subtracted.
     """
@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a file exclusively while the block runs; wait for the lock.
+    """Lock the file `path` exclusively while the block runs; first wait until it is unlocked.
 
     The file is created if it is missing.
     """
@@ -74,9 +74,10 @@ def in_use(lock: Path) -> bool:
 
 @contextmanager
 def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
-    """Create a file in `folder`, for writing and reading; remove it at the end unless it was moved.
+    """Yield a new file in `folder`, for writing and reading; then remove it unless it was moved.
 
-    It is locked, because the cleanup deletes files of processes that have died.
+    It is locked while the block runs. The cleanup removes only files without a lock, whose
+    processes have died.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
@@ -89,22 +90,22 @@ def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
 
 @dataclass
 class WorkFolder:
-    """A folder that is removed at the end of the block that created it, unless `kept` is set."""
+    """A folder for the work of one block, which is removed at its end unless `kept` is set."""
 
     path: Path
     kept: bool = False
 
     def hand_over(self) -> None:
-        """Keep the folder, because another process continues with it and removes it."""
+        """Keep the folder after the block, because another process uses it and then removes it."""
         self.kept = True
 
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Create a folder, lock it while the block runs, and remove it at the end of the block.
+    """Create the folder `path`, lock it while the block runs, and then remove it.
 
-    The lock marks the folder as in use. If the block sets `kept` of the yielded record, the folder
-    stays. Raises OSError if the folder exists or cannot be created.
+    The lock shows other processes that the folder is in use. If the block sets `kept` of the
+    yielded record, the folder stays. Raises OSError if the folder exists or cannot be created.
     """
     folder = WorkFolder(path)
     try:

@@ -1,7 +1,8 @@
 """Count observed values in histograms, which an API process exports to Prometheus.
 
-Those of a worker are in its heartbeat: it has no HTTP server to be scraped at, and the histograms
-of prometheus_client cannot be sent. An observation takes a tenth of prometheus_client's time.
+A worker sends its histograms in its heartbeat, because it has no HTTP server that Prometheus could
+read; those of prometheus_client cannot be sent. An observation takes a tenth of the time that
+prometheus_client needs.
 """
 
 from bisect import bisect_left
@@ -24,7 +25,7 @@ BOUNDS: dict[str, tuple[float, ...]] = {
 
 
 class Histograms:
-    """The histograms of a process: counts of observed values, by name and labels."""
+    """The histograms of a process: counts of observed values, by histogram and labels."""
 
     def __init__(self, max_series: int = 300) -> None:
         """Start without observations.
@@ -37,7 +38,7 @@ class Histograms:
         self._series: dict[str, OrderedDict[Labels, list[float]]] = {name: OrderedDict() for name in BOUNDS}
 
     def observe(self, name: str, labels: Labels, value: float) -> None:
-        """Count a value in the histogram `name`, one of `BOUNDS`, under these labels."""
+        """Count a value in the histogram `name`, a key of `BOUNDS`, under these label values."""
         series, bounds = self._series[name], BOUNDS[name]
         with self._lock:
             counts = series.get(labels)
@@ -51,10 +52,10 @@ class Histograms:
             counts[-1] += value
 
     def snapshot(self) -> dict[str, list[Any]]:
-        """Return a list of [labels, counts] for each histogram with observations, keyed by name.
+        """Return a list of [label values, counts] for each histogram, keyed by its name.
 
         `counts` has the number of values in each bucket (not cumulative), then that of values above
-        the last bound, then the sum of all values.
+        the last bound, then the sum of all values. Histograms without observations are left out.
         """
         with self._lock:
             return {

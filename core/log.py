@@ -1,4 +1,4 @@
-"""Configure logging: one JSON object per line on standard error, also from `logging`."""
+"""Configure logging: structlog and `logging` write one JSON object per line on standard error."""
 
 import logging
 import sys
@@ -45,9 +45,9 @@ def set_up(level: str, part: str) -> None:
 
 
 def best_effort(act: Callable[[], object]) -> None:
-    """Call a function; log an exception instead of raising it.
+    """Call `act`; if it raises an exception, log it as a warning and return.
 
-    This is for work that is repeated anyway.
+    Use it for work that is repeated later anyway.
     """
     try:
         act()

@@ -1,4 +1,4 @@
-"""The address of the queue server, as a URL: plain TCP, TLS, a Unix socket, or Redis Sentinel.
+"""Parse the URL of the queue server: plain TCP, TLS, a Unix socket, or Redis Sentinel.
 
 | URL | server |
 | --- | --- |
@@ -29,8 +29,8 @@ _SENTINEL_TIMEOUT_S = 1.0  # how long one Sentinel may take to reply, before the
 class QueueAddress:
     """A parsed URL of the queue server.
 
-    `options` are redis-py's connection arguments, with Sentinel for the connection to the master.
-    `sentinel_options` are the arguments for the connections to the Sentinels.
+    `options` are redis-py's arguments for the connection to the server or, with Sentinel, to the
+    master. `sentinel_options` are its arguments for the connections to the Sentinels.
     """
 
     options: dict[str, Any]
@@ -42,9 +42,9 @@ class QueueAddress:
 
     @classmethod
     def parse(cls, url: str) -> "QueueAddress":
-        """Parse a URL.
+        """Parse a URL of the queue server.
 
-        Raises ValueError if it has none of the forms that the docstring of this module lists.
+        The docstring of this module lists the forms; raises ValueError for any other one.
         """
         if urlsplit(url).scheme == _SENTINEL:
             return cls._parse_sentinel(url)
@@ -71,7 +71,10 @@ class QueueAddress:
 
     @property
     def name(self) -> str:
-        """The server's name for messages, without credentials."""
+        """A name of the server for messages, without credentials.
+
+        It is HOST:PORT, the path of a Unix socket, or the master's name and the Sentinels.
+        """
         if self.sentinels:
             return f"{self.master_name} by way of " + ", ".join(f"{host}:{port}" for host, port in self.sentinels)
         return str(self.options.get("path") or "{}:{}".format(*self.host_port))
@@ -80,7 +83,7 @@ class QueueAddress:
     def host_port(self) -> tuple[str, int]:
         """Host and port of the server, or of the first Sentinel.
 
-        They have no meaning for Unix sockets.
+        For a Unix socket they are defaults without a meaning.
         """
         if self.sentinels:
             return self.sentinels[0]
@@ -101,7 +104,7 @@ class QueueAddress:
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return an asyncio client, which connects with its first command.
 
-        `options` are redis-py's connection arguments.
+        `options` are redis-py's connection arguments; they override those of the URL.
         """
         if self.sentinels:
             options = {**self._client_options(), **options}
@@ -149,7 +152,10 @@ class QueueAddress:
     # --- Celery ---
 
     def celery_configuration(self) -> dict[str, Any]:
-        """Return `broker_url`, `broker_use_ssl` and `broker_transport_options` for Celery."""
+        """Return Celery's settings for this server.
+
+        They are `broker_url`, `broker_use_ssl` and `broker_transport_options`.
+        """
         user: Any = self.options.get("username")
         password: Any = self.options.get("password")
         db = self.options.get("db", 0)

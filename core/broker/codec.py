@@ -42,7 +42,7 @@ def _ext(code: int, data: bytes) -> np.ndarray[Any, Any]:
 
 
 def pack(value: Any) -> bytes:
-    """Pack a tree of dicts, lists, numbers, text, bytes and arrays.
+    """Pack a tree of dicts, lists, numbers, text, bytes and arrays as msgpack.
 
     Raises TypeError for any other value.
     """
@@ -50,7 +50,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Unpack bytes of the wire format; return the tree of values, with arrays as NumPy arrays.
+    """Unpack msgpack bytes; return the tree of values, with arrays as NumPy arrays.
 
     Raises ValueError if an array in it is damaged.
     """
@@ -79,12 +79,12 @@ class BatchSlice:
 
 @dataclass
 class Batch:
-    """Slices of requests that share a forward pass: same model version, method and options.
+    """Slices of requests that share a forward pass: same model version, operation and options.
 
-    `reply` is the completion stream of the API process. `state` has the arrays from which an
-    operation that used up its time slice continues; None at its start. `isolated` means that a
-    worker died while it ran the batch, so it must run alone. `traceparent` identifies the batch's
-    span; "" without traces.
+    `method` is the model's method for the operation. `reply` is the completion stream of the API
+    process that gets the results. `state` has the arrays from which an operation that used up its
+    time slice continues; None at its start. `isolated` means that a worker died while it ran the
+    batch, so it must run alone. `traceparent` identifies the batch's span; "" without traces.
     """
 
     id: str
@@ -99,7 +99,7 @@ class Batch:
     traceparent: str = ""
 
     def pack(self) -> bytes:
-        """Return the batch in the wire format.
+        """Return the batch as msgpack, in the wire format.
 
         Workers of the releases before and after this one read it, so the names of its fields must
         not change.
@@ -119,7 +119,7 @@ class Batch:
 
     @classmethod
     def unpack(cls, data: bytes) -> "Batch":
-        """Return the batch that was packed in the wire format as `data`."""
+        """Return the batch that another process packed in the wire format as `data`."""
         tree = unpack(data)
         slices = [BatchSlice(part.pop("call"), **part) for part in tree.pop("parts")]
         return cls(**tree, slices=slices)
@@ -127,10 +127,11 @@ class Batch:
 
 # See docs/decisions.md#several-results-per-image-are-rows
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
-    """Return the input images of rows `first` … `first + rows − 1`, keyed by name of the input.
+    """Return those images of a request that its rows `first` … `first + rows − 1` read.
 
-    Each image is for `rows_per_image` consecutive rows and is repeated for each of them. A single
-    image is for all rows and is returned once.
+    `items` has all images of the request, keyed by name of the input, as has the result. Each image
+    is for `rows_per_image` consecutive rows and is repeated for each of them. If an input has a
+    single image, it is for all rows and is returned once.
     """
     index = np.arange(first, first + rows) // rows_per_image
     return {name: array if len(array) == 1 else array[index] for name, array in items.items()}
@@ -138,16 +139,20 @@ def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items
 
 @dataclass
 class Outcome:
-    """The result of a slice: its `fields` by name, or a `problem` (RFC 9457) if it failed."""
+    """What a worker reports for a slice: its results in `fields`, or a `problem` (RFC 9457).
+
+    `fields` is keyed by the name of the result, such as "images".
+    """
 
     fields: Fields | None = None
     problem: dict[str, Any] | None = None
 
 
 def joined(chunks: list[Fields]) -> Fields:
-    """Concatenate the fields of consecutive chunks of rows, and return them as those of one chunk.
+    """Join the results of consecutive ranges of rows; return those of all these rows.
 
-    Arrays and lists are concatenated; other values are taken from the first chunk.
+    Arrays and lists have an entry per row and are concatenated; other values are taken from the
+    first range.
     """
     if len(chunks) == 1:
         return chunks[0]

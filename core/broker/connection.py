@@ -14,14 +14,15 @@ log = logging.getLogger(__name__)
 def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
     """Return a blocking client of the queue server.
 
-    With `training`, it uses the Redis database by which training workers are woken.
+    With `training`, it uses the Redis database by which training workers are woken, otherwise the
+    one with the queues of inference workers.
     """
     address = QueueAddress.parse(settings.training_queue if training else settings.queue_url)
     return address.client(socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15)
 
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
-    """Return an asyncio client of the queue server."""
+    """Return an asyncio client of the queue server, for the queues of inference workers."""
     address = QueueAddress.parse(settings.queue_url)
     return address.async_client(socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True)
 
@@ -29,7 +30,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Return (id, fields) of each entry in redis-py's reply to an XREAD of one stream.
 
-    The reply has different forms with the protocols RESP2 and RESP3.
+    The reply has different forms with the protocols RESP2 and RESP3, and is None without entries.
     """
     if not reply:
         return []
@@ -46,11 +47,11 @@ class FireAndForgetClient:
     """Sends commands without waiting for their replies. Use it in one thread only.
 
     The replies are read before the next command is sent. If the connection breaks, commands may be
-    lost, and the next `send` connects again. The caller must repeat commands that matter.
+    lost, and the next command connects again. The caller must repeat commands that matter.
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Prepare the client; the first command takes a connection from the pool of `client`."""
+        """Prepare to send; the first command takes a connection from the pool of `client`."""
         self._pool = client.connection_pool
         self._connection: Any = None
         self._unread_replies = 0
@@ -58,7 +59,8 @@ class FireAndForgetClient:
     def send(self, *command: Any) -> None:
         """Send a command; if the connection is broken, connect again and send it once more.
 
-        Raises RedisError if that fails as well. A rejected earlier command is only logged.
+        Raises RedisError if that fails as well. If the server has rejected an earlier command, that
+        is only logged.
         """
         try:
             while self._unread_replies:

@@ -40,11 +40,11 @@ def started_key(batch_id: str) -> str:
 
 
 def dropped_key(batch_id: str) -> str:
-    """Return the key that exists once no request waits for a batch any more."""
+    """Return the key that is set when no request waits for a batch any more."""
     return f"reverie:dropped:{batch_id}"
 
 
 # See docs/decisions.md#previews-are-linked-from-events
 def preview_key(request_id: str) -> str:
-    """Return the key of the preview (PNG) of a job or pending request."""
+    """Return the key of the latest preview (PNG) of a running job or pending request."""
     return f"reverie:preview:{request_id}"

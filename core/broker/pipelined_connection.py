@@ -1,9 +1,9 @@
 """A pipelined asyncio connection to the queue server, with a time-out for every command.
 
-redis-py's asyncio client takes about half a millisecond per command, and a small request needs two.
-`PipelinedConnection` uses hiredis, the parser, only. Replies come in the order of the commands. If
-a reply does not come in time, the connection is closed, so that a late reply is not taken for the
-reply to another command.
+redis-py's asyncio client takes about half a millisecond per command, and a small request sends two
+commands. `PipelinedConnection` uses only hiredis, a parser of Redis replies. Replies come in the
+order of the commands. If a reply does not come in time, the connection is closed, so that a late
+reply is not taken for the reply to another command.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _CHECK_S = 0.5  # how often commands without a reply are checked: a time-out may
 
 
 class PipelinedConnection:
-    """A connection that opens with its first command, and again after it broke.
+    """A connection that opens with its first command, and with the next one after it broke.
 
     If the connection breaks, its commands without a reply fail with `redis.ConnectionError`. If a
     reply does not come in time, all commands without a reply fail with `redis.TimeoutError`.
@@ -101,7 +101,8 @@ class _Stream(asyncio.Protocol):
     def send(self, words: tuple[Any, ...], timeout_s: float) -> "asyncio.Future[Any]":
         """Send a command and return the future of its reply.
 
-        The future fails if the connection is broken, or breaks before the reply.
+        The future fails if the connection is or becomes broken, or if the reply does not come
+        within `timeout_s` seconds.
         """
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self.closed or self._transport is None:
@@ -125,7 +126,7 @@ class _Stream(asyncio.Protocol):
             self.abort(redis.TimeoutError(f"the queue server has not replied in {late:g} s"))
 
     def abort(self, error: redis.RedisError) -> None:
-        """Close the connection; commands without a reply fail with this error."""
+        """Close the connection; commands without a reply fail with `error`."""
         self.closed = True
         if self._check is not None:
             self._check.cancel()
@@ -147,7 +148,10 @@ class _Stream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Complete the oldest commands with the replies that have arrived."""
+        """Parse the replies in `data`; give each to the oldest command without a reply.
+
+        Data that is not the Redis protocol closes the connection.
+        """
         self._reader.feed(data)
         while not self.closed:
             try:
@@ -169,5 +173,5 @@ class _Stream(asyncio.Protocol):
                 waiting.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Fail the commands without a reply."""
+        """Let the commands without a reply fail with `redis.ConnectionError`."""
         self.abort(redis.ConnectionError("the connection broke"))

@@ -6,7 +6,8 @@ the message with the public API of Celery and kombu, and returns the command tha
 caller sends the command on its own connection: `await connection.command(*publish_batch(...))` or
 `client.execute_command(*publish_batch(...))`.
 
-`benchmarks/messages.py` compares the cost with `send_task`. A test compares the messages.
+`benchmarks/messages.py` compares the cost with that of `send_task`. A test checks that the messages
+are the same.
 """
 
 from functools import cache
@@ -28,14 +29,17 @@ _TRAINING_WAKEUPS = 8
 
 
 class _MessageChannel(virtual.Channel):
-    """A channel that returns the JSON that kombu's Redis channel would push onto a queue's list."""
+    """A channel of kombu that returns a message instead of sending it.
+
+    The message is the JSON that kombu's Redis channel would push onto the list of a queue.
+    """
 
     def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> bytes:  # noqa: ARG002 - kombu's signature
         return orjson.dumps(message)
 
 
 class _MessageTransport(virtual.Transport):
-    """A transport of kombu without I/O: its channel only returns the messages that it builds."""
+    """A transport of kombu without I/O: its channel returns messages instead of sending them."""
 
     Channel = _MessageChannel
 
@@ -73,6 +77,6 @@ def wake_inference_workers() -> Command:
 
 
 def wake_training_workers() -> tuple[Command, ...]:
-    """Return the Redis commands that make idle training workers look for a job."""
+    """Return the Redis commands that make idle training workers look for a job in the job store."""
     push: Command = ("LPUSH", TRAINING_WAKEUP, *["job"] * _TRAINING_WAKEUPS)
     return push, ("LTRIM", TRAINING_WAKEUP, "0", str(2 * _TRAINING_WAKEUPS - 1))

@@ -38,7 +38,7 @@ _METRIC_MAX_CHARACTERS = {"name": 80, "unit": 40, "detail": 400}
 
 
 class ImageShape(NamedTuple):
-    """Shape of a model's images, in pixels."""
+    """Shape of a model's images: number of channels, then height and width in pixels."""
 
     channels: int
     height: int
@@ -83,7 +83,7 @@ class OperationSpec:
     """One of a card's `operations`: the JSON Schema of its options, and how it runs.
 
     A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
-    every side of a tile, in pixels.
+    every side of a tile, in pixels; 0 for an operation without tiles.
     """
 
     options: Mapping[str, Any]
@@ -109,7 +109,7 @@ class Card:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the card of a JSON object whose fields have been checked.
+        """Return the card that the JSON object `fields` describes; its values were checked before.
 
         Raises CardError if `image` or `operations` is missing.
         """
@@ -132,7 +132,7 @@ class Card:
 
 
 class CardError(ValueError):
-    """A card with an invalid field. The message names the field."""
+    """Raised for a card with an invalid field, or an invalid preview; the message names it."""
 
 
 def parse_card(text: str) -> Card:
@@ -162,9 +162,10 @@ def parse_card(text: str) -> Card:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Raise CardError if a value is not valid JSON, or if there are too many values or levels.
+    """Raise CardError if JSON cannot represent a value, or if there are too many.
 
-    The walk does not recurse, so a deeply nested card cannot exceed the recursion limit.
+    At most 4096 values in at most 12 levels are allowed. The walk does not recurse, so a deeply
+    nested card cannot exceed the recursion limit.
     """
     waiting: list[tuple[str, Any, int]] = [("", card, 0)]
     count = 0
@@ -249,7 +250,7 @@ def _check_figures(figures: Any) -> None:
 
 
 def parse_preview(text: str) -> bytes:
-    """Return the bytes of a preview, a PNG, from base64 text.
+    """Decode the preview of a card from base64 text; return the bytes of the PNG.
 
     Raises CardError if it is not a complete PNG, or is too large.
     """

@@ -15,7 +15,7 @@ MAX_DIMENSIONS = 8  # of a tensor in an imported file
 
 
 class ImportRejectedError(ValueError):
-    """A file that cannot be imported as a version of the model."""
+    """Raised for a file that cannot be imported as a version of a model; the message says why."""
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
@@ -46,7 +46,8 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 def read_card(path: Path) -> Card:
     """Return the card of a checkpoint file.
 
-    Raises ValueError if the file is damaged or its card is invalid.
+    Raises ValueError if the file is damaged or its card is missing or invalid, and OSError if it
+    cannot be read.
     """
     return _parse_card(read_metadata(path))
 

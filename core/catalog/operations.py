@@ -1,7 +1,7 @@
 """Define the operations of models, such as samples, for the API and the workers.
 
-A model has an operation if its card lists the method. A new family needs no change here; a new kind
-of operation is a new entry of `OPERATIONS`.
+A model has an operation if its card lists the operation's method. A new family needs no change
+here; a new kind of operation is a new entry of `OPERATIONS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,11 +40,11 @@ def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
 class Operation:
     """An operation: its route, the model's method, its inputs and the number of rows of a request.
 
-    `inputs` are the names of the method's image arguments, in order; `shared` are the inputs that
-    have a separate field. `counted`: a request may set `count`. `rows(count, images, options)`
-    returns the number of rows of a request with this `count` and number of images. `pictures`: the
-    result has images, so clients can request PNG. `tiled`: a request has one image of any size, and
-    its tiles are the rows.
+    `path` is the last part of the route. `inputs` are the names of the method's image arguments, in
+    order; `shared` are the inputs that have a separate field. `counted`: a request may set `count`.
+    `rows(count, images, options)` returns the number of rows of a request with this `count`, this
+    number of images and these options. `pictures`: the result has images, so clients can request
+    PNG. `tiled`: a request has one image of any size, and its tiles are the rows.
     """
 
     path: str
@@ -68,14 +68,14 @@ class Operation:
 
     @property
     def images_needed(self) -> str:
-        """The number of images that a request needs, in words."""
+        """The number of images that a request needs, in words, such as "at least one image"."""
         return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.images)]
 
     def columns(self, per: int) -> int | None:
-        """Return the number of columns of the PNG grid; None for a nearly square grid.
+        """Return how many columns the PNG grid of a response has; None means nearly square.
 
-        If the operation has input images and a `count`, each line of the grid has the results of
-        one image, and `per`, the number of results per image, is returned.
+        If the operation has input images and a `count`, this is `per`, the number of results per
+        image, so that each line of the grid has the results of one image.
         """
         return per if self.counted and self.images else None
 

@@ -22,10 +22,10 @@ def resolve_recipe(
 ) -> dict[str, Any]:
     """Return the complete recipe of a training: the family's defaults with `overrides`.
 
-    `name` is the name of the new model, and `dataset` the description of the dataset, whose image
-    shape is set in the configuration. `gpus` is the number of devices that share each batch. Raises
-    InvalidOptionsError if the schema of the family rejects an override, or if the recipe does not
-    fit the dataset.
+    `overrides` is the recipe of the client's request, `name` the name of the new model, and
+    `dataset` the description of the dataset, whose image shape is set in the configuration. `gpus`
+    is the number of devices that share each batch. Raises InvalidOptionsError if the schema of the
+    family rejects an override, or if the recipe does not fit the dataset.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
     errors = _schema_errors("config", family.config, config) + _schema_errors("training", family.training, training)
@@ -54,7 +54,7 @@ def resolve_recipe(
 
 
 def _schema_errors(part: str, schema: Schema, values: JsonObject) -> list[FieldError]:
-    """Return the validation errors of `values`, with the valid range of each invalid field.
+    """Return the errors of the `values` that `schema` rejects, each with the valid range.
 
     `part` is "config" or "training"; errors name a field as `recipe.PART.NAME`.
     """
@@ -81,9 +81,9 @@ def _describe_rule(rule: JsonObject) -> str:
 
 
 def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str, Any]) -> list[FieldError]:
-    """Set the dataset's image shape in `config`, in place.
+    """Set the dataset's image shape in the configuration `config`, in place; return errors.
 
-    Returns errors if the family cannot be trained on such images, or if `config` has another shape.
+    It is an error if the family cannot be trained on such images, or if `config` has another shape.
     For super-resolution, `config` has no shape; only the kind of the dataset is checked.
     """
     photographs = dataset["kind"] == "photographs"
@@ -138,16 +138,20 @@ def _batch_size(family: FamilyDescription, training: JsonObject) -> int:
 
 
 def _training_count(counts: Mapping[str, int], training: JsonObject) -> int:
-    """Return how many images of the training split a recipe uses, those for validation included."""
+    """Return how many images of the training split a recipe uses.
+
+    If the dataset has no validation split, these include the images held back for validation.
+    """
     return min(training.get("pictures") or counts["train"], counts["train"])
 
 
 def _batch_errors(
     family: FamilyDescription, counts: Mapping[str, int], config: JsonObject, training: JsonObject, gpus: int
 ) -> list[FieldError]:
-    """Return an error if an optimizer step would have fewer images than it needs, else no error.
+    """Return one error if an optimizer step would have fewer images than it needs, else none.
 
-    Batch normalisation and several devices (`gpus`) need more than one image per step.
+    Batch normalisation needs more than one image per step, and several devices (`gpus`) need this
+    number each.
     """
     whole_config = {name: rule.get("default") for name, rule in family.config["properties"].items()} | {**config}
     matching = (one.pictures for one in family.smallest_batches if jsonschema_rs.is_valid(one.when, whole_config))

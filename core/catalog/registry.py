@@ -25,7 +25,10 @@ _CHECK_S = 0.1  # shortest time between two checks for another active version
 
 @dataclass(frozen=True)
 class ModelOperation:
-    """An operation of a model: the JSON Schema of its options, their defaults and a validator."""
+    """An operation of a model: the JSON Schema of its options, their defaults and a validator.
+
+    The `validator` is that of jsonschema_rs for `schema`.
+    """
 
     operation: Operation
     schema: Mapping[str, Any]
@@ -63,7 +66,7 @@ class ModelVersion:
 
     @cached_property
     def ref(self) -> str:
-        """The reference `name@version`."""
+        """The version's reference: `name@version`."""
         return f"{self.name}@{self.version}"
 
     @property
@@ -73,7 +76,7 @@ class ModelVersion:
 
     @property
     def margin(self) -> int:
-        """Context on every side of a tile in pixels.
+        """Pixels of context on every side of a tile.
 
         Raises KeyError for a model that does not upscale.
         """
@@ -91,8 +94,8 @@ def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
 def read_version(path: Path) -> ModelVersion:
     """Read the card of a file NAME/VERSION/model.safetensors; return the version.
 
-    The names of its folders are the model's name and the version. Raises ValueError if the file
-    cannot be used.
+    The names of its folders are the model's name and the version. Raises ValueError if the file is
+    damaged or its card describes no model that this service can run.
     """
     version, name = path.parent.name, path.parent.parent.name
     try:
@@ -110,14 +113,14 @@ def read_version(path: Path) -> ModelVersion:
 
 
 class Registry:
-    """The shipped versions in `folder` and those made by this service in the folder `made`.
+    """The versions of all models: the shipped ones in `folder`, and those made here in `made`.
 
     A model's name without a version means the active version: the one that was activated, or else
     the newest.
     """
 
     def __init__(self, folder: Path, made: Path | None = None) -> None:
-        """Read the cards of all versions in `folder` and, if it is given, in `made`."""
+        """Read the cards of all versions in `folder` and, if it is not None, in `made`."""
         self._folder = folder
         self._made = Versions(made) if made is not None else None
         self._entries: dict[str, dict[str, ModelVersion]] = {}
@@ -129,7 +132,7 @@ class Registry:
     def scan(self) -> None:
         """Read the folders of versions again; read only the cards of new files.
 
-        Damaged files are skipped.
+        Files that are damaged or cannot be read are skipped, with a warning in the log.
         """
         versions: dict[str, dict[str, ModelVersion]] = {}
         folders = [self._folder, *([self._made.folder] if self._made else [])]
@@ -150,7 +153,7 @@ class Registry:
         self._scanned_at = self._checked_at = time.monotonic()
 
     def refresh(self, *, force: bool = False) -> None:
-        """Scan again if a version was published or activated.
+        """Read the folders again if a version was published or a pointer was changed since.
 
         This is checked at most ten times a second, or at once with `force`.
         """
@@ -165,7 +168,8 @@ class Registry:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
         Returns None if it does not exist. The folders are read again first if a version was
-        published or activated, and before None is returned, unless they were read a moment ago.
+        published or activated since. They are also read again before None is returned, unless that
+        was done in the last second.
         """
         self.refresh()
         entry = self._lookup(ref)
@@ -197,7 +201,7 @@ class Registry:
         return [entry for entry in staged if entry is not None]
 
     def versions(self, name: str) -> list[str]:
-        """Return all version numbers of a model, oldest first."""
+        """Return all version numbers of a model, oldest first; an empty list if it is unknown."""
         return sorted(self._entries.get(name, {}), key=_version_order)
 
 

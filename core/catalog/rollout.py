@@ -11,7 +11,7 @@ Heartbeats = Mapping[str, Mapping[str, Any]]
 
 
 def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
-    """Return whether every ready worker has loaded a version, or has reported that it cannot.
+    """Return whether each worker in state "ready" has loaded a version, or reported that it cannot.
 
     False if no worker is ready.
     """
@@ -31,7 +31,7 @@ def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
 
 
 def load_error(heartbeats: Heartbeats, ref: str) -> str:
-    """Return why a worker could not load a version; "" if no worker has reported an error."""
+    """Return the error by which a worker could not load a version; "" if none has reported one."""
     return next((one["refused"][ref] for one in heartbeats.values() if ref in one.get("refused", {})), "")
 
 

@@ -61,7 +61,7 @@ def _field_error(error: Any, part: str, hint: Callable[[str], str]) -> FieldErro
 
 
 def _encodable(name: str) -> str:
-    """Return a name with lone surrogates replaced, because JSON cannot contain them."""
+    """Return a name with "?" for each lone surrogate, which JSON cannot contain."""
     return name.encode(errors="replace").decode()
 
 
@@ -69,7 +69,10 @@ def _encodable(name: str) -> str:
 
 
 def whole(value: Any) -> Any:
-    """Return a float without a fraction as an int, and any other value unchanged."""
+    """Return a float without a fraction as an int, and any other value unchanged.
+
+    A float beyond 64-bit integers is unchanged, too.
+    """
     fits = type(value) is float and _SMALLEST <= value < _ABOVE_LARGEST
     return int(value) if fits and value.is_integer() else value
 

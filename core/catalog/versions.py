@@ -56,18 +56,21 @@ class Versions:
         return pointers
 
     def stage(self, name: str, version: str) -> None:
-        """Make a version the candidate, which workers load."""
+        """Make a version the candidate of its model, which workers load.
+
+        It replaces an earlier candidate.
+        """
         with self._update() as pointers:
             pointers.setdefault(name, {})["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
-        """Remove the pointer to the candidate, if the candidate is still this version."""
+        """Let a model have no candidate any more, if its candidate is still this version."""
         with self._update() as pointers:
             if pointers.get(name, {}).get("next") == version:
                 del pointers[name]["next"]
 
     def activate(self, name: str, version: str) -> None:
-        """Make a version active; if it was the candidate, it no longer is."""
+        """Make a version active; if it was the candidate, the model has no candidate any more."""
         with self._update() as pointers:
             pointer = pointers.setdefault(name, {})
             pointer["serves"] = version
@@ -77,7 +80,7 @@ class Versions:
     def pin(self, name: str, version: str) -> None:
         """Make a version active if the model has no pointer to an active version.
 
-        Without such a pointer the newest version is active.
+        So a version that is published later does not become active by being the newest.
         """
         with self._update() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
@@ -136,9 +139,9 @@ class Versions:
 
     @contextlib.contextmanager
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
-        """Yield the pointers for changes in place, and write them to the file after the block.
+        """Yield the pointers of all models, and write them to the file after the block.
 
-        The file is locked meanwhile.
+        The block changes them in place. The file is locked meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
@@ -190,11 +193,11 @@ class Versions:
                 leftover.unlink()
 
     def path(self, name: str, version: str) -> Path:
-        """Return the path of a version's file."""
+        """Return the path of a version's checkpoint file, whether it exists or not."""
         return self.folder / name / version / FILE
 
     def publish(self, made: Path, name: str, version: str) -> Path:
-        """Move the file `made` to the path of a version atomically; return the path.
+        """Move the file `made` to the path of a version atomically; return this path.
 
         Raises FileExistsError if the version exists.
         """

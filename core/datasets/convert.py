@@ -1,9 +1,9 @@
 """Convert an uploaded dataset: `python -m core.datasets.convert FOLDER OPTIONS [PARENT_PID]`.
 
-This is a child process of the API, which keeps hostile files and Pillow's memory out of the API. It
+The API starts this as a child process, to keep hostile files and Pillow's memory out of its own. It
 reads FOLDER/file (IDX, gzipped or not, NPZ, or a ZIP of images) and FOLDER/labels in batches, in
-bounded memory. It writes FOLDER/made/train.npy, validation.npy, test.npy and labels.npy, and prints
-the dataset's description as JSON, or the problem.
+bounded memory. OPTIONS is JSON. It writes FOLDER/made/train.npy, validation.npy, test.npy and
+labels.npy, and prints the dataset's description as JSON, or the problem.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ class _StagedImages:
     """What is known of the images of an upload after all were written to one file.
 
     `fingerprints` has the hash of each image; for a patch it is the hash of all patches of its
-    photograph. `origins` has, for each image, the index of the split of the upload that it came
-    from. `factors` has, for each split of the upload, the factor that scales its pixel values to 0
+    photograph. `origins` has, for each image, the index in `source.splits` of the split that it
+    came from. `factors` has, for each of these splits, the factor that scales its pixel values to 0
     … 255.
     """
 
@@ -82,8 +82,8 @@ class _StagedImages:
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
     """Write all `count` images of an upload to the file `path`; return what was found in them.
 
-    That is the hash of each image, the index of its split in the upload, and for each of these
-    splits the factor that brings its pixel values to 0 … 255.
+    That is the hash of each image, the index of its split in `source.splits`, and for each of these
+    splits the factor that scales its pixel values to 0 … 255.
     """
     fingerprints = np.zeros(count, np.uint64)
     origins = np.zeros(count, np.int8)
@@ -104,7 +104,10 @@ def _stage(source: Source, path: Path, count: int) -> _StagedImages:
 
 
 def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
-    """Return the shares (0 to 1) of the held-out splits that the upload lacks, keyed by split."""
+    """Return the shares (0 to 1) of the splits that the upload lacks, keyed by split.
+
+    They are those in `options` for validation and test.
+    """
     present = {split.split for split in source.splits}
     shares = {"validation": options.validation, "test": options.test}
     return {name: share for name, share in shares.items() if name not in present}
@@ -112,7 +115,7 @@ def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, flo
 
 # See docs/decisions.md#a-pictures-split-follows-from-its-bytes
 def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
-    """Assign each image to a split; return indices of SPLITS, int8 (N,).
+    """Return the split of each image: 0 train, 1 validation or 2 test, int8 (N,).
 
     An image stays in the split that the upload names. Splits that the upload does not have get
     their shares of the training images in the order of the fingerprints. So the assignment does not
@@ -148,8 +151,8 @@ def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOpt
 def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray, stage: Path, made: Path) -> None:
     """Write the images in the file `stage` to the folder `made`, one array per split.
 
-    `assignment` has the index of each image's split in SPLITS. Labels, if there are any, are
-    written to one file, in the order train, validation, test.
+    `assignment` has the split of each image: 0 train, 1 validation or 2 test. Labels, if there are
+    any, are written to one file, in this order of the splits.
     """
     size = math.prod(source.shape)
     factors = np.array(staged.factors, np.uint8)[staged.origins]
@@ -177,7 +180,10 @@ def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray,
 def _describe(
     source: Source, staged: _StagedImages, assignment: np.ndarray, made: Path, options: ConversionOptions
 ) -> dict[str, Any]:
-    """Return the dataset's description, as in `dataset.json` and the API's responses."""
+    """Return the dataset's description, as it is in `dataset.json` and the API's responses.
+
+    `assignment` has the split of each image, and `made` is the folder of the arrays.
+    """
     channels, height, width = source.shape
     report = dict(source.report)
     units = int(report.get("photographs", len(assignment)))
@@ -216,7 +222,7 @@ def _sha256(files: Sequence[Path]) -> str:
 
 
 def main() -> None:
-    """Convert the upload, and print the dataset's description or the problem as JSON."""
+    """Convert the upload that the command line names; print its description or the problem."""
     hard_limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = MEMORY_BYTES if hard_limit == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

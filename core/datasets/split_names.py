@@ -88,5 +88,5 @@ def _split_of(folders: Sequence[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Return a name in lower case, without separators."""
+    """Return a name in lower case, without underscores, hyphens and other separators."""
     return _BETWEEN.sub("", name.casefold())

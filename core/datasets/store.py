@@ -35,7 +35,7 @@ class NameTakenError(ValueError):
 
 
 class InUseError(ValueError):
-    """Raised if a dataset cannot be deleted. `users` are the ids of the trainings that use it."""
+    """Raised if a dataset cannot be deleted, because jobs use it; `users` are their ids."""
 
     def __init__(self, users: list[str]) -> None:
         super().__init__(f"in use by {', '.join(users)}")
@@ -46,7 +46,7 @@ class Datasets:
     """The datasets in a folder, which any number of processes may share."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, and remove scratch folders of processes that died."""
+        """Open the store in a folder, and remove the scratch folders of processes that died."""
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clear()
@@ -63,9 +63,9 @@ class Datasets:
                     remove_tree(folder)
 
     def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
-        """Return whether no live process uses a folder.
+        """Return whether no live process uses a hidden folder of the store.
 
-        If the folder has a lock, it stays locked until `stack` closes.
+        If so, its lock, if it has one, is held until `stack` closes.
         """
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:
@@ -80,7 +80,7 @@ class Datasets:
 
     @contextmanager
     def scratch_folder(self) -> Iterator[Path]:
-        """Yield a scratch folder to make a dataset in; it is removed at the end."""
+        """Yield a new scratch folder to make a dataset in; remove it after the block."""
         folder = self.folder / f".{uuid4().hex}"
         with ExitStack() as stack:
             stack.callback(remove_tree, folder)
@@ -90,16 +90,16 @@ class Datasets:
             yield folder
 
     def _locked(self) -> AbstractContextManager[None]:
-        """Lock the store while the block runs.
+        """Return a context manager that locks the store while its block runs.
 
         So only one process at a time adds or deletes datasets, or protects them from deletion.
         """
         return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Store the finished folder `made` as the dataset `name`.
+        """Store the finished folder `made`, with its `description`, as the dataset `name`.
 
-        Returns the dataset's description, and whether the dataset is new. If a dataset of this name
+        Returns the stored description, and whether the dataset is new. If a dataset of this name
         has the same arrays, it is not replaced, and False is returned. Raises NameTakenError if its
         arrays differ.
         """
@@ -128,7 +128,7 @@ class Datasets:
         return description
 
     def path(self, name: str) -> Path:
-        """Return the folder of a dataset."""
+        """Return the folder of a dataset, whether it exists or not."""
         return self.folder / name
 
     def listing(
@@ -143,7 +143,7 @@ class Datasets:
         return [description for name in names[:limit] if (description := self.get(name)) is not None]
 
     def delete(self, name: str) -> bool:
-        """Delete a dataset; return False if it does not exist.
+        """Delete a dataset and return True; return False if it does not exist.
 
         Raises InUseError if a job protects it from deletion.
         """
@@ -165,7 +165,7 @@ class Datasets:
     def use(self, name: str, user: str) -> bool:
         """Protect a dataset from deletion while a job uses it; return False if it does not exist.
 
-        `user` is the id of the job. The protection lasts until it is released for this id. A second
+        `user` is the id of the job. The protection lasts until it is ended for this id. A second
         call with the same id changes nothing.
         """
         with self._locked():
@@ -186,7 +186,7 @@ class Datasets:
     # --- preview ---
 
     def preview(self, name: str, split: str, count: int) -> bytes | None:
-        """Return a PNG grid of up to `count` images, evenly spaced in the split.
+        """Return a PNG grid of at most `count` images, evenly spaced in the split.
 
         None if the split has no images, or if there is no such dataset.
         """
@@ -202,7 +202,7 @@ class Datasets:
 
 
 def _age_s(folder: Path) -> float:
-    """Return the seconds since the last write in a folder; infinity if it does not exist."""
+    """Return the seconds since anything in a folder was written; infinity if it does not exist."""
     try:
         return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("made/*")))
     except OSError:

@@ -33,9 +33,9 @@ BatchReader = Callable[[], Iterator[Pixels]]
 
 
 class UploadRejectedError(ValueError):
-    """An uploaded dataset that cannot be used; the message says why and what would work.
+    """Raised for an uploaded dataset that cannot be used; says why and what would work.
 
-    `field` is the form field with the fault, `status` the HTTP status.
+    `field` is the form field with the fault, `status` the HTTP status of the response.
     """
 
     def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:
@@ -48,10 +48,10 @@ class UploadRejectedError(ValueError):
 class ConversionOptions:
     """Options of a conversion, and its limits.
 
-    `format` and `kind` are those that the client named, or "". `resize` is (height, width) in
-    pixels. `validation` and `test` are shares of all images, for splits that the upload does not
-    have. The converted dataset may have at most `unpacked_bytes`, and `reserve_bytes` of the disk
-    must stay free.
+    `format` ("idx", "npz", "zip") and `kind` ("photographs") are those that the client named, or
+    "". `resize` is (height, width) in pixels; None keeps the size. `validation` and `test` are
+    shares of all images, for splits that the upload does not have. The converted dataset may have
+    at most `unpacked_bytes`, and `reserve_bytes` of the disk must stay free.
     """
 
     format: str = ""
@@ -64,20 +64,20 @@ class ConversionOptions:
 
     @classmethod
     def from_json(cls, text: str) -> "ConversionOptions":
-        """Return the options whose `asdict` was written as this JSON text."""
+        """Return the options in a JSON object that has a field for each attribute."""
         values = json.loads(text)
         return cls(**{**values, "resize": tuple(values["resize"]) if values["resize"] else None})
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The images of one split of an upload, read in batches by `read_batches()`.
+    """The `count` images of one split of an upload, read in batches by `read_batches()`.
 
     `split` is None if the upload does not name splits. With `scaled`, pixel values are in 0 … 255.
-    Without it the upload decides: if the splits that are not `scaled` have no value above 1, their
-    values are in 0 … 1 and are scaled, otherwise they are kept. With `grouped`, each batch has all
+    Otherwise they may be in 0 … 1: if no split without `scaled` has a value above 1, all their
+    values are multiplied by 255; otherwise they are kept. With `grouped`, each batch has all
     patches of one photograph, and they are assigned to the same split. `labels` has one label per
-    image.
+    image; None without labels.
     """
 
     split: str | None
@@ -90,11 +90,11 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Source:
-    """The content of an upload.
+    """The content of an upload: its format, the kind and shape of its images, and its splits.
 
-    `shape` is (C, H, W) of each image. `report` is added to the dataset's description.
-    `conversions` has the number of images that were converted, keyed by the name of the conversion;
-    it grows while images are read.
+    `kind` is "pictures", "vectors" or "photographs", and `shape` is (C, H, W) of each image.
+    `report` is added to the dataset's description. `conversions` has the number of images that were
+    converted, keyed by the name of the conversion; it grows while images are read.
     """
 
     format: str
@@ -107,7 +107,7 @@ class Source:
 
 
 def read_exactly(file: IO[bytes], size: int) -> bytes:
-    """Return `size` bytes, or fewer at the end of the file."""
+    """Read and return `size` bytes of a file, or fewer if the file ends before."""
     pieces = []
     while size:
         piece = file.read(size)
@@ -120,7 +120,7 @@ def read_exactly(file: IO[bytes], size: int) -> bytes:
 
 @contextmanager
 def reject_damage(name: str, field: str = "file") -> Iterator[None]:
-    """Raise UploadRejectedError for the errors in the block that a damaged file may cause.
+    """Convert the errors that a damaged file causes in the block to UploadRejectedError.
 
     `name` is the name of the uploaded file or member in the message; `field` is the form field with
     the fault. OSError because of a full disk is not changed.
@@ -135,7 +135,10 @@ def reject_damage(name: str, field: str = "file") -> Iterator[None]:
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
-    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and `reserve_bytes`."""
+    """Raise OSError (ENOSPC) if the disk of `folder` has no space for `size_bytes`.
+
+    The `reserve_bytes` of the options must stay free.
+    """
     if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -156,10 +159,10 @@ def format_image_size(shape: tuple[int, int, int]) -> str:
 
 
 def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
-    """Return what a dataset's description says of the skipped members of an archive.
+    """Return what a dataset's description says of the members of an archive that were skipped.
 
-    `ignored` are the names of members that were not used; `hidden` is the number of hidden ones.
-    An entry is left out if there were no such members.
+    `ignored` are the names of visible members that were not used; `hidden` is the number of hidden
+    members. The entry for either is left out if there were none.
     """
     names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
     return {
@@ -180,7 +183,7 @@ class ArrayHeader(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Size of one image in bytes."""
+        """Size of one image of the array in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
@@ -190,7 +193,7 @@ class ArrayHeader(NamedTuple):
 
     @property
     def images_per_batch(self) -> int:
-        """Number of images that are read in one batch."""
+        """Number of images that are read in one batch of about 4 MiB, at least 1."""
         return max(1, BATCH_BYTES // self.row_bytes)
 
     @property
@@ -217,7 +220,8 @@ class ArrayHeader(NamedTuple):
 def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> None:
     """Raise UploadRejectedError if an array's dtype or shape cannot be that of images or vectors.
 
-    Also raises it (413) if the array is too large. `name` is the array's name in the message.
+    Also raises it (413) if the array is larger than the options allow. `name` is the array's name
+    in the message.
     """
     shape, dtype, _ = header
     if dtype.kind not in "biuf":
@@ -235,10 +239,10 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
 
 
 def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixels]:
-    """Yield the next array of a file, in C order, as uint8 batches (n, C, H, W).
+    """Read an array in C order from the current position of a file; yield its images.
 
-    `name` is the array's name in messages. Raises UploadRejectedError if the data is truncated or a
-    value is out of range.
+    They are in uint8 batches (n, C, H, W). `name` is the array's name in messages. Raises
+    UploadRejectedError if the data is truncated or a value is out of range.
     """
     total = header.shape[0]
     for first in range(0, total, header.images_per_batch):

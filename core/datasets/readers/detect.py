@@ -24,10 +24,10 @@ _OTHER_ARCHIVES = {
 
 
 def open_upload(folder: Path, options: ConversionOptions) -> Source:
-    """Open FOLDER/file and FOLDER/labels, and check their headers; images are read later.
+    """Open FOLDER/file, and FOLDER/labels if it exists; check their headers.
 
-    Raises UploadRejectedError if the format is unknown or not the one in `options`, or if a header
-    is not valid.
+    Images are read later, from the returned source. Raises UploadRejectedError if the format is
+    unknown or not the one in `options`, or if a header is not valid.
     """
     path = folder / "file"
     with path.open("rb") as file:
@@ -79,7 +79,10 @@ def _reject_image_options(options: ConversionOptions, found: str) -> None:
 
 
 def _reject_other_archives(path: Path, head: bytes) -> None:
-    """Raise UploadRejectedError, which names the format, for archives that are not read here."""
+    """Raise UploadRejectedError for an archive of a format that is not read, such as tar or 7z.
+
+    `head` is the start of the file. The message names the format.
+    """
     packed = ""
     if head[:2] == GZIP_MAGIC:
         packed = "gzipped "

@@ -17,9 +17,10 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def open_idx(folder: Path, options: ConversionOptions) -> Source:
-    """Open the IDX file FOLDER/file of images, and FOLDER/labels; return the source.
+    """Open an IDX file of images, FOLDER/file, and FOLDER/labels if it exists.
 
-    Raises UploadRejectedError if a header is not valid.
+    Images are read later, from the returned source. Raises UploadRejectedError if a header is not
+    valid.
     """
     path = folder / "file"
     header, start = _read_header(path, "file")
@@ -69,7 +70,7 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
 def _read_header(path: Path, field: str) -> tuple[base.ArrayHeader, int]:
     """Return the header of an IDX file, and the offset of its data in bytes.
 
-    Raises UploadRejectedError, for the form field `field`, if the header is not valid.
+    Raises UploadRejectedError, which names the form field `field`, if the header is not valid.
     """
     with base.reject_damage(f"the {field}", field), _open_unpacked(path) as file:
         magic = file.read(4)

@@ -25,10 +25,10 @@ _WANTED_NAMES = "train (with validation and test, or without), or images"
 
 
 def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions) -> Source:
-    """Open the NPZ file FOLDER/file with these visible members; return the source.
+    """Open the NPZ file FOLDER/file, whose visible members are `members`.
 
-    `hidden` is the number of further members. Raises UploadRejectedError if its arrays cannot be
-    used.
+    Images are read later, from the returned source. `hidden` is the number of hidden members.
+    Raises UploadRejectedError if the arrays cannot be used.
     """
     names = [info.filename.removesuffix(".npy") for info in members]
     repeated = [name for name, times in Counter(names).items() if times > 1]
@@ -58,10 +58,10 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
 
 
 def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels: Mapping[str | None, str]) -> None:
-    """Check that the arrays are one set of images, or splits with training images.
+    """Raise UploadRejectedError unless there is one set of images, or a training split.
 
-    `images` and `labels` are names of arrays, keyed by split. Raises UploadRejectedError if they
-    are not, or if only some images have labels.
+    `images` and `labels` are names of arrays, keyed by split, and `names` those of all arrays.
+    Raises it also if only some images have labels.
     """
     if not images:
         detail = f"the NPZ has no array of pictures; name it {_WANTED_NAMES}. It has {', '.join(names)[:200]}"
@@ -84,9 +84,9 @@ def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOpti
 
 
 def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
-    """Return the header of a .npy file.
+    """Read the header of a .npy file, which then is at the array's data.
 
-    Raises UploadRejectedError if it is damaged, or if it is an array of Python objects or records.
+    Raises UploadRejectedError if it is damaged, or if the array has Python objects or records.
     """
     try:
         with base.reject_damage(info.filename):
@@ -131,7 +131,7 @@ def _batch_reader(
 def _read_fortran_order(
     scratch: Path, file: IO[bytes], header: ArrayHeader, name: str, options: ConversionOptions
 ) -> Iterator[Pixels]:
-    """Yield batches of images of an array in Fortran order.
+    """Yield the images of an array in Fortran order, in uint8 batches (n, C, H, W).
 
     The values of an image are not adjacent in such a file, so the array is first written to the
     file `scratch`, which is deleted at the end. Raises UploadRejectedError if the array is

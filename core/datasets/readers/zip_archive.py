@@ -31,12 +31,15 @@ _HIDDEN_NAMES = {
 
 
 def path_of(info: zipfile.ZipInfo) -> tuple[str, ...]:
-    r"""Return the folders and the name of a member. `\` is a separator, too, as .NET writes it."""
+    r"""Return the folders and the name of a member, as a tuple.
+
+    `\` is a separator, too, as .NET writes it.
+    """
     return tuple(step for step in info.filename.replace("\\", "/").split("/") if step not in {"", "."})
 
 
 def is_folder(info: zipfile.ZipInfo) -> bool:
-    """Return whether a member is a folder."""
+    """Return whether a member of a ZIP is a folder, by its name."""
     return info.filename.endswith(("/", "\\"))
 
 
@@ -46,7 +49,7 @@ def is_hidden(info: zipfile.ZipInfo) -> bool:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a ZIP file whose central directory agrees with the file.
+    """Open a ZIP file after a check that its central directory agrees with its content.
 
     Raises UploadRejectedError if it does not, if members overlap, or if there are too many.
     """
@@ -83,7 +86,7 @@ def check_member(info: zipfile.ZipInfo) -> None:
 
 
 def member_error(info: zipfile.ZipInfo, detail: str) -> UploadRejectedError:
-    """Return an error whose message begins with the name of a member."""
+    """Return an error whose message is the name of a member, then `detail`."""
     return UploadRejectedError(f"{info.orig_filename[:200]!r}: {detail}")
 
 
@@ -122,8 +125,9 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
     """Parse the end record at the offset `position` of the file's last bytes, `tail`.
 
     Returns the number of members, the size of the central directory in bytes, and the offset of its
-    end in `tail`. Raises UploadRejectedError if the ZIP has several parts, or if a ZIP64 record has
-    other values, unless they are too large for the end record.
+    end in `tail`. Raises UploadRejectedError if the ZIP has several parts, or if a ZIP64 record
+    contradicts the end record. Numbers that are too large for the end record are in the ZIP64
+    record only.
     """
     _, disk, first_disk, on_disk, count, length, offset, _ = _END_RECORD.unpack_from(tail, position)
     if any(0 < number < 0xFFFF for number in (disk, first_disk)) or on_disk != count:
@@ -145,9 +149,9 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _check_entries(file: IO[bytes], count: int, length: int) -> None:
-    """Raise UploadRejectedError unless the central directory has `count` entries.
+    """Raise UploadRejectedError unless the central directory has exactly `count` entries.
 
-    They must have `length` bytes together. `file` is at the start of the directory.
+    The directory has `length` bytes, and `file` is at its start.
     """
     directory = file.read(length)
     position = 0

@@ -34,7 +34,7 @@ _GREY_MODES = {"1", "L", "LA", "La"}
 
 @dataclass(frozen=True)
 class ZipImage:
-    """An image in a ZIP, by its header: size in pixels and mode in Pillow's terms."""
+    """An image in a ZIP, with its size in pixels and Pillow's mode, as its header states them."""
 
     info: zipfile.ZipInfo
     height: int
@@ -45,10 +45,11 @@ class ZipImage:
 def open_zip_images(
     folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions
 ) -> Source:
-    """Open the ZIP file FOLDER/file of images with these visible members; return the source.
+    """Open the ZIP file of images FOLDER/file, whose visible members are `members`.
 
-    `hidden` is the number of further members. Raises UploadRejectedError if an image cannot be
-    used, if there is none, or if sizes, labels or options do not fit.
+    Pixels are decoded later, from the returned source. `hidden` is the number of hidden members.
+    Raises UploadRejectedError if an image cannot be used, if there is none, or if sizes, labels or
+    options do not fit.
     """
     files = [info for info in members if info.filename.lower().endswith(SUFFIXES)]
     if not files:
@@ -72,7 +73,7 @@ def _no_images_error(members: Sequence[zipfile.ZipInfo], hidden: int) -> UploadR
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
-    """Return size and mode of an image, without decoding its pixels.
+    """Read the header of an image in a ZIP: size and mode, without decoding its pixels.
 
     Raises UploadRejectedError if the member is not a usable image, or is too large.
     """
@@ -104,10 +105,10 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
-    """Return the indices of the images of each split, keyed by split, as their folders name it.
+    """Return the indices of the images of each split, keyed by split.
 
-    The key is None if no folder names a split. Raises UploadRejectedError if only some images are
-    in a split, or if there are no training images.
+    Folders name the split; the only key is None if no folder names one. Raises UploadRejectedError
+    if only some images are in a split, or if there are no training images.
     """
     indices: dict[str | None, list[int]] = {}
     for index, split in enumerate(splits_of_paths([path_of(image.info)[:-1] for image in images])):
@@ -124,10 +125,10 @@ def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
 def _decode(
     archive: zipfile.ZipFile, image: ZipImage, shape: tuple[int, int, int], conversions: Counter[str]
 ) -> Pixels:
-    """Decode an image to uint8 of `shape` (C, H, W).
+    """Decode an image of a ZIP to uint8 of `shape` (C, H, W).
 
-    It is scaled to cover this size and cropped at the centre. A conversion is counted in
-    `conversions`. Raises UploadRejectedError if the image cannot be decoded.
+    It is scaled to cover this size and cropped at the centre. If it was converted, this is counted
+    in `conversions`. Raises UploadRejectedError if the image cannot be decoded.
     """
     channels, height, width = shape
     try:
@@ -230,7 +231,7 @@ def _photograph_split(
 
 
 def _cut_patches(pixels: Pixels) -> Pixels:
-    """Divide the centre of a photograph (3, H, W) into adjacent patches, row by row.
+    """Divide a photograph (3, H, W) into adjacent patches, row by row; crop the rest of its edges.
 
     Returns an array (n, 3, PATCH, PATCH).
     """
