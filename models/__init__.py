@@ -1,1 +1,4 @@
-"""Generative models, one module or package per published paper; shared code is in `models.kit`."""
+"""Define the generative models: one module or package for each published paper.
+
+What they share is in `models.kit`.
+"""

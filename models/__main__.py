@@ -1,4 +1,4 @@
-"""Command line of the models without the service: train, export, evaluate, sample and more."""
+"""Run a command on a model without the service: train, export, evaluate, sample and more."""
 
 import argparse
 import ctypes
@@ -24,7 +24,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands and their options."""
+    """Return the command-line parser of `python -m models`, with all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="python -m models",
         description="Train, evaluate and try the generative models, without the service.",
@@ -84,10 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) -> None:
-    """Add the commands that the service's training worker runs, each in its own process.
+    """Add the commands that the service's training worker runs, each in a process of its own.
 
-    `subparsers` gets the commands. `base`, `common` and `recipe` are parent parsers: the options of
-    every command, those of commands that use torch, and those that choose a recipe.
+    They are added to `subparsers`. `base`, `common` and `recipe` are parsers whose options a
+    command inherits: `base` has those of every command, `common` also device, threads and data
+    folder, and `recipe` the choice of a recipe.
     """
     publish = _add_command(subparsers, "publish", "export a run with figures and a preview", common)
     publish.add_argument("run", type=Path, help="folder of the run")
@@ -122,10 +123,11 @@ def _add_command(subparsers: Any, name: str, summary: str, *parents: Any) -> arg
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command in `argv` (by default the process's arguments); return its exit status.
+    """Run the command line `argv` (by default this process's); return the exit status.
 
-    0: success; 1: failed, with the reason on stderr; 3: interrupted, can be resumed; 4: the
-    training's loss became NaN or diverged; 5: not enough memory.
+    The status is 0 for success; 1 for an error, whose reason is on stderr; 3 for an interrupted
+    training, which can be resumed; 4 for a training whose loss became NaN or diverged; and 5 for
+    too little memory.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     defaults = argparse.Namespace(device="cpu", threads=1, gpus=1, extra_models=None, parent=None, memory_bytes=None)

@@ -59,9 +59,9 @@ SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
 
 @dataclass(frozen=True)
 class Config:
-    """Layers and gradient estimator of the model.
+    """Configuration of a BiHM: image shape, layers, initialisation and loss.
 
-    The defaults are the shape of MNIST's images and the paper's twelve layers.
+    By default the images are MNIST's and the layers are the paper's twelve.
     """
 
     channels: int = option(1, minimum=1, maximum=4)
@@ -93,41 +93,44 @@ class Config:
 
 
 def log_bernoulli(t: Float[Tensor, "*#B n"], logits: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B"]:
-    """Return log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ), a = `logits` (BiHM §2)."""
+    """Return log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ) in nats (BiHM §2).
+
+    a is `logits`; i runs over the last axis.
+    """
     return (t * logits).sum(-1) + functional.logsigmoid(-logits).sum(-1)
 
 
 def log_p_tilde_star(a: PerSample) -> PerImage:
-    """Return log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) with hₖ ~ q(h|x) (BiHM eq. 4).
+    """Return log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) in nats (BiHM eq. 4).
 
-    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    `a` is log p(x, hₖ) − log q(hₖ|x) of K samples hₖ ~ q(h|x), in nats.
     """
     return 2.0 * log_mean_exp(0.5 * a)
 
 
 def log_p(a: PerSample) -> PerImage:
-    """Return log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) with hₖ ~ q(h|x) (BiHM eq. 5).
+    """Return log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) in nats (BiHM eq. 5).
 
-    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    `a` is log p(x, hₖ) − log q(hₖ|x) of K samples hₖ ~ q(h|x), in nats.
     """
     return log_mean_exp(a)
 
 
 def importance_weights(a: PerSample) -> PerSample:
-    """Return ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x)) (BiHM eq. 6).
+    """Return ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x)), which add up to 1 (BiHM eq. 6).
 
-    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    `a` is log p(x, hₖ) − log q(hₖ|x) of K samples hₖ ~ q(h|x), in nats.
     """
     return torch.softmax(0.5 * a, dim=1)
 
 
 def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
-    """Return a surrogate for log p̃*(x), whose gradient is that of BiHM eq. 6 (Algorithm 1).
+    """Return numbers whose gradient is an estimate of ∇ log p̃*(x) (BiHM eq. 6, Algorithm 1).
 
-    Only the gradient is meaningful, not the value. `log_p` is log p(x, hₖ), `log_q` is log q(hₖ|x).
-    The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are treated as constants.
-    With `baseline`, the weights of q are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the
-    variance is lower.
+    There is one number per image; the values have no meaning. `log_p` is log p(x, hₖ) and `log_q`
+    is log q(hₖ|x). The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are
+    treated as constants. With `baseline`, the weights of ∇ log q are ω̃ₖ − 1/K, which lowers the
+    variance; the mean stays, as E_q ∇ log q = 0.
     """
     weights = importance_weights((log_p - log_q).detach())
     q_weights = weights - 1.0 / weights.shape[1] if baseline else weights
@@ -135,10 +138,10 @@ def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -
 
 
 def z_squared_log_weight(a_inferred: Float[Tensor, "*B"], a_drawn: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p, h′ ~ q(h′|x) (BiHM eq. 7).
+    """Return log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))) for (x, h) ~ p and h′ ~ q(h′|x) (BiHM eq. 7).
 
-    The mean of its exponential is Z². `a_inferred` is log p(x, h′) − log q(h′|x), and `a_drawn` is
-    log p(x, h) − log q(h|x), in nats.
+    The mean of its exponential over such draws is Z². `a_inferred` is log p(x, h′) − log q(h′|x),
+    and `a_drawn` is log p(x, h) − log q(h|x), in nats.
     """
     return 0.5 * (a_inferred - a_drawn)
 
@@ -155,7 +158,7 @@ _INNER = option(8, minimum=0, maximum=256, description="samples behind p̃*(x) o
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: the distribution, the method, and the number of sweeps and draws."""
+    """Options of `sample`: which distribution is sampled, by which method, with how much work."""
 
     source: str = option(
         "p_star",
@@ -171,7 +174,10 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """Options of `inpaint`: binarization, Gibbs sweeps, and the draws of p to start from."""
+    """Options of `inpaint`: how images are binarized, and how many Gibbs sweeps are done.
+
+    `pool` is the number of draws of p of which one starts the Gibbs chain.
+    """
 
     binarization: str = _BINARIZATION
     output: str = _OUTPUT
@@ -186,7 +192,7 @@ GibbsOptions = SampleOptions | InpaintOptions
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options of `encode`: how images are binarized, and how many samples are averaged."""
+    """Options of `encode`: how images are binarized, and over how many samples is averaged."""
 
     binarization: str = _BINARIZATION
     draws: int = option(16, minimum=1, maximum=1000, description="samples of the layers below averaged over")
@@ -194,7 +200,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, which returns −log p̃*(x): binarization and number of samples."""
+    """Options of `energy`, which returns −log p̃*(x): how images are binarized, and K (eq. 4)."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -203,9 +209,9 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`: binarization and number of samples.
+    """Options of `log_likelihood`: how images are binarized, and K (eqs. 4 and 5).
 
-    There are at least two samples, because a standard error needs them.
+    K is at least two, because the standard error of one sample is undefined.
     """
 
     UNIT: ClassVar[str] = "nats"
@@ -217,11 +223,12 @@ class LikelihoodOptions:
 
 
 class Model(nn.Module):
-    """The networks of p and q, and the operations of p, q and p*.
+    """A bidirectional Helmholtz machine: the networks of p and q, and the operations of the model.
 
-    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization`
-    says. `log_z` and `log_z_error` (nats) are estimated by `evaluate` and stored with the weights;
-    until then they are ∞, and `log_likelihood` omits log p*(x).
+    `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
+    The estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
+    `evaluate` and stored with the weights. Before that they are ∞, and `log_likelihood` omits log
+    p*(x).
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -241,10 +248,10 @@ class Model(nn.Module):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw weights by Glorot's rule (BiHM §4) and set every bias to `config.bias`.
+        """Draw the weights by Glorot's rule (BiHM §4), and set every bias to `config.bias`.
 
-        Weights are uniform in ±√(6/(fan-in + fan-out)). With `init` "small" the range is divided by
-        the fan-in, as in the authors' code.
+        Weights are uniform in ±√(6/(fan-in + fan-out)). With `config.init` = "small" this bound is
+        divided by the fan-in, as in the authors' code. `rows` has one row, which draws all weights.
         """
         for number, layer in enumerate([*self.q, *self.p]):
             values = 2.0 * rows.uniform(layer.weight.numel(), number) - 1.0
@@ -256,17 +263,17 @@ class Model(nn.Module):
         self.top.data.fill_(self.config.bias)
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation, keyed by its name, as the card lists them."""
+        """Return the description of each operation in the format of the card, by name."""
         return describe(self)
 
     # The two directions
 
     def infer(self, x: ImageSamples, uniform16: RandomIntegers) -> tuple[Layers, PerSample]:
-        """Draw h ~ q(h|x), a list of (B, K, nₗ), and return it with log q(h|x).
+        """Draw h ~ q(h|x), a list of L layers (B, K, nₗ), and return it with log q(h|x) in nats.
 
-        `uniform16` has a uniform 16-bit integer for each unit of all hidden layers. `x` may be
-        (B, 1, D), one image for all K samples: the logits of the first layer are then computed
-        once.
+        `uniform16` has a uniform 16-bit integer for each unit of all hidden layers. `x` is (B, K,
+        D), or (B, 1, D) if all K samples belong to one image; the first layer's logits are then
+        computed once.
         """
         h: Layers = []
         log_q = uniform16.new_zeros(uniform16.shape[:2], dtype=torch.float32)
@@ -280,23 +287,28 @@ class Model(nn.Module):
         return h, log_q
 
     def log_joint(self, x: ImageSamples, h: Layers) -> PerSample:
-        """Return log p(x, h) = log p(h_L) + Σₗ log p(hₗ₋₁|hₗ), where h₀ = x may be (B, 1, D)."""
+        """Return log p(x, h) = log p(h_L) + Σₗ log p(hₗ₋₁|hₗ) in nats, where h₀ = x.
+
+        `x` is (B, K, D), or (B, 1, D) if all K samples belong to one image.
+        """
         total = log_bernoulli(h[-1], self.top)
         for layer, lower, upper in zip(self.p, [x, *h], h, strict=False):
             total = total + log_bernoulli(lower, layer(upper).float())
         return total
 
     def log_inferred(self, x: ImageSamples, h: Layers) -> PerSample:
-        """Return log q(h|x) = Σₗ log q(hₗ|hₗ₋₁) of the given layers `h`, in nats."""
+        """Return log q(h|x) = Σₗ log q(hₗ|hₗ₋₁) of given layers `h` in nats, where h₀ = x."""
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
     def ancestral(self, uniform16: RandomIntegers) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
         """Draw (x, h) ~ p, layer by layer from the top.
 
-        `uniform16` has a uniform 16-bit integer for each unit of the hidden layers and of x.
+        `uniform16` has a uniform 16-bit integer for each unit of the hidden layers and each pixel
+        of x.
 
-        Return x (B, K, D), the list h, and the probabilities of x's pixels (B, K, D).
+        Returns x (B, K, D), the list h of layers (B, K, nₗ), and p(x = 1|h₁) of each pixel (B, K,
+        D).
         """
         probability = self.top.float().sigmoid().expand(*uniform16.shape[:2], -1)
         h: Layers = []
@@ -308,9 +320,9 @@ class Model(nn.Module):
         return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return a = log p(x, h) − log q(h|x) of importance samples h ~ q(h|x), in nats.
+        """Return log p(x, h) − log q(h|x) of `count` importance samples h ~ q(h|x), in nats.
 
-        They are the samples `first` … `first + count − 1` of each row.
+        Each row of `rows` has a sequence of samples; those from number `first` on are drawn.
         """
         h, log_q = self.infer(x[:, None], rows.uniform_int16(sum(self.config.hidden), first, count, HIDDEN))
         return self.log_joint(x[:, None], h) - log_q
@@ -319,10 +331,11 @@ class Model(nn.Module):
 
     # See docs/decisions.md#the-helmholtz-machine-is-trained-without-a-compiler
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return −log p̃*(x) of each image (BiHM eq. 4), in nats.
+        """Return −log p̃*(x) of each image in nats (BiHM eq. 4), with the gradient of Algorithm 1.
 
-        Its gradient is that of Algorithm 1 (BiHM eq. 6). From the epoch `late_from` on it uses
-        `late_samples` samples. The L1 penalty is added only while gradients are recorded.
+        K is `config.samples`, or `config.late_samples` from the epoch `config.late_from` on. While
+        gradients are recorded, the L1 penalty of `config.l1` is added, and also the gradient of the
+        sleep phase.
         """
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
@@ -340,10 +353,10 @@ class Model(nn.Module):
         return loss
 
     def sleep_loss(self, rows: RowStreams) -> PerImage:
-        """Return −log q(h|x) of draws (x, h) ~ p, in nats, the mean of `SLEEP_SAMPLES` draws a row.
+        """Return −log q(h|x) in nats, per row the mean of `SLEEP_SAMPLES` draws (x, h) ~ p.
 
-        Only q has a gradient. It makes q(h|x) cover p(h|x) on the images that p draws, which raises
-        Z (BiHM eq. 7). This is the sleep phase of wake-sleep (Hinton et al., 1995).
+        This is the sleep phase of wake-sleep (Hinton et al., 1995); only q has a gradient. It makes
+        q(h|x) cover p(h|x) on the images that p draws, which raises Z (BiHM eq. 7).
         """
         with torch.no_grad():
             x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, SLEEP_SAMPLES, VISIBLE))
@@ -353,13 +366,14 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
-        """Draw from p or p*; return `images` in 0 … 1.
+        """Draw `images` (B, C, H, W) in 0 … 1 from p or p*, as the option `source` says.
 
-        The option `source` chooses the distribution and the method. "p" is p, in one call. "p_star"
-        is p* by Gibbs sweeps, one per call. "block" is p* by resampling `pool` draws of p, and
-        also returns `effective_sample_size` (B,), how many draws of p* they are worth. All calls
-        but the last return a `Continuation`; `state` is None in the first call, later the state of
-        the previous `Continuation`.
+        "p" draws from p in one call. "p_star" draws from p* by Gibbs sweeps, one per call. "block"
+        draws from p* by choosing one of `pool` draws of p by their weights; it also returns
+        `effective_sample_size` (B,), the number of draws of p* that the pool is worth.
+
+        Every call but the last returns a `Continuation`. `state` is None in the first call, later
+        the state of the previous `Continuation`.
         """
         if options.source == "block":
             return self._sample_block(rows, options, state)
@@ -379,13 +393,13 @@ class Model(nn.Module):
     def inpaint(
         self, images: Images, mask: Images, rows: RowStreams, options: InpaintOptions, state: State = None
     ) -> Result:
-        """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (BiHM §2.3).
+        """Draw the pixels where `mask` ≥ 0.5 from p*, given the other pixels (BiHM §2.3).
 
-        Returns `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
-        draws of p, chosen by the likelihood of the known pixels, and does one sweep per call. All
-        calls but the last return a `Continuation`; `state` is None in the first call, later the
-        state of the previous `Continuation`. Raises ValueError if a mask hides nothing or
-        everything.
+        Returns `images`, in which the other pixels are those given. The Gibbs chain starts from one
+        of `pool` draws of p, chosen by the likelihood of the given pixels, and does one sweep per
+        call. Every call but the last returns a `Continuation`. `state` is None in the first call,
+        later the state of the previous `Continuation`. Raises ValueError if a mask hides no pixel
+        or every pixel.
         """
         hidden = mask.flatten(1) >= 0.5
         share = hidden.float().mean(1)
@@ -407,10 +421,10 @@ class Model(nn.Module):
     # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Estimate q(hₗ = 1|x) of the units of each hidden layer, as the mean over `draws` samples.
+        """Estimate q(hₗ = 1|x) for each unit of each hidden layer.
 
-        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). For each sample the
-        layers below hₗ are drawn from q; they determine the probability of hₗ.
+        Returns the fields `layers.0`, `layers.1`, … of shape (B, nₗ), from the image upwards. An
+        estimate is the mean over `draws` samples of the layers below hₗ, which are drawn from q.
         """
         x = rows.binarize(images.flatten(1), options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
@@ -421,7 +435,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
-        """Return `energies` (B,): −log p̃*(x) by BiHM eq. 4, in nats."""
+        """Return `energies` (B,): −log p̃*(x) in nats, estimated by K = `k` samples (eq. 4)."""
         x = rows.binarize(images.flatten(1), options.binarization)
         energies = -log_p_tilde_star(self.log_weights(x, rows, 0, options.k))
         return {"energies": energies, "unit": "nats", "binarization": options.binarization}
@@ -432,13 +446,14 @@ class Model(nn.Module):
     ) -> Result:
         """Estimate log p(x) (BiHM eq. 5) and log p̃*(x) (eq. 4) with K = `k` samples, in nats.
 
-        Each call computes `SAMPLES_PER_CALL` samples and returns a `Continuation` until all are
-        done. `state` is None in the first call, later the state of the previous `Continuation`.
-
         Returns, (B,) each: `log_p`, its `standard_error` (by the delta method) and the
-        `effective_sample_size` of the weights p/q; `log_p_tilde_star`, its
+        `effective_sample_size` of the weights p/q; and `log_p_tilde_star`, its
         `log_p_tilde_star_standard_error` and the `effective_sample_size_star` of the weights
-        √(p/q). If `log_z` is known, also `log_p_star` and `log_p_star_standard_error`.
+        √(p/q). If log Z is known, also `log_p_star` and `log_p_star_standard_error`.
+
+        Each call draws at most `SAMPLES_PER_CALL` samples, and every call but the last returns a
+        `Continuation`. `state` is None in the first call, later the state of the previous
+        `Continuation`.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
@@ -470,11 +485,12 @@ class Model(nn.Module):
     # See docs/decisions.md#log-z-is-stored-with-the-helmholtz-machines-weights
     @torch.inference_mode()
     def estimate_log_z(self, seed: int, samples: int, report: Report = no_report) -> dict[str, float]:
-        """Estimate log Z by BiHM eq. 7 with `samples` pairs of samples, in nats.
+        """Estimate log Z in nats by BiHM eq. 7 with `samples` draws of (x, h) ~ p and h′ ~ q(h′|x).
 
-        Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the
-        largest weight. log Z is biased low, and −2 log Z high, by about the squared error: publish
-        the error with it. `report` gets the number of pairs done.
+        Returns `log_z`; its `standard_error`, from the means of 50 batches; and `largest`, the
+        share of the largest weight in the sum of all. log Z is biased low, and −2 log Z high, by
+        about the squared standard error: publish the error with the estimate. `report` is called
+        with the number of draws done.
         """
         device = self.top.device
         size, log_weights = 500, []
@@ -502,12 +518,12 @@ class Model(nn.Module):
         *,
         z_samples: int | None = None,
     ) -> Figures:
-        """Measure a model on binary images; return the card's metrics, in nats and percent.
+        """Measure the model on binary `images`; return metrics in nats and percent for its card.
 
-        `k` is the number of importance samples per image. First estimates log Z with `z_samples`
-        pairs and stores it in `log_z`. `z_samples` is 1000·`k` by default, at most five million.
-        `precision` "bfloat16" applies to the matrix products. `report` gets the number of images
-        done.
+        log Z is estimated first, with `z_samples` draws, and stored in `log_z`; by default there
+        are 1000 times `k`, at most five million. `k` is the number of importance samples per image.
+        With `precision` "bfloat16", matrix products are in bfloat16. `report` is called with the
+        number of images done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -531,10 +547,11 @@ class Model(nn.Module):
     def _gibbs_sweep(
         self, chain: Layers, rows: RowStreams, number: int, options: GibbsOptions, hidden: Tensor | None
     ) -> Layers:
-        """Do one Gibbs sweep: resample every odd layer, then every even one, given its neighbours.
+        """Resample every odd layer of a Gibbs chain, then every even one; return the new chain.
 
-        Returns the new chain; layer 0 is x. Of x only the pixels in `hidden` change (None: all).
-        `number` is the number of the sweep, which selects the random numbers.
+        `chain` has the layers x, h₁, …, h_L; each is resampled given its neighbours. Of x only the
+        pixels where `hidden` is True change, or all if it is None. The number of the sweep,
+        `number`, selects the random numbers.
         """
         chain = list(chain)
         for at in [*range(1, len(chain), 2), *range(0, len(chain), 2)]:
@@ -550,10 +567,10 @@ class Model(nn.Module):
 
     # See docs/decisions.md#gibbs-candidates-include-the-current-state
     def _layer_candidates(self, at: int, chain: Layers, uniform16: RandomIntegers) -> tuple[Tensor, PerSample]:
-        """Return proposals for layer hₗ (the current state is the first) and their log weights.
+        """Return proposals for the layer hₗ (the first is its present state) and their log weights.
 
-        l is `at`, and `chain` has the current states of all layers. Proposals are drawn from
-        ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁), by the random integers `uniform16`.
+        l is `at`, and `chain` has the present states of x, h₁, …, h_L. The other proposals are
+        drawn from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁) by the random integers `uniform16`.
 
         BiHM §2.3: w = √(p(hₗ|hₗ₊₁) p(hₗ₋₁|hₗ) q(hₗ|hₗ₋₁) q(hₗ₊₁|hₗ)) / (p(hₗ|hₗ₊₁) + q(hₗ|hₗ₋₁)).
         """
@@ -573,11 +590,13 @@ class Model(nn.Module):
     def _image_candidates(
         self, chain: Layers, uniform16: RandomIntegers, rows: RowStreams, number: int, inner: int, hidden: Tensor | None
     ) -> tuple[Tensor, PerSample]:
-        """Return proposals for x (the current x is the first) and their log weights.
+        """Return proposals for x, of which the first is the present x, and their log weights.
 
-        Proposals are drawn from p(x|h₁); their weights are √(p̃*(x) q(h₁|x)/p(x|h₁)), with p̃*(x)
-        estimated by `inner` samples; if `inner` is 0, the factor √p̃*(x) is left out. `number` is
-        the number of the sweep. If `hidden` is given, the proposals keep the known pixels.
+        `chain` has the present states of x, h₁, …, h_L. The other proposals are drawn from p(x|h₁)
+        by the random integers `uniform16`; if `hidden` is given, pixels where it is False stay. The
+        weights are √(p̃*(x) q(h₁|x)/p(x|h₁)) with p̃*(x) estimated by `inner` samples; if `inner`
+        is 0, the factor √p̃*(x) is left out. `rows` and the number of the sweep, `number`, select
+        the random numbers of these samples.
         """
         count, n = uniform16.shape[1], self.sizes[0]
         logits = self.p[0](chain[1])[:, None]
@@ -594,7 +613,7 @@ class Model(nn.Module):
     def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: RowStreams, first: int, inner: int) -> PerSample:
         """Return log p̃*(x) in nats of J images per row, by BiHM eq. 4 with K = `inner` samples.
 
-        `first` is the number of the first of these images within its row; it selects the random
+        The images of a row are numbered `first`, `first` + 1, …; these numbers select random
         numbers.
         """
         batch, count, _ = x.shape
@@ -604,10 +623,11 @@ class Model(nn.Module):
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
     def _start_chain(self, x: Pixels, hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
-        """Return the start of a Gibbs chain: one of `pool` draws of p, a list of layers (B, n).
+        """Choose one of `pool` draws of p as the start of a Gibbs chain; return its layers (B, n).
 
-        The draw is chosen with a probability proportional to its likelihood p(x|h₁) of the known
-        pixels, those of `x` that are not `hidden`. In layer 0 the known pixels are those of `x`.
+        They are x, h₁, …, h_L. The probability of a draw is proportional to its likelihood p(x|h₁)
+        of the known pixels, those of `x` where `hidden` is False. Of the layer x, the known pixels
+        are those of `x`, and the others are drawn.
         """
         drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
@@ -617,12 +637,13 @@ class Model(nn.Module):
         return [torch.where(hidden, drawn[at, chosen], x), *(layer[at, chosen] for layer in h)]
 
     def _sample_block(self, rows: RowStreams, options: SampleOptions, state: State) -> Result:
-        """Sample p* by importance resampling of `options.pool` draws of p; see `sample`.
+        """Sample p* by choosing one of `options.pool` draws of p by their weights (BiHM §2.3).
 
-        Each call makes at most `POOL_PER_CALL` draws (BiHM §2.3, as in the authors' code). One of
-        the new draws is chosen by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the kept draw
-        with the probability (sum of the new weights)/(sum of all weights so far). Return a
-        `Continuation` until the pool is used up, then `images` and `effective_sample_size`.
+        As in the authors' code, this is done in parts. Each call makes at most `POOL_PER_CALL`
+        draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the draw
+        kept so far with the probability (sum of the new weights)/(sum of all weights so far). Every
+        call but the last returns a `Continuation`, whose state is the next call's `state`; the last
+        call returns `images` and `effective_sample_size`.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done
@@ -645,9 +666,9 @@ class Model(nn.Module):
         return {"images": self._to_images(self._output_pixels(chain, options.output)), "effective_sample_size": size}
 
     def _choice(self, rows: RowStreams, number: int) -> PerImage:
-        """Return number `number` of each row's uniform random numbers in [0, 1), (B,).
+        """Return for each row a random number in [0, 1) by which draws are chosen, shape (B,).
 
-        They choose which draws importance resampling keeps.
+        Each row has a sequence of such numbers, of which the one at index `number` is returned.
         """
         return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 
@@ -668,17 +689,17 @@ class Model(nn.Module):
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
-    """Return a uniform number in [0, 1) per row, made of two signed 16-bit integers."""
+    """Return a uniform number in [0, 1) per row, made of its first two signed 16-bit integers."""
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 
 
 def _figures(results: list[dict[str, Any]], z: dict[str, float], z_samples: int, k: int, on: str) -> Figures:
-    """Return the metrics in the card's format.
+    """Return the metrics of an evaluation in the format of the card.
 
-    `results` are those of `log_likelihood` for the batches of images, `z` is the result of
-    `estimate_log_z` with `z_samples` pairs, and `on` describes the images in the details of a
-    metric.
+    `results` are those of `log_likelihood` with `k` samples, one per batch of images. `z` is the
+    result of `estimate_log_z` with `z_samples` draws. `on` describes the images in the details of
+    each metric.
     """
     bounds = {"log_p_star": "log p*(x)", "log_p": "log p(x) by q's samples", "log_p_tilde_star": "the bound log p~*(x)"}
     sizes = {"effective_sample_size_star": "sqrt(p/q)", "effective_sample_size": "p/q"}

@@ -66,9 +66,9 @@ SLOPE = 0.2  # of the convolutional discriminator's leaky ReLU
 
 @dataclass(frozen=True)
 class Config:
-    """Configuration of an EBGAN: generator, discriminator and objective.
+    """Configuration of an EBGAN: image shape, generator, discriminator and objective.
 
-    The defaults follow the paper, with networks small enough to train on a small machine.
+    The defaults follow the paper, with networks small enough for a small machine.
     """
 
     channels: int = option(1, minimum=1, maximum=4)
@@ -98,19 +98,18 @@ class Config:
 
 
 def energy(x: Images, reconstruction: Images) -> PerImage:
-    """Return D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over an image's pixels (EBGAN §2.3).
+    """Return D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over all pixels of an image (EBGAN §2.3).
 
-    `reconstruction` is Dec(Enc(x)). At 0 its gradient is 0.
+    `reconstruction` is Dec(Enc(x)). The gradient is 0 where the two images are equal.
     """
     norms: Tensor = torch.linalg.vector_norm((reconstruction - x).flatten(1), dim=1)
     return norms
 
 
 def hinge(fake: PerImage, margin: float) -> PerImage:
-    """Return [m − D(G(z))]⁺ of each sample (EBGAN eq. 1), with m = `margin`.
+    """Return [m − D(G(z))]⁺ of each generated image (EBGAN eq. 1), with m = `margin`.
 
-    `fake` are the samples' energies D(G(z)). For energies above the margin the hinge and its
-    gradient are 0.
+    `fake` has the energies D(G(z)). Above the margin, the hinge and its gradient are 0.
     """
     return (margin - fake).clamp_min(0.0)
 
@@ -118,21 +117,21 @@ def hinge(fake: PerImage, margin: float) -> PerImage:
 def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImage:
     """Return L_D(x, z) = D(x) + [m − D(G(z))]⁺ (EBGAN eq. 1), with m = `margin`.
 
-    `real` are the images' energies D(x), `fake` the samples' energies D(G(z)).
+    `real` has the energies D(x) of real images, and `fake` the energies D(G(z)) of generated ones.
     """
     return real + hinge(fake, margin)
 
 
 def generator_loss(fake: PerImage) -> PerImage:
-    """Return L_G(z) = D(G(z)) (EBGAN eq. 2); `fake` are the samples' energies D(G(z))."""
+    """Return L_G(z) = D(G(z)) (EBGAN eq. 2); `fake` has these energies of generated images."""
     return fake
 
 
 def pulling_away(code: Code) -> PerImage:
-    """Return the pulling-away term of N codes S = `code` (EBGAN §2.4).
+    """Return the pulling-away term of each of N codes S = `code` (EBGAN §2.4).
 
-    Row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)²; the mean over the rows is f_PT. A zero code
-    counts as orthogonal to all others and has no gradient.
+    For the code i it is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)²; the mean over i is f_PT. A code of
+    zeros counts as orthogonal to all others and has no gradient.
     """
     unit = code / torch.linalg.vector_norm(code, dim=1, keepdim=True).clamp_min(1e-6)
     squares = (unit @ unit.T).square()
@@ -141,18 +140,19 @@ def pulling_away(code: Code) -> PerImage:
 
 
 def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
-    """Return −log D(x) − log(1 − D(G(z))), in nats (Goodfellow et al., eq. 1, negated).
+    """Return −log D(x) − log(1 − D(G(z))) in nats (Goodfellow et al., eq. 1, negated).
 
-    `real` and `fake` are the logits of images x and samples G(z); D is their sigmoid.
+    `real` has the logits of real images x, and `fake` those of generated images G(z); D is the
+    sigmoid of a logit.
     """
     return functional.softplus(-real) + functional.softplus(fake)
 
 
 def gan_generator_loss(fake: PerImage) -> PerImage:
-    """Return −log D(G(z)), in nats (Goodfellow et al., §3).
+    """Return −log D(G(z)) in nats (Goodfellow et al., §3).
 
-    `fake` are the logits of the samples G(z); D is their sigmoid. The gradient does not vanish
-    while the discriminator is confident.
+    `fake` has the logits of generated images G(z); D is the sigmoid of a logit. The gradient does
+    not vanish while the discriminator is confident.
     """
     return functional.softplus(-fake)
 
@@ -161,10 +161,10 @@ def gan_generator_loss(fake: PerImage) -> PerImage:
 
 
 def perceptron(inputs: int, size: int, layers: int, outputs: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return a multi-layer perceptron with `layers` linear layers and ReLU between them.
+    """Return a multi-layer perceptron of `layers` linear layers with ReLU between them.
 
-    The hidden layers have `size` units. With `batch_norm` there is batch normalisation before each
-    ReLU.
+    It maps vectors of length `inputs` to vectors of length `outputs`; hidden layers have `size`
+    units. With `batch_norm` there is batch normalisation before each ReLU.
     """
     widths = (inputs, *[size] * (layers - 1))
     modules: list[nn.Module] = []
@@ -185,9 +185,9 @@ def fast_tanh(a: Float[Tensor, "B *D"]) -> Float[Tensor, "B *D"]:
 def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) -> nn.Sequential:
     """Return layers that map vectors of length `inputs` to images of the config's shape.
 
-    A linear layer makes ¼ of height and width, with 2·`size` channels; two transposed convolutions
-    (4×4, stride 2) double both, with `size` channels between them. With `batch_norm` there is batch
-    normalisation before each ReLU.
+    A linear layer makes maps of a quarter of the image's height and width, with 2·`size` channels.
+    Two transposed convolutions (4×4, stride 2) double height and width, with `size` channels
+    between them. With `batch_norm` there is batch normalisation before each ReLU.
     """
     height, width = config.height // 4, config.width // 4
     bias = not batch_norm  # batch normalisation subtracts the mean anyway
@@ -199,11 +199,12 @@ def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) 
 
 
 def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return the layers that map z or a code to the pixels of an image before the tanh.
+    """Return the layers that map z, or a code, to an image's pixels before the final tanh.
 
-    They are `decoder_layers` with the architecture "conv", otherwise a `perceptron` of `layers`
-    layers. `inputs` is the length of z or of the code, `size` the number of channels or hidden
-    units.
+    `inputs` is the length of z or of the code. With the architecture "conv" the layers are
+    transposed convolutions, and `size` is their number of channels. Otherwise they are a perceptron
+    of `layers` layers with `size` hidden units. With `batch_norm` the hidden layers have batch
+    normalisation.
     """
     if config.architecture == "conv":
         return decoder_layers(inputs, config, size, batch_norm=batch_norm)
@@ -212,7 +213,7 @@ def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_n
 
 
 class Generator(nn.Module):
-    """The generator G: maps z (B, J) to images in −1 … 1."""
+    """The generator G, which maps z (B, J) to images (B, C, H, W) in −1 … 1."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -221,12 +222,15 @@ class Generator(nn.Module):
         self.layers = pixel_layers(config, config.latents, config.size_g, config.layers_g, batch_norm=norm)
 
     def forward(self, z: Float[Tensor, "B J"]) -> Images:
-        """Return images in −1 … 1, in float32 also under autocast."""
+        """Return the images G(z) in −1 … 1; they are float32 under autocast, too."""
         return fast_tanh(self.layers(z)).view(-1, *self.shape)
 
 
 class Encoder(nn.Module):
-    """The encoder Enc: maps images in −1 … 1 to codes (B, S), with dropout drawn per row."""
+    """The encoder Enc, which maps images in −1 … 1 to codes (B, S).
+
+    Its dropout is drawn from the random streams of each row, so it does not depend on the batch.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -249,10 +253,10 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
-        """Return the code (B, S) before and after its own dropout.
+        """Return the codes (B, S) twice: before and after the last layer's dropout.
 
         Layer i draws its dropout from the stream `stream` + i of `rows`. Without `rows` there is no
-        dropout, and both codes are equal.
+        dropout, and both results are equal.
         """
         code = kept = x
         for number, stage in enumerate(self.stages):
@@ -268,7 +272,7 @@ class Encoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The discriminator D of an EBGAN: maps images to their energies and codes."""
+    """The discriminator D of an EBGAN, an auto-encoder: maps images to their energies and codes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -277,20 +281,21 @@ class AutoEncoder(nn.Module):
         self.decoder = pixel_layers(config, self.encoder.units, config.size_d, config.layers_dec, batch_norm=False)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the energies D(x), in float32 also under autocast, and the codes before dropout.
+        """Return the energies D(x), in float32 under autocast too, and the codes before dropout.
 
-        Dropout is drawn from the streams of `rows` from `stream` on; without `rows` there is none.
+        Layer i draws its dropout from the stream `stream` + i of `rows`; without `rows` there is
+        none.
         """
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decode(kept)), code
 
     def decode(self, code: Code) -> Images:
-        """Return Dec(code), images in −1 … 1."""
+        """Return Dec(code), images (B, C, H, W) in −1 … 1."""
         return fast_tanh(self.decoder(code)).view(-1, *self.shape)
 
 
 class Critic(nn.Module):
-    """The plain GAN's D: the logit that an image is real, and the last hidden layer."""
+    """The discriminator D of a plain GAN: maps images to the logits that they are real."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -298,10 +303,10 @@ class Critic(nn.Module):
         self.logit = nn.Linear(self.encoder.units, 1)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the logits, in float32 also under autocast, and the last hidden layer.
+        """Return the logits (B,), in float32 under autocast too, and the last hidden layer (B, S).
 
-        Dropout is drawn from the streams of `rows` from `stream` on; without `rows` there is none.
-        The layer is returned before its own dropout.
+        Layer i draws its dropout from the stream `stream` + i of `rows`; without `rows` there is
+        none. The last hidden layer is returned before its dropout.
         """
         code, kept = self.encoder(x, rows, stream)
         logits: Tensor = self.logit(kept).float()[:, 0]
@@ -313,7 +318,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: plain samples, the best of several, or rejection by energy."""
+    """Options of `sample`: plain samples, the best of several candidates, or low-energy ones."""
 
     best_of: int | None = option(
         None, minimum=1, maximum=1024, description="candidates a row, of which the lowest energy is kept"
@@ -336,7 +341,7 @@ class NoOptions:
 
 
 class Model(nn.Module):
-    """Generator, discriminator and their operations.
+    """An EBGAN or a plain GAN: generator, discriminator, and the operations on them.
 
     `images` are (B, C, H, W) in 0 … 1; the networks work on −1 … 1.
     """
@@ -360,14 +365,14 @@ class Model(nn.Module):
 
     @property
     def unit(self) -> str:
-        """Unit of the energies: "norm" for the objective "ebgan", "nats" for the others."""
+        """The unit of energies: "norm" with the objective "ebgan", otherwise "nats"."""
         return "norm" if self.config.objective == "ebgan" else "nats"
 
     def smallest_batch(self) -> int:
-        """Return the minimum batch size of a training step: 2 or 1.
+        """Return the minimum number of images in a batch of a training step: 2 or 1.
 
-        It is 2 if batch normalisation applies to a layer with a single value per image and channel:
-        the variance of such a layer needs two images.
+        It is 2 if batch normalisation applies to a layer that has one value per image and channel:
+        the variance of such a value needs two images.
         """
         config = self.config
         conv = config.architecture == "conv"
@@ -375,7 +380,10 @@ class Model(nn.Module):
         return 2 if config.batch_norm and one_value_per_image else 1
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw weights from N(0, 1/fan-in) and set biases to zero."""
+        """Draw every weight from N(0, 1/fan-in), and set every bias to zero.
+
+        `rows` has one row, which draws all weights.
+        """
         layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
         for number, layer in enumerate(layers):
             weight = layer.weight
@@ -386,7 +394,10 @@ class Model(nn.Module):
                 layer.bias.data.zero_()
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them; without `reconstruct` for a plain GAN."""
+        """Return the description of each operation in the format of the card, by name.
+
+        The operation `reconstruct` is missing for a plain GAN.
+        """
         described = describe(self, without=() if self.config.objective == "ebgan" else ("reconstruct",))
         described["energy"]["unit"] = self.unit
         described["sample"]["options"]["properties"]["best_of"].update(type="integer", default=self.config.best_of)
@@ -396,16 +407,19 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
-        """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
+        """Return `images` (B, C, H, W) in 0 … 1: plain samples G(z), or those chosen by energy.
 
-        With `best_of` (by default the config's) a row keeps its candidate of lowest energy; with
-        `below`, its first candidate with less energy than that, or the lowest if there is none.
-        Both also return `energies` (B,); `below` also returns `accepted` (B,) and the number of
-        `proposals` (B,).
+        With the option `best_of`, whose default is the config's, each row keeps the one of so many
+        candidates that has the lowest energy. With the option `below`, it keeps the first candidate
+        whose energy is less than `below`; if none of `proposals` candidates is, the one of the
+        lowest energy. In both cases `energies` (B,) are returned, too. `below` also returns
+        `accepted` (B,), whether there was such a candidate, and `proposals` (B,), the number of
+        candidates until then, or of all.
 
-        Each call tries `CANDIDATES_PER_CALL` candidates and returns a `Continuation` until all are
-        done. `state` is None in the first call, later the state of the previous `Continuation`.
-        Raises ValueError if both options are set, or if the rows have different progress.
+        Each call tries `CANDIDATES_PER_CALL` candidates; every call but the last returns a
+        `Continuation`. `state` is None in the first call, later the state of the previous
+        `Continuation`. Raises ValueError if both options are set, or if `state` has rows with
+        different numbers of candidates.
         """
         best_of = options.best_of or (self.config.best_of if options.below is None else 1)
         if options.below is None and best_of == 1:
@@ -425,11 +439,11 @@ class Model(nn.Module):
         return {name: best[name] for name in ("images", "energies", "accepted", "proposals")}
 
     def _initial_state(self, rows: RowStreams) -> dict[str, Tensor]:
-        """Return the state of `sample` before the first candidate, with one row per sample.
+        """Return the state of the operation `sample` before the first candidate, one entry per row.
 
-        "images" and "energies" will have the best candidate so far of each row, "accepted" whether
-        one was accepted, "proposals" the number of candidates up to that one (or of all, if none
-        was accepted), and "done" the number of candidates that were tried.
+        "images" and "energies" are for the best candidate so far, "accepted" says whether a
+        candidate was accepted, "proposals" counts the candidates until then, and "done" counts all
+        candidates.
         """
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
@@ -440,12 +454,13 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state of `sample` after candidates `first` … `first + count − 1` of each row.
+        """Return the state of the operation `sample` after `count` more candidates per row.
 
-        `best` is the state before (see `_initial_state`): among others the images and energies of
-        the best candidates so far. A candidate is accepted if its energy is less than `below`; a
-        row that has accepted a candidate ignores further ones. Each candidate is one forward pass
-        over the rows, so that its image is bit-identical to that of a plain sample.
+        `best` is the state before them: the images and energies of the best candidates so far,
+        whether a candidate was accepted, and numbers of candidates. `first` is the number of the
+        first new candidate. A candidate is accepted if its energy is less than `below`; after that,
+        its row changes no more. Each candidate is a forward pass over all rows, so that its image
+        is bit-identical to that of a plain sample.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -470,25 +485,25 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `energies` (B,), their `unit`, and their `percentile` (B,) in 0 … 100.
+        """Return `energies` (B,), their `unit`, and `percentile` (B,) in 0 … 100.
 
-        The percentile is the percentage of training images with lower energy; a high one marks an
-        unusual image.
+        The percentile is the percentage of training images that have less energy; a high percentile
+        marks an unusual image.
         """
         energies = self.energies(images)
         return {"energies": energies, "percentile": self.percentile(energies), "unit": self.unit}
 
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `code` (B, S): Enc(x), or the plain GAN's last hidden layer."""
+        """Return `code` (B, S): Enc(x), or for a plain GAN the last hidden layer of D."""
         code, _ = self.discriminator.encoder(images * 2.0 - 1.0)
         return {"code": code}
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `images` (B, C, H, W) in 0 … 1: Dec(Enc(x)).
+        """Return `images` (B, C, H, W) in 0 … 1: the reconstructions Dec(Enc(x)).
 
-        Raises ValueError for a plain GAN.
+        Raises ValueError for a plain GAN, which has no decoder.
         """
         if not isinstance(self.discriminator, AutoEncoder):
             raise ValueError("the discriminator of a plain GAN cannot reconstruct images")  # noqa: TRY004
@@ -496,15 +511,15 @@ class Model(nn.Module):
         return {"images": (self.discriminator.decode(code) + 1.0) * 0.5}
 
     def energies(self, images: Images) -> PerImage:
-        """Return D(x) (B,) of images in 0 … 1; for the plain GAN −log D(x). See `unit`."""
+        """Return the energies D(x) (B,) of images in 0 … 1; for a plain GAN −log D(x), in nats."""
         scores: Tensor = self.discriminator(images * 2.0 - 1.0)[0]
         return scores if self.config.objective == "ebgan" else gan_generator_loss(scores)
 
     def percentile(self, energies: PerImage) -> PerImage:
-        """Return the percentage (B,) of training images with lower energy.
+        """Return, for each energy, the percentage of training images that have less energy (B,).
 
-        It is interpolated between the quantiles of the training images' energies, which are stored
-        with the weights at the end of a training.
+        It is interpolated between quantiles of the training images' energies, which are stored with
+        the weights at the end of a training.
         """
         above = torch.searchsorted(self.quantiles, energies.contiguous(), right=True).clamp(1, QUANTILES - 1)
         low, high = self.quantiles[above - 1], self.quantiles[above]
@@ -514,10 +529,10 @@ class Model(nn.Module):
     # Training
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:  # noqa: ARG002
-        """Yield the discriminator's step, then the generator's.
+        """Yield the optimizer step of the discriminator, then that of the generator.
 
-        Both use the same G(z); the generator's step is computed with the discriminator that the
-        first step has updated, so apply each step before the next is computed.
+        Both use the same generated images. The losses of the generator's step are computed with the
+        updated discriminator, so apply the first step before you ask for the second.
         """
         x = images * 2.0 - 1.0
         fake = self.generator(rows.normal(self.config.latents, LATENT))
@@ -531,29 +546,30 @@ class Model(nn.Module):
         yield OptimizerStep("generator", self.generator_losses(score, code))
 
     def discriminator_losses(self, real: PerImage, fake: PerImage) -> PerImage:
-        """Return the discriminator's losses (B,), of EBGAN (eq. 1) or of a plain GAN.
+        """Return the discriminator's loss for each image (B,): EBGAN eq. 1, or a plain GAN's.
 
-        `real` and `fake` are the energies of images and samples; for the plain GAN, their logits.
+        `real` and `fake` are the energies of real and generated images; for a plain GAN, their
+        logits.
         """
         if self.config.objective == "gan":
             return gan_discriminator_loss(real, fake)
         return discriminator_loss(real, fake, self.config.margin)
 
     def generator_losses(self, fake: PerImage, code: Code) -> PerImage:
-        """Return the generator's losses (B,), of EBGAN (eq. 2) or of a plain GAN.
+        """Return the generator's loss for each generated image (B,): EBGAN eq. 2, or a plain GAN's.
 
-        The pulling-away term is added with its weight `config.pulling_away`. `fake` are the
-        energies of samples (for the plain GAN, their logits), `code` their codes.
+        `fake` has the energies of the images (for a plain GAN, their logits), and `code` their
+        codes. The pulling-away term is added with the weight `config.pulling_away`.
         """
         losses = gan_generator_loss(fake) if self.config.objective == "gan" else generator_loss(fake)
         return losses + self.config.pulling_away * pulling_away(code) if self.config.pulling_away else losses
 
     def _metrics(self, real: PerImage, fake: PerImage) -> dict[str, PerImage]:
-        """Return the metrics of a step, (B,) each: `d_real` = D(x) and `d_fake` = D(G(z)).
+        """Return metrics of a training step, (B,) each: `d_real` = D(x) and `d_fake` = D(G(z)).
 
-        `real` and `fake` are the energies of images and samples; for the plain GAN, their logits,
-        whose sigmoid is D. Except for the plain GAN also returns `active_hinges`, 1 where D(G(z))
-        is below the margin and 0 elsewhere.
+        `real` and `fake` are the energies of real and generated images; for a plain GAN their
+        logits, of which D is the sigmoid. An EBGAN also has `active_hinges`: 1 where D(G(z)) is
+        below the margin, otherwise 0.
         """
         if self.config.objective == "gan":
             return {"d_real": real.sigmoid(), "d_fake": fake.sigmoid()}
@@ -561,12 +577,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:
-        """Finish the training: fix the batch statistics, then store the quantiles of the energies.
+        """Fix the statistics of batch normalisation after a training, and store energy quantiles.
 
-        The statistics of batch normalisation are averaged over new samples. The quantiles are those
-        of the training images' energies; `images()` iterates over these images, in 0 … 1.
-        `rows(first, count)` returns the rows `first` … `first + count − 1` of random streams that
-        the training has not used.
+        The statistics become averages over new generated images. The quantiles are those of the
+        energies of the training images, which `images()` iterates over, in 0 … 1. `rows(first,
+        count)` returns `count` rows of random streams, from row `first` on, that the training has
+        not used.
         """
         norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self.train()
@@ -589,11 +605,11 @@ class Model(nn.Module):
     def evaluate(
         self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
     ) -> Figures:
-        """Measure a model for its card; return its metrics.
+        """Measure the model on `images` and on `k` samples; return metrics for its card.
 
-        They are the mean energies of the images and of `k` samples, and the pulling-away term f_PT
-        (EBGAN §2.4) of the samples' codes. `report` gets the number of images done. Raises
-        ValueError for fewer than two images or samples, or for another precision than "float32".
+        They are the mean energies of the images and of the samples, and the mean pulling-away term
+        f_PT (EBGAN §2.4) of the samples' codes. `report` is called with the number of images done.
+        Raises ValueError if `images` or `k` are fewer than two, or if `precision` is not "float32".
         """
         if k < 2 or len(images) < 2:
             raise ValueError(f"{len(images)} images and {k} samples: at least two of each are needed")

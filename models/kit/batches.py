@@ -1,6 +1,7 @@
-"""Divide an epoch into batches; a last batch that is too small for a step joins the one before it.
+"""Divide the images of an epoch into batches, none of which is too small for a training step.
 
-Batch normalisation needs two values per batch, and data-parallel training one image per process.
+A step with batch normalisation needs two values per channel, and a data-parallel step one image per
+process. If too few images remain for a last batch, they join the one before it.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from models.kit.shapes import Int, Tensor
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """Return the minimum batch size with which one process can train a model.
+    """Return the minimum number of images in a batch with which one process can train a model.
 
-    It is the result of the model's method `smallest_batch` if there is one; otherwise 2 with batch
+    It is what the model's method `smallest_batch` returns, if it has one; otherwise 2 with batch
     normalisation and 1 without.
     """
     of_model: Any = getattr(model, "smallest_batch", None)
@@ -26,10 +27,10 @@ def smallest_batch(model: nn.Module) -> int:
 
 
 def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[Int[Tensor, "b"]]:
-    """Divide the image indices `order` into batches of `size`.
+    """Divide the image indices `order` into batches of `size`; the last may be smaller.
 
-    If fewer than `min_size` indices remain at the end, they join the last batch. Raises ValueError
-    if `size` or the number of images is below `min_size`.
+    If fewer than `min_size` indices remain for the last batch, they join the one before it. Raises
+    ValueError if `size` or the number of images is below `min_size`.
     """
     if size < min_size:
         raise ValueError(f"batch_size = {size} is too small; a step of this model takes at least {min_size} pictures")
@@ -44,9 +45,10 @@ def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[I
 
 
 def batch_count(count: int, size: int, min_size: int = 1) -> int:
-    """Return the number of batches of an epoch of `count` images; see `batches`.
+    """Return the number of batches into which `batches` divides `count` images.
 
-    A batch has `size` images. If fewer than `min_size` remain at the end, they join the last batch.
+    A batch has `size` images. If fewer than `min_size` remain for the last, they join the one
+    before.
     """
     whole, rest = divmod(count, size)
     return whole + (rest >= min_size or not whole) if rest else whole

@@ -1,7 +1,7 @@
 """Read and write checkpoints: safetensors files with the model's card as JSON in the header.
 
 The card has the model's identity (name, version, family, summary, image shape), its `operations`,
-its evaluation results (`figures`) and its `provenance`. It can be read without torch.
+its metrics (`figures`) and its `provenance`. A card can be read without torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REQUIRED = ("format", "name", "version", "family", "summary", "created_at", *_ST
 
 
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
-    """Write weights, card and an optional PNG preview atomically as one file.
+    """Write a model's weights, its card and an optional PNG preview as one file, atomically.
 
     Raises ValueError if the card lacks a required field, or if card and preview are too large for
     the header.
@@ -52,10 +52,10 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return the card in a checkpoint file's header.
+    """Return the card in the header of a checkpoint file.
 
-    Raises ValueError if the file is not a safetensors file or has no card, or if the card has
-    another format than `FORMAT` or lacks required fields.
+    Raises ValueError if the file is not a safetensors file, has no card, or has a card that lacks a
+    required field or whose `format` is not `FORMAT`.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -75,9 +75,9 @@ def _check_fields(card: dict[str, Any], name: str) -> None:
 
 
 def family(name: str) -> Any:
-    """Return the module of a family, which defines `Config` and `Model`.
+    """Return the module of the family `name`, which defines the classes `Config` and `Model`.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError if there is no such family.
     """
     if name not in families():
         raise ValueError(f"no family {name!r}; there are {', '.join(families())}")
@@ -85,9 +85,9 @@ def family(name: str) -> Any:
 
 
 def families() -> list[str]:
-    """Return the names of all families: the modules of the package `models`, except `kit`.
+    """Return the names of all families: the modules of the package `models` without `kit`.
 
-    These include the modules of a folder that `--extra-models` has added to the package.
+    These include the modules in the folder of `--extra-models`, if it was added to the package.
     """
     folders = [Path(folder) for folder in models.__path__]
     names = {file.stem for folder in folders for file in folder.glob("[!_]*.py")}
@@ -96,7 +96,7 @@ def families() -> list[str]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Return the model of a checkpoint file on `device`, in evaluation mode, and its card.
+    """Return the model of a checkpoint file, on `device` and in evaluation mode, and its card.
 
     Raises ValueError if the file has no valid card, or if the weights do not fit the card.
     """
@@ -115,10 +115,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load the weights that a training starts from into the model.
+    """Load into a new model the `weights` from which its training starts, by name.
 
-    The model's method `warm_start` loads them if there is one; otherwise all weights are loaded.
-    Raises ValueError if names or shapes do not fit the model.
+    If the model has a method `warm_start`, that loads them, and may accept a part; otherwise all
+    weights of the model are required. Raises ValueError if names or shapes do not fit the model.
     """
     load_weights = getattr(model, "warm_start", None)
     if load_weights is not None:
@@ -131,10 +131,10 @@ def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a checkpoint fits the model that its card describes; the model does not run.
+    """Check that a checkpoint fits the model that its card describes, without running the model.
 
-    Raises ValueError if the names, shapes or data types of the weights differ from the model's, if
-    the card lists other operations than the model has, or if the file is damaged.
+    Raises ValueError if names, shapes or data types of the weights differ from the model's, if the
+    card lists other operations than the model has, or if the file is damaged.
     """
     import torch  # noqa: PLC0415
 

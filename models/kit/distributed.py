@@ -1,10 +1,9 @@
-"""Data-parallel training over several processes started by torchrun.
+"""Train a model in several processes that torchrun started, each with a share of every batch.
 
-Each process computes its share of every batch; gradients, losses and requests to stop are summed
-over all processes. A process that torchrun did not start is the only one, and every method then
-does nothing. An image's random numbers depend on the image alone, so it does not matter which
-process gets it; sums are taken in another order than in one process, so the last bits of the
-weights differ.
+Gradients, losses and requests to stop are combined over all processes. A process that torchrun did
+not start is the only one, and nothing is communicated. An image's random numbers depend only on the
+image, not on the process that computes it. Sums are taken in another order than in one process, so
+the last bits of the weights differ.
 """
 
 import os
@@ -17,12 +16,12 @@ from models.kit.shapes import Float, Int, Tensor
 
 
 class ProcessGroup:
-    """This process among the processes of one training."""
+    """The processes of one training, as seen by one of them, this process."""
 
     def __init__(self) -> None:
-        """Join the processes of the training, if torchrun started several.
+        """Join the other processes of the training, if torchrun has started several.
 
-        They communicate by NCCL with one GPU each, otherwise by Gloo.
+        They communicate by NCCL if they have GPUs, otherwise by Gloo.
         """
         self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
@@ -31,16 +30,16 @@ class ProcessGroup:
 
     @property
     def is_single(self) -> bool:
-        """Whether this is the only process."""
+        """Whether this is the only process of the training."""
         return self.world_size == 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files (rank 0)."""
+        """Whether this is the process (rank 0) that writes the files of the run."""
         return self.rank == 0
 
     def local_share(self, index: Int[Tensor, "B"]) -> Int[Tensor, "b"]:
-        """Return the image indices of a batch that this process trains on.
+        """Return this process's share of `index`, the indices of the images in a batch.
 
         Raises ValueError if the batch has fewer images than there are processes.
         """
@@ -51,7 +50,7 @@ class ProcessGroup:
         return index[self.rank :: self.world_size]
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes."""
+        """Replace the gradient of each parameter, if it has one, by the sum over all processes."""
         if self.is_single:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -69,7 +68,7 @@ class ProcessGroup:
         return list(stacked)
 
     def any_process(self, *flags: bool) -> tuple[bool, ...]:
-        """Return, for each flag, whether it is set in at least one process."""
+        """Return, for each flag, whether it is True in at least one process."""
         if self.is_single:
             return flags
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,18 +77,19 @@ class ProcessGroup:
         return tuple(bool(flag) for flag in stacked)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Overwrite the model's buffers in every process by those of the main process.
+        """Replace the model's buffers in every process by those of the main process.
 
-        The running statistics of batch normalisation differ between shares of a batch.
+        Otherwise the running statistics of batch normalisation would differ: each process computes
+        them on its own share of a batch.
         """
         if not self.is_single:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
     def shut_down(self) -> None:
-        """Wait for all processes, then leave the group.
+        """Wait until all processes call this, then leave the process group.
 
-        A process that exits without this call may abort in its threads.
+        A process that exits without this call may abort in one of its threads.
         """
         if not self.is_single and distributed.is_initialized():
             distributed.barrier()

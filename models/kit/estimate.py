@@ -1,4 +1,4 @@
-"""Estimate the time and memory of a training from a few of its steps."""
+"""Estimate the time and memory of a training from a few of its optimizer steps."""
 
 import resource
 import statistics
@@ -21,12 +21,12 @@ def estimate(
     device: str = "cpu",
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Estimate the memory and time of a training from steps that are timed for about `seconds`.
+    """Time optimizer steps for about `seconds`, and return an estimate for the whole training.
 
-    Returns `parameters`, `memory_bytes` (the peak of this process during these steps),
-    `checkpoint_bytes`, `steps`, `step_seconds`, `images_per_second`, and `seconds` of the whole
-    training. Steps of the first, middle and last epoch are timed, since some recipes do more work
-    in later epochs. `held_back` are separate validation images, or None.
+    Returns `parameters` and `steps` (counts), `memory_bytes` (the peak of this process),
+    `checkpoint_bytes`, `step_seconds`, `images_per_second`, and `seconds` of the whole training.
+    Steps of the first, middle and last epoch are timed, because some recipes do more work in later
+    epochs. `held_back` are separate validation images, or None.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)
@@ -52,7 +52,7 @@ def estimate(
 
 
 def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
-    """Train steps of an epoch for about `seconds`; return the median seconds per step.
+    """Run optimizer steps of an epoch for about `seconds`; return the median seconds of a step.
 
     The first step is not timed, because it also initialises.
     """

@@ -1,4 +1,4 @@
-"""Export a run as a checkpoint with its card, and measure the metrics ("figures") of the card."""
+"""Export the model of a run as a checkpoint, and measure the metrics ("figures") for its card."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ EVALUATION_SEED = 1  # seed of binarization and importance samples
 def provenance(
     recipe: Recipe, pictures: data.ImageSet, device: str = "cpu", held_back: data.ImageSet | None = None
 ) -> dict[str, Any]:
-    """Return the card's `provenance`: recipe, hardware, commit, torch version and data.
+    """Return the `provenance` of a card: recipe, hardware, commit, torch version and data.
 
-    `held_back` are separate validation images; if None, they are the last of `pictures`. The result
-    contains neither a path nor a host name.
+    `pictures` are the training images and `held_back` separate validation images; if that is None,
+    validation uses the last of `pictures`. The result contains neither a path nor a host name.
     """
     validation = recipe.training.validation
     kind = recipe.training.binarization
@@ -55,7 +55,7 @@ def provenance(
 
 
 def hardware(device: str = "cpu") -> str:
-    """Return a description of the hardware, e.g. "2-core CPU (AMD EPYC), 1 thread"."""
+    """Return a description of a device, e.g. "2-core CPU (AMD EPYC), 1 thread" or "1 GPU (…)"."""
     if torch.device(device).type == "cuda":
         return f"1 GPU ({torch.cuda.get_device_name(device)})"
     name = platform.processor() or platform.machine()
@@ -68,11 +68,12 @@ def hardware(device: str = "cpu") -> str:
 
 
 def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | None = None, note: str = "") -> Path:
-    """Write the run in `out` as a checkpoint without metrics; return the path of the checkpoint.
+    """Write the model of the run in `out` as a checkpoint without metrics; return its path.
 
     The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the folder of an
-    earlier run whose validation chose the number of epochs, or None; the card records its best
-    epoch. `note` is a remark for the card. Raises ValueError if the run has no checkpoint.
+    earlier run by whose validation loss the number of epochs was chosen, or None; the card
+    describes that run. `note` is a remark for the card. Raises ValueError if the run in `out` has
+    no checkpoint.
     """
     if not (out / "state.pt").exists():
         raise ValueError(f"{out.name} holds no run: there is no state.pt")
@@ -117,13 +118,14 @@ def publish(
     against: Path | None = None,
     job: str = "",
 ) -> dict[str, Any]:
-    """Export the run in `out` with metrics and a preview; return `path` and `figures`.
+    """Write the model of the run in `out` as a checkpoint with metrics and a preview.
 
-    The metrics are measured on the first `count` test images; without a test split there are none.
-    `k` is the number of importance samples per image, or of generated samples for an EBGAN.
-    `data_folder` has the data sets. With the checkpoint `against` the result also has `against`:
-    the metrics of that checkpoint on the same images with the same random numbers, or an empty list
-    if its family or image shape differs. `job` is the id of the training, for the card.
+    Returns its `path` and its metrics, `figures`, which are measured on the first `count` test
+    images; without a test split there are none. `k` is the number of importance samples per image,
+    or of generated images for an EBGAN. `data_folder` has the data sets. If `against` is a
+    checkpoint, the result also has `against`: that checkpoint's metrics on the same images with the
+    same random numbers, or an empty list if its family or image shape differs. `job` is the id of
+    the training, for the card.
     """
     path = export(out, checkpoints, version)
     model, described = card.load(path)
@@ -146,12 +148,12 @@ def publish(
 
 
 def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int) -> Figures:
-    """Measure a model on test images; return the metrics for its card `described`.
+    """Measure a model on the test images `pictures`; return the metrics for its card `described`.
 
-    Each has `name`, `value`, `unit`, `better` and `detail`. `k` is passed to the family's
-    `evaluate`: importance samples per image, or samples of an adversarial family. A family without
-    `evaluate` has one metric, its mean loss; without `loss` it has none. The list is also empty for
-    fewer than two images.
+    Each metric has `name`, `value`, `unit`, `better` and `detail`. `k` is the number of importance
+    samples per image, or of generated images for an EBGAN. A family without a method `evaluate` has
+    one metric, its mean loss; without a method `loss` either, it has none. For fewer than two
+    images the list is empty, too.
     """
     if len(pictures) < 2:
         return []
@@ -172,10 +174,10 @@ def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int)
 
 
 def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed: int) -> Images:
-    """Return test images preprocessed as in training, in 0 … 1.
+    """Return the test images `pictures` in 0 … 1, binarized as the training images were.
 
-    The card `described` says whether they are binarized by a draw with `seed`, by the fixed draw,
-    or left grey.
+    The card `described` says how: by a draw with `seed` ("dynamic"), by the fixed draw for test
+    images ("static"), or not at all.
     """
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
@@ -185,10 +187,10 @@ def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed:
 
 
 def _describe_selection(run: Path) -> dict[str, Any]:
-    """Return a description, for a card, of the run in `run`, which chose the number of epochs.
+    """Return a description, for a card, of the run by which the number of epochs was chosen.
 
-    It has the numbers of images, the number of epochs tried, the best epoch, the best and the last
-    validation loss, and the seconds.
+    It has the numbers of training and validation images, the epochs tried, the best epoch, the best
+    and the last validation loss, and the seconds of the run. `run` is the run's folder.
     """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["validation_loss"])
@@ -205,9 +207,9 @@ def _describe_selection(run: Path) -> dict[str, Any]:
 
 
 def describe_start(start: str) -> dict[str, Any]:
-    """Return the description of a start checkpoint for the card.
+    """Return a description, for a card, of the checkpoint from which a training started.
 
-    `start` is PATH or PATH:PART,PART, where the parts are the submodules whose weights are used.
+    `start` is PATH or PATH:PART,PART: the checkpoint, and the submodules whose weights were used.
     """
     path, parts = _split_start(start)
     source = card.read_card(path)
@@ -217,10 +219,11 @@ def describe_start(start: str) -> dict[str, Any]:
 
 
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the weights of all start checkpoints, each PATH or PATH:PART,PART, keyed by name.
+    """Return the weights in the checkpoints from which a training starts, by name.
 
-    A PART is the name of a submodule; with parts, only their weights are loaded. If two checkpoints
-    have a weight of the same name, the later one counts.
+    Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with parts,
+    only the weights of these are loaded. If two checkpoints have a weight of the same name, that of
+    the later one is returned.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:
@@ -236,9 +239,9 @@ def _split_start(start: str) -> tuple[Path, list[str]]:
 
 
 def commit() -> str:
-    """Return the commit of the code, or "unknown" outside a repository.
+    """Return the Git commit of the code, with "+" if files of the package `models` are modified.
 
-    "+" is appended if files of `models` are modified.
+    Outside a Git repository the result is "unknown".
     """
     here = Path(__file__).parent
 

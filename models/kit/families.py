@@ -1,4 +1,4 @@
-"""Describe the training options of every family as JSON Schemas, for the API."""
+"""Describe the options with which each family can be trained, as JSON Schemas for the API."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,14 @@ from models.kit.schema import json_schema
 
 
 def describe_families() -> dict[str, Any]:
-    """Return the descriptions of all trainable families, keyed by family name.
+    """Return a description of each family that can be trained, by name.
 
-    Each has the fields "summary", "data", "players", "smallest_batches", "config", "training" and
-    "recipe". `data` is "photographs" for a family that enlarges images, else "pictures", whose
-    shape is in its `Config`. `players` are the names of its separately optimized submodules
-    (`OPTIMIZED_MODULES`). `smallest_batches` are entries {"pictures", "when"}: the minimum batch
-    size is the largest "pictures" whose JSON Schema "when" matches the config, and 1 if none
-    matches. `recipe` has config and training of `models/recipes/FAMILY.json`.
+    It has the fields "summary", "data", "players", "smallest_batches", "config", "training" and
+    "recipe". "data" is "photographs" for a family that enlarges images, otherwise "pictures".
+    "players" are the names of the submodules that have optimizers of their own. "smallest_batches"
+    are entries {"pictures", "when"}: the minimum batch size is the largest "pictures" whose JSON
+    Schema "when" matches the config, and 1 if none does. "config" and "training" are JSON Schemas.
+    "recipe" has config and training of `models/recipes/FAMILY.json`, the defaults for a new recipe.
     """
     kinds = [(name, family(name).Model) for name in families()]
     trainable = [name for name, model in kinds if hasattr(model, "loss") or hasattr(model, "training_steps")]

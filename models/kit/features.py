@@ -1,9 +1,9 @@
-"""Features of a pretrained classifier, used as image statistics.
+"""Compute the features that a pretrained classifier has for images, to compare their statistics.
 
 `EfficientNetLite0` is the first stages of EfficientNet-Lite0 (Tan, Le, arXiv:1905.11946v5, without
-squeeze and excitation, ReLU6). The weights are read from an NPZ file with the arrays
+squeeze and excitation, with ReLU6). Its weights are read from an NPZ file with the arrays
 `NUMBER.weight` and `NUMBER.bias` of each convolution, in order of use, with batch normalisation
-folded in; `benchmarks/photos/weights.py` writes it.
+folded in; `benchmarks/photos/weights.py` writes this file.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ Network = TypeVar("Network", bound="Features")
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of EfficientNet: `repeats` blocks of the same kernel.
+    """A stage of EfficientNet: `repeats` blocks with convolutions of size `kernel`.
 
-    The first block has the stride `stride`; each ends in `width` channels.
+    The first block has the stride `stride`. A block has `expand` times as many inner channels as
+    input channels, and `width` output channels.
     """
 
     repeats: int
@@ -40,13 +41,13 @@ LITE0 = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 6, 40), St
 
 
 class Features(nn.Module):
-    """A network that maps images in 0 … 1 to the outputs of its stages, the largest map first."""
+    """A base class of networks that map images in 0 … 1 to lists of feature maps, largest first."""
 
 
 class EfficientNetLite0(Features):
-    """The stem and the first stages of EfficientNet-Lite0.
+    """The stem and the first stages of EfficientNet-Lite0, which map images to features.
 
-    Its input is (x − 127) / 128 with x in 0 … 255.
+    Images are in 0 … 1; the network itself computes with (255·x − 127) / 128.
     """
 
     def __init__(self, stages: tuple[Stage, ...] = LITE0) -> None:
@@ -65,7 +66,7 @@ class EfficientNetLite0(Features):
         self.convolutions = nn.ModuleList(layers)
 
     def forward(self, images: Images) -> Outputs:
-        """Return the outputs of the stem and of every stage."""
+        """Return the feature maps after the stem and after each stage, the largest first."""
         layers = iter(self.convolutions)
         h = functional.relu6(_convolve_same(next(layers), (images * 255.0 - 127.0) / 128.0))
         outputs = [h]
@@ -80,9 +81,9 @@ class EfficientNetLite0(Features):
 
 
 def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
-    """Apply a convolution with TensorFlow's "same" padding.
+    """Apply a convolution with the padding that TensorFlow calls "same".
 
-    An odd pixel of padding is added at the right and below.
+    If the number of padding pixels is odd, the extra one is added at the right or below.
     """
     assert isinstance(layer, nn.Conv2d)  # noqa: S101 - it was built above
     kernel, stride = layer.kernel_size[0], layer.stride[0]
@@ -95,7 +96,7 @@ def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def load(network: Network, path: Path) -> Network:
-    """Load the weights of a network from an NPZ file, freeze them, and return the network.
+    """Load the weights of a network from the NPZ file `path` and freeze them; return the network.
 
     Raises ValueError if the file lacks a weight or has one of another shape.
     """

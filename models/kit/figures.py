@@ -1,4 +1,4 @@
-"""Build the metrics of a model in the format of the `figures` of its card."""
+"""Build the metrics of a model as entries of `figures` in its card."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ Report = Callable[[int], None]  # is called with the number of images that are m
 
 
 def no_report(_done: int) -> None:
-    """Do nothing; the default of `report`, which is called with the number of images done."""
+    """Do nothing with the number of images done; the default for parameters called `report`."""
 
 
 def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict[str, Any]:
-    """Return one metric for a card.
+    """Return one metric as an entry for a card.
 
-    `better` is "higher" or "lower"; `detail` says how it was measured.
+    `better` says whether a "higher" or "lower" value is better; `detail` says how it was measured.
     """
     return {"name": name, "value": value, "unit": unit, "better": better, "detail": detail}
 
@@ -25,10 +25,10 @@ def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict
 def mean_figure(
     name: str, values: Float[Tensor, "N"], unit: str, better: str, detail: str, *, digits: int = 3, correction: int = 1
 ) -> dict[str, Any]:
-    """Return the mean of `values` as a metric, rounded to `digits`, with its standard error in
-    `detail`.
+    """Return the mean of `values` as a metric for a card, rounded to `digits` decimal places.
 
-    `correction` is that of the standard deviation: 1 for a sample, 0 for a population.
+    Its standard error is appended to `detail`. `correction` is that of the standard deviation: 1
+    for a sample, 0 for a population. `better` is "higher" or "lower".
     """
     values = values.double()
     error = float(values.std(correction=correction)) / math.sqrt(len(values))

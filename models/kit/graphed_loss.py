@@ -1,6 +1,6 @@
 """Compute the losses of a batch and their gradients by one CUDA graph.
 
-A step of a small network launches thousands of kernels; replaying a graph is one launch.
+A step of a small network launches thousands of kernels; the replay of a graph is one launch.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 class GraphedLoss:
     """A CUDA graph of the losses of batches of one size, and of the gradients of their mean.
 
-    `losses(index, rows)` returns the loss of each image (B,); it gets the images' indices and the
-    numbers of their random rows, both on the device. It must do the same work for every batch,
-    without waiting for the device. The graph is captured with the batch `index` and replayed for
-    other batches. A replay uses the current weights and
-    overwrites the gradients of the replay before.
+    `losses(index, rows)` returns the loss of each image (B,); it gets the indices of the images and
+    the numbers of their random rows, both on the device. It must do the same work for every batch
+    and never wait for the device. The graph is captured with the images `index`, and replayed for
+    other images. A replay uses the present weights, and overwrites the gradients of the previous
+    replay.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter], index: Int[Tensor, "B"]) -> None:
@@ -50,7 +50,7 @@ class GraphedLoss:
         return values.detach().sum()
 
     def __call__(self, index: Int[Tensor, "B"], rows: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """Set the gradients of the mean loss of a batch; return the sum of its losses, a tensor ().
+        """Set the gradients of a batch's mean loss; return the sum of its losses, a scalar tensor.
 
         `index` has the indices of the batch's images, `rows` the numbers of their random rows.
         """
@@ -63,9 +63,9 @@ class GraphedLoss:
 
 
 class EpochGraph:
-    """The `GraphedLoss` of the current epoch, which is captured at the epoch's first batch.
+    """The CUDA graph of the present epoch, captured at the epoch's first batch.
 
-    `losses` may read the number of the epoch, so each epoch needs a graph of its own.
+    `losses` may depend on the epoch, so each epoch needs a graph of its own.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter]) -> None:
@@ -74,7 +74,7 @@ class EpochGraph:
         self._epoch = -1
 
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
-        """Return the CUDA graph of `epoch`; capture it, with the images `index`, if there is none."""
+        """Return the graph of `epoch`; if there is none, capture one with the images `index`."""
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture
             self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch

@@ -1,4 +1,4 @@
-"""Compute a lower bound of a training's memory, limit a process's memory, and tune malloc."""
+"""Compute the least memory that a training needs, limit a process's memory, and tune malloc."""
 
 import ctypes
 import resource
@@ -19,14 +19,14 @@ MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES = 32 * 2**20, 64 * 2**20
 
 
 class TooLargeError(ValueError):
-    """Raised if a model or a training needs more memory than allowed."""
+    """Raised if a training needs more memory than it may use."""
 
 
 def min_bytes(recipe: Recipe) -> int:
-    """Return a lower bound of a training's memory, in bytes, without allocating it.
+    """Return a lower bound of the memory that a recipe's training needs, in bytes.
 
-    It counts weights, gradients, optimizer state and averages, but not activations, images and
-    torch itself. Raises ValueError if the config is invalid.
+    It counts weights, gradients, optimizer state and averaged weights, but not activations, images
+    and torch itself. Nothing of that is allocated. Raises ValueError if the config is invalid.
     """
     with torch.device("meta"):
         model = family(recipe.family).Model(recipe.config)
@@ -38,7 +38,10 @@ def min_bytes(recipe: Recipe) -> int:
 
 
 def check_size(recipe: Recipe, limit_bytes: int) -> None:
-    """Raise TooLargeError if `min_bytes` of a training exceeds `limit_bytes`."""
+    """Raise TooLargeError if the weights of a recipe's training need more than `limit_bytes`.
+
+    Gradients, optimizer state and averaged weights are included.
+    """
     needed = min_bytes(recipe)
     if needed > limit_bytes:
         raise TooLargeError(
@@ -49,10 +52,10 @@ def check_size(recipe: Recipe, limit_bytes: int) -> None:
 
 # See docs/decisions.md#proc-is-read-directly-in-models-and-benchmarks-not-with-psutil
 def limit_memory(size_bytes: int) -> None:
-    """Limit this process and each of its children to `size_bytes` more than this process has now.
+    """Limit the memory of this process, and of each of its children, to `size_bytes` more than now.
 
-    A failed allocation raises MemoryError, or RuntimeError in torch's allocator. Memory-mapped
-    files do not count.
+    An allocation above the limit raises MemoryError, or RuntimeError in torch's allocator.
+    Memory-mapped files do not count.
     """
     status = Path("/proc/self/status").read_text()
     limit = (int(status.partition("VmData:")[2].split()[0]) << 10) + size_bytes
@@ -63,18 +66,18 @@ def limit_memory(size_bytes: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error reports a failed memory allocation."""
+    """Return whether an exception reports that memory could not be allocated."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
     )
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep up to 64 MiB of freed memory; do nothing with other C libraries.
+    """Make glibc's malloc keep up to 64 MiB of freed memory; do nothing with other C libraries.
 
-    By default glibc returns a freed tensor of a few megabytes to the kernel and requests it again
-    in the next step. The kernel then zeroes every page, which costs a tenth of the time of a
-    convolution.
+    By default glibc returns a freed tensor of a few megabytes to the kernel, and requests the
+    memory again in the next step. The kernel then zeroes every page, which takes a tenth of the
+    time of a convolution.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

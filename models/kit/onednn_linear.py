@@ -1,8 +1,9 @@
-"""Large float32 matrix products on the CPU by oneDNN instead of MKL.
+"""Compute large float32 matrix products on the CPU by oneDNN instead of MKL.
 
-torch computes linear layers with MKL, which uses its widest instructions on one vendor's processors
-only. oneDNN, which torch ships for convolutions and reduced precision, uses what the processor has
-and is up to twice as fast elsewhere. It sums in another order, so the last bits of a result differ.
+torch computes linear layers by MKL, which uses its widest instructions only on one vendor's
+processors. oneDNN, which torch ships for convolutions and reduced precision, uses what the
+processor has and is up to twice as fast on others. It sums in another order, so the last bits of a
+result differ.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ MIN_MULTIPLICATIONS = 2_000_000
 def linear(
     x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
 ) -> Float[Tensor, "*B O"]:
-    """Return x Wᵀ + b; large products go through oneDNN. Differentiable once."""
+    """Return x Wᵀ + b, by oneDNN for large products on a CPU and otherwise by torch's default.
+
+    It can be differentiated once, not twice.
+    """
     if not _uses_onednn(x, weight):
         return functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
@@ -31,18 +35,18 @@ def linear(
 
 # See docs/decisions.md#training-uses-onednn-for-large-products-and-keeps-freed-memory
 class Linear(nn.Linear):
-    """An `nn.Linear` that uses oneDNN (see `linear`) while gradients are recorded.
+    """An `nn.Linear` that uses oneDNN for large products on a CPU while gradients are recorded.
 
-    Otherwise its results equal those of `nn.Linear` bit for bit.
+    Without gradients its results equal those of `nn.Linear` bit for bit.
     """
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """Return x Wᵀ + b."""
+        """Return x Wᵀ + b with the layer's weight W and bias b."""
         return (linear if torch.is_grad_enabled() else functional.linear)(x, self.weight, self.bias)
 
 
 class _OnednnLinear(torch.autograd.Function):
-    """Autograd function of x Wᵀ + b by oneDNN; the gradients of x and W are oneDNN products."""
+    """The autograd function of x Wᵀ + b: product and gradients are computed by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -62,16 +66,19 @@ class _OnednnLinear(torch.autograd.Function):
 
 
 def onednn_linear(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None = None) -> Float[Tensor, "*B O"]:
-    """Return x Wᵀ + b by oneDNN, without gradients.
+    """Return x Wᵀ + b by oneDNN, without recording gradients.
 
-    `weight` may be plain or in oneDNN's blocked layout.
+    `weight` is W (O, I) as a dense tensor or in oneDNN's blocked layout.
     """
     output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public API
     return output
 
 
 def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether `linear` computes x Wᵀ by oneDNN: large float32 products on a CPU."""
+    """Return whether `linear` computes x Wᵀ by oneDNN: a large float32 product on a CPU.
+
+    Under autocast and torch.compile it does not.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

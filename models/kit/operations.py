@@ -1,9 +1,9 @@
-"""A model's operations, derived from the signatures of its methods, and their partial results.
+"""Derive a model's operations from the signatures of its methods.
 
 An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass).
-Its input images are its parameters `images`, or `first` and `second`, and `mask`. A parameter
-`state` means that the operation runs in several calls (see `Continuation`). The class constant
-`UNIT` of its options is the unit of its numbers.
+Its input images are its parameters `images`, `first`, `second` and `mask`, if it has them. A
+parameter `state` means that it runs in several calls, and returns a `Continuation` between them.
+The class constant `UNIT` of its options is the unit of the numbers that it returns.
 """
 
 import inspect
@@ -24,12 +24,12 @@ IMAGE_INPUTS = ("images", "first", "second", "mask")
 
 @dataclass(frozen=True)
 class Continuation:
-    """What an operation with several calls returns until its last call.
+    """What an operation that runs in several calls returns from every call but the last.
 
-    `state` has tensors with the batch as their first axis; pass it unchanged to the next call.
-    `done` is the completed fraction of the work, in (0, 1). `preview` shows the images of the
-    result so far, in 0 … 1; it is not passed to the next call, and a worker reads it at most twice
-    a second.
+    `state` has tensors with the batch as first axis; pass it unchanged to the next call. `done` is
+    the finished share of the work, above 0 and below 1. `preview` shows the unfinished images, in 0
+    … 1, or is None. The next call does not get it, and a worker reads it at most a few times a
+    second.
     """
 
     state: dict[str, Tensor]
@@ -42,19 +42,19 @@ Result = dict[str, Any] | Continuation
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the descriptions of a model's operations, keyed by method, except those in `without`.
+    """Return the descriptions of a model's operations, by method, except those in `without`.
 
-    Each has the fields "inputs", "options" (a JSON Schema), "unit" and "sliced" (it may take
-    several calls).
+    Each has the fields "inputs" (names of image parameters), "options" (a JSON Schema), "unit", and
+    "sliced" (whether it runs in several calls).
     """
     kind: type = type(model)
     return {name: _describe(hints) for name, hints in _operations(kind).items() if name not in without}
 
 
 def options_of(model: nn.Module, operation: str) -> type:
-    """Return the options dataclass of an operation.
+    """Return the dataclass of the options of a model's operation.
 
-    Raises ValueError for an unknown operation.
+    Raises ValueError if the model has no such operation.
     """
     kind: type = type(model)
     operations = _operations(kind)
@@ -66,7 +66,7 @@ def options_of(model: nn.Module, operation: str) -> type:
 
 @cache
 def _operations(model: Any) -> dict[str, dict[str, Any]]:
-    """Return the operations of the class `model`: each method's type hints, keyed by its name."""
+    """Return the type hints of each method of the class `model` that is an operation, by name."""
     methods = {name: method for name, method in inspect.getmembers(model, inspect.isfunction) if name[0] != "_"}
     hints = {name: typing.get_type_hints(inspect.unwrap(method)) for name, method in methods.items()}
     return {name: hint for name, hint in hints.items() if hint.get("rows") is RowStreams and "options" in hint}

@@ -16,11 +16,10 @@ WHOLE_MODEL = ""
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """One optimizer step of one submodule, for the training loop to apply.
+    """One optimizer step of one submodule, which the training loop applies.
 
     The loop back-propagates the mean of `losses` (B,) and updates the weights of the submodule
-    named `module`. It writes the means of `metrics`, further values per image, to the run's
-    metrics.
+    `module`. The mean of each tensor (B,) in `metrics` is written to the run's metrics.
     """
 
     module: str
@@ -29,10 +28,10 @@ class OptimizerStep:
 
 
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each separately optimized submodule, keyed by its name.
+    """Return the parameters of each submodule that has an optimizer of its own, by its name.
 
-    The submodules are the model's `OPTIMIZED_MODULES`. A model without them has one entry with all
-    its parameters, `WHOLE_MODEL`.
+    The class constant `OPTIMIZED_MODULES` of the model has these names. Without it the result has
+    one entry, `WHOLE_MODEL`, with all parameters.
     """
     names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:
@@ -43,10 +42,10 @@ def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def build_optimizers(
     parameters: Mapping[str, list[nn.Parameter]], training: Training, count: int
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return one optimizer for each entry of `parameters`, with the same keys.
+    """Return an optimizer for each entry of `parameters`, by the name of its submodule.
 
-    `count` is the number of training images. Raises ValueError if the recipe lists another number
-    of optimizers or learning rates than there are entries.
+    `count` is the number of training images. Raises ValueError if the recipe has optimizers or
+    learning rates for another number of submodules.
     """
     kinds = training.player_optimisers or (training.optimiser,) * len(parameters)
     rates = training.player_rates or (training.learning_rate,) * len(parameters)

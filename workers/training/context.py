@@ -51,7 +51,7 @@ class JobFailedError(Exception):
 
 
 def disk_full_error(reason: str) -> JobFailedError:
-    """Return the error (507) for a job that has no room on the disk."""
+    """Return the error (507) of a job that the disk has no room for; its detail is `reason`."""
     detail = f"{reason}; delete trainings or datasets that are not needed"
     return JobFailedError("Disk full", detail, INSUFFICIENT_STORAGE)
 

@@ -1,4 +1,4 @@
-"""Run one training: start its child process, enforce limits, and append events to its job."""
+"""Run the child process of a training, enforce its limits, and append events with its progress."""
 
 import contextlib
 import json
