@@ -89,9 +89,10 @@ class AccessControl:
     """Checks host, origin, API key, request rate and role of each request before its route runs."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the key file.
+        """Read the key file, and parse the allowed hosts and origins and the trusted proxies.
 
-        Raises ValueError if a line of the file is not valid, and OSError if it cannot be read.
+        Raises ValueError if a line of the file or one of these settings is not valid, and OSError
+        if the file cannot be read.
         """
         self.keys = Keys(settings.api_keys)
         self._settings = settings

@@ -1,4 +1,7 @@
-"""The audit log: one line for each deletion, activation, import, cancellation and rejected key."""
+"""Writes the audit log.
+
+It has one line for each deletion, activation, import, cancellation and rejected key.
+"""
 
 import logging
 from typing import Any
@@ -22,7 +25,7 @@ def record(action: str, *, owner: str, resource: str, status: int, request_id: s
 
 
 def outcome(status: int) -> str:
-    """Return the word for an HTTP status in the audit log.
+    """Return the word by which the audit log names the result of a request with an HTTP status.
 
     202: "accepted", 499: "client disconnected", other 4xx: "refused", 5xx: "failed", all others:
     "done".

@@ -162,9 +162,10 @@ class KeyFile:
 
     @contextmanager
     def edit(self) -> Iterator[list[str]]:
-        """Yield the lines, to be edited in place, then replace the file (mode 0600) under a lock.
+        """Yield the lines of the file, to be edited in place; then replace the file with them.
 
-        Raises ValueError, and keeps the file, if a line is not valid before or after the block.
+        The file, of mode 0600, is locked meanwhile. Raises ValueError, and keeps the file
+        unchanged, if a line is not valid before or after the block.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.path.with_name(f".{self.path.name}.lock")
@@ -196,7 +197,7 @@ class KeyFile:
     def rotate(
         self, name: str, digest: str, old_valid_until: float | None, now: float, webhook_secret: str = ""
     ) -> KeyRecord:
-        """Add a key with the roles and limits of a name's newest valid key; return its record.
+        """Add a key with the roles and limits of a name's newest valid key; return the new record.
 
         `digest` is the SHA-256 of the new key; `webhook_secret` signs its owner's webhooks. Older
         keys expire at `old_valid_until`, in seconds since the epoch; None leaves them valid until
@@ -239,7 +240,7 @@ class Caller:
     """The caller of a request: the name of its API key (empty without keys) and its roles.
 
     `limits` has the limits of the key that differ from the settings, keyed by name.
-    `key_expires_at` is in seconds since the epoch.
+    `key_expires_at` is in seconds since the epoch, or None if the key does not expire.
     """
 
     name: str
@@ -249,9 +250,9 @@ class Caller:
 
     @classmethod
     def of(cls, record: KeyRecord) -> "Caller":
-        """Return the caller of a key.
+        """Return the caller that a key identifies, with its roles and limits.
 
-        `run` and `train` include `read`; `admin` includes all roles.
+        The roles `run` and `train` include `read`; `admin` includes all roles.
         """
         roles = record.roles.union(*(_INCLUDED.get(role, ()) for role in record.roles))
         return cls(record.name, roles, record.limits, record.expires_at)

@@ -29,7 +29,7 @@ class ProblemCORSMiddleware(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight request.
 
-        For an origin that is not allowed, the error names the setting that allows it.
+        If the origin is not allowed, it is an error that names the setting which allows origins.
         """
         response = super().preflight_response(request_headers)
         if response.status_code < 400:

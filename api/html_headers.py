@@ -34,9 +34,9 @@ def add_html_headers(start: Message) -> None:
 
 
 def policy_of(page: str) -> str:
-    """Return a Content-Security-Policy that allows the inline scripts of the HTML `page` only.
+    """Return a Content-Security-Policy for the HTML `page`.
 
-    Script files of this service are allowed too.
+    It allows the inline scripts of the page and the scripts of this service, and no others.
     """
     digests = (hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page))
     scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

@@ -1,8 +1,8 @@
 """Fetches the images that requests name by URL, in the background, for jobs of the job store.
 
-A request with URLs is a job. The body of the request is stored with it. An API process claims the
-job under a lease, downloads the images, validates the request with them, and queues the job for the
-workers. If the process dies, another one starts again.
+A request with URLs becomes a job that stores the body of the request. An API process claims the job
+under a lease, downloads the images, validates the request with them, and queues the job for the
+workers. If the process dies, another one claims the job and downloads the images again.
 """
 
 import asyncio
@@ -65,7 +65,8 @@ class InputFetcher:
     ) -> None:
         """Store the services; nothing is downloaded before `run` is called.
 
-        Downloads go to unnamed files in `folder`. `resolver` looks up the addresses of hosts.
+        Downloads are written to unnamed files in `folder`. `resolver` looks up the addresses of
+        hosts.
         """
         self._settings = settings
         self._jobs = job_service
@@ -100,7 +101,11 @@ class InputFetcher:
         self._wakeup.set()
 
     async def run(self) -> None:
-        """Download the images of jobs until cancelled; then release the jobs that are not done."""
+        """Download the images of jobs until cancelled.
+
+        When cancelled, releases the claims of the jobs that are not done, so that another process
+        can claim them.
+        """
         renewal = asyncio.create_task(self._renew_leases())
         try:
             while True:
@@ -157,7 +162,11 @@ class InputFetcher:
                     await self._jobs.write(lambda job_store: job_store.renew_leases(self._holder, lease_s))
 
     async def _fetch(self, job: Job) -> None:
-        """Fetch the inputs of a claimed job and queue it for the workers, or end it as failed."""
+        """Fetch the inputs of a claimed job, and queue it for the workers.
+
+        If that is not possible, the job ends as failed; if only the disk has no room, the job is
+        requeued, to be claimed again later.
+        """
         try:
             inference_request = await self._build(job)
             await self._jobs.set_inputs(job, inference_request)

@@ -83,11 +83,11 @@ class _Feed:
 
 @dataclass(frozen=True)
 class Update:
-    """What has changed in a job since the last update for a listener.
+    """What has changed in a job since the last update that a listener got.
 
     `events` are the new events. `preview` says whether there is a new preview, and `exists` whether
-    the job still exists. After `KEEP_ALIVE_S` seconds without events, an update without events
-    keeps the connection alive.
+    the job still exists. After `KEEP_ALIVE_S` seconds without a change, an update without events is
+    sent, to keep the connection alive.
     """
 
     events: list[JobEvent]
@@ -240,7 +240,10 @@ class JobUpdates:
                     self.notify(job_id)
 
     async def poll(self) -> None:
-        """Poll the job store twice a second and notify of jobs with new events, until cancelled."""
+        """Poll the job store twice a second for new events; wake what waits for their jobs.
+
+        Runs until cancelled.
+        """
         known: dict[str, int] = {}
         while True:
             await asyncio.sleep(POLL_S)

@@ -156,7 +156,7 @@ class JobService:
         return insertion
 
     async def adopt(self, inference_request: InferenceRequest, pending: PendingRequest) -> Job:
-        """Create a job for a request that is already running; this process holds its lease.
+        """Create a job for a request that is already running; this process holds the job's lease.
 
         The job is inserted as running, because a worker would compute a queued job a second time.
         """
@@ -180,7 +180,7 @@ class JobService:
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
         """Return the record of a new job, not yet inserted; put large inputs into the blob store.
 
-        Raises FullError or OverloadedError if they cannot be stored.
+        Raises FullError or OverloadedError if the inputs cannot be stored.
         """
         operation = inference_request.operation
         job = Job(
@@ -246,10 +246,10 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
-        """Delete the stored inputs of a job if the block, which commits the job, fails.
+        """Delete the stored inputs of a job if the block, which inserts the job, fails.
 
-        A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
-        deleted again and OverloadedError is raised, so that the client retries.
+        Inputs without a job are deleted periodically, and so may be gone when the job is inserted.
+        Then the job is deleted again and OverloadedError is raised, so that the client retries.
         """
         try:
             yield
@@ -365,8 +365,9 @@ class JobService:
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its files.
 
-        The files are deleted first, so that a full disk has room for the transaction. Files that a
-        worker may still write afterwards are deleted by the cleanup.
+        The files are deleted before the job's row, so that even a full disk has room for the
+        transaction. Files that a worker still writes afterwards are deleted by the periodic
+        cleanup.
         """
         await self._threads.read(self._blobs.delete, f"jobs/{job_id}")
         await self._threads.read(remove_tree, StatePaths(self._settings.state).run(job_id))
@@ -399,9 +400,9 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Periodically delete expired results, results over the disk quota, and files without a job.
+        """Delete expired results, results over the disk quota, and files without a job.
 
-        Runs until cancelled.
+        Repeats this periodically until cancelled.
         """
         while True:
             await asyncio.sleep(self._settings.sweep_s)

@@ -25,7 +25,7 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON.
+    """Parse a JSON text, and return its value.
 
     Raises CostlyJsonError if the text is large and has too many values, characters that are not
     ASCII, or too many escapes; and orjson.JSONDecodeError if it is not JSON.

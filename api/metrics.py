@@ -1,4 +1,4 @@
-"""Prometheus metrics of this process, the workers, the queues and the job store."""
+"""Collects the Prometheus metrics of this process, the workers, the queues and the job store."""
 
 from collections.abc import Iterable
 from itertools import accumulate
@@ -83,7 +83,7 @@ class ServiceCollector(Collector):
     def __init__(
         self, state: AppState, queue_lengths: dict[QueueName, int], training_workers: dict[str, dict[str, Any]]
     ) -> None:
-        """Set the services to read, and what cannot be read in a synchronous call.
+        """Set the services to read, and two values that only asynchronous calls can read.
 
         `queue_lengths` has the number of messages on each queue, and `training_workers` the
         heartbeats of live training workers, keyed by worker id.

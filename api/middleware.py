@@ -80,10 +80,11 @@ class RequestMiddleware:
             _record(scope, sender, time.perf_counter() - started_at)
 
     async def _handle(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
-        """Check a request and pass it to the application, which responds by `send`.
+        """Check a request and pass it to the application, which sends its response by `send`.
 
-        Raises a ProblemError if the access control, the rate of event streams or a limit of bodies
-        rejects it, and DeadlineExceededError if no response has started at its deadline.
+        `sender` has the request's headers and id. Raises a ProblemError if the access control
+        rejects the request, if too many event streams are being opened, or if the body exceeds a
+        limit; and DeadlineExceededError if no response has started at the request's deadline.
         """
         scope["reverie_request_id"] = sender.request_id
         refusal = self._access.refusal(scope, sender.headers)
@@ -101,9 +102,9 @@ class RequestMiddleware:
             await self._pass_on(scope, receive, sender, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
-        """Read the body within its limits, and pass the request to the application.
+        """Pass a request to the application, with a `receive` that enforces the limits of its body.
 
-        Requests for event streams are delayed first, so that many do not open at the same time.
+        A request for an event stream is delayed first, so that many do not open at the same time.
         Raises OverloadedError if that delay would be too long.
         """
         if scope["path"].endswith("/events"):
@@ -135,7 +136,10 @@ class _ResponseSender:
         self.timeout: asyncio.Timeout | None = None  # ends with the start of the response
 
     def start_span(self, scope: Scope) -> None:
-        """Start the span of the request if traces are recorded; the response header names it."""
+        """Start the span of the request, and name it in the response's header `traceresponse`.
+
+        Does nothing if traces are not recorded.
+        """
         if tracing.is_on():
             self.span = RequestSpan(scope, self.headers, self.request_id)
             self.fields.append((b"traceresponse", self.span.traceparent.encode()))

@@ -1,7 +1,8 @@
-"""Checks what callers may do with datasets and models: use own and shared ones; admins use all.
+"""Checks what callers may do with datasets and models.
 
-Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second,
-so that a request for a small sample needs no database query.
+Callers may use their own and shared ones; admins may use and change all. Owners are stored in SQL.
+Each process caches them in memory and polls for changes twice a second, so that a request for a
+small sample needs no database query.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ Models = Registry | VisibleModels
 
 
 class Permissions:
-    """Knows the owners of datasets and models, and what callers may do with them.
+    """Caches the owners of datasets and models, and checks what callers may do with them.
 
     In the methods, `kind` is "dataset" or "model", and `name` the name of such a resource.
     """
@@ -172,9 +173,10 @@ class Permissions:
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
         """Make the caller the owner of a new resource, before it is stored, and set `shared`.
 
-        For an existing resource only `shared` is set; None leaves it as it is. Raises ConflictError
-        if the name is taken by a resource that the caller may not use, ForbiddenError if it may use
-        but not change it, and InvalidError if `shared` is False for a resource without an owner.
+        `shared` says whether everybody may use the resource. For an existing resource only `shared`
+        is set, unless it is None. Raises ConflictError if the name is that of a resource which the
+        caller may not use, ForbiddenError if the caller may use that resource but not change it,
+        and InvalidError if `shared` is False and the resource has no owner.
         """
         exists = await self.check_new(kind, name, caller)
         own = self.ownership(kind, name)
@@ -195,9 +197,10 @@ class Permissions:
         await self.refresh()
 
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Raise InvalidError if `shared` is false and the resource has no owner: it stays shared.
+        """Raise InvalidError if `shared` is false and the resource has no owner.
 
-        The message says why it has no owner: nobody has claimed it, or the service has no API keys.
+        A resource without an owner stays shared. The message says why it has no owner: nobody has
+        claimed it, or the service has no API keys.
         """
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)

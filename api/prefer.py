@@ -31,9 +31,10 @@ def preferences(header: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Prefer:
-    """A client's preference: the seconds to wait for a result before the request becomes a job.
+    """How long a client waits for a result before its request becomes a job: `wait_s` seconds.
 
-    `applied` is the value of the `Preference-Applied` header; empty without a preference.
+    `applied` is the value of the `Preference-Applied` header; empty if the client stated no
+    preference.
     """
 
     wait_s: float
@@ -43,17 +44,19 @@ class Prefer:
     def of(cls, request: Request, settings: Settings, default_s: float | None = None) -> "Prefer":
         """Return the preference in a request's `Prefer` headers, which count as one list.
 
-        Without a preference, wait `default_s` seconds; None means the setting `sync_timeout_s`.
+        Without a preference the client waits `default_s` seconds; None means the setting
+        `sync_timeout_s`.
         """
         return cls.read(",".join(request.headers.getlist("prefer")), settings, default_s)
 
     @classmethod
     def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference in a header; without a preference, wait `default_s` seconds.
+        """Return the preference in the value of a `Prefer` header.
 
-        `default_s` None means the setting `sync_timeout_s`. `wait=N` is in whole seconds and is
-        limited by `max_sync_timeout_s`. It takes precedence over `respond-async`, which makes the
-        request a job at once. As RFC 7240 says, values that are not valid are ignored.
+        Without a preference the client waits `default_s` seconds; None means the setting
+        `sync_timeout_s`. `wait=N` is in whole seconds and is limited by `max_sync_timeout_s`. It
+        takes precedence over `respond-async`, which makes the request a job at once. As RFC 7240
+        says, values that are not valid are ignored.
         """
         default = cls(settings.sync_timeout_s if default_s is None else default_s, "")
         if not header:

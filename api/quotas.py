@@ -88,8 +88,8 @@ class Quotas:
         """Count a job, which the block inserts, against the caller's limits.
 
         Raises TooManyRequestsError, before the block runs, if the caller has reached its limit of
-        unfinished jobs, of stored bytes or, with `training`, of trainings. If the block raises, the
-        job does not count.
+        unfinished jobs, of stored bytes or, with `training`, of trainings. If the block raises an
+        exception, the job is not counted.
         """
         if not caller.name:
             yield
@@ -119,10 +119,10 @@ class Quotas:
                 raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
 
     def _used(self, owner: str, name: str) -> int:
-        """Return how many of an owner's jobs count against the limit with this name.
+        """Return how many of an owner's jobs count against the limit `name`.
 
-        That is the number at the last count in the database, and the jobs that this process has
-        created since.
+        This is the number at the last count in the database, plus the jobs that this process has
+        created since or is creating.
         """
         added = sum(entry[1:] == (owner, name) for entry in self._added)
         return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]
@@ -185,7 +185,10 @@ class Quotas:
         return total
 
     async def measure(self) -> None:
-        """Measure the results and runs of each owner in bytes, and store the sums for checks."""
+        """Measure how many bytes the results and runs of each owner take.
+
+        The sums are stored, and count against the owner's limit until the next measurement.
+        """
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:

@@ -1,6 +1,6 @@
 """Limits the request rate of owners and the wrong keys of addresses, in one API process.
 
-It counts with the library `limits`.
+The library `limits` does the counting.
 """
 
 import math
@@ -17,20 +17,19 @@ REQUESTS = b"requests_per_second"  # the limit's name, as in GET /v1/me and in p
 
 
 class RateLimits:
-    """Limits requests per second of each owner, and wrong keys per minute of each address."""
+    """Limits the requests per second of each owner, and the wrong keys per minute of each address."""
 
     def __init__(self, wrong_keys_per_minute: int) -> None:
-        """Set how many wrong keys an address may send per minute."""
+        """Set how many wrong keys an IP address may send per minute."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
         # by owner: requests left in its portion, the window's end, and requests left besides
         self._portions: dict[str, tuple[int, float, int]] = {}
 
     def wrong_key(self, address: str) -> int:
-        """Count a wrong key from an address.
+        """Count a wrong API key from an IP address; return how many seconds the address must wait.
 
-        Returns 0, or the seconds to wait if the address has sent too many wrong keys in this
-        minute.
+        Returns 0 if the address has not sent too many wrong keys in this minute.
         """
         if self._limiter.hit(self._wrong_keys, "wrong key", address):
             return 0
@@ -38,9 +37,9 @@ class RateLimits:
         return max(1, math.ceil(reset - time.time()))
 
     def request(self, owner: str, per_second: int) -> bool:
-        """Count a request of an owner; return whether it is one of the allowed ones in this second.
+        """Count a request of an owner; return whether the owner's limit allows it.
 
-        `per_second` is the number of allowed requests; 0 means no limit.
+        `per_second` is the number of requests that are allowed per second; 0 means no limit.
         """
         if not per_second:
             return True

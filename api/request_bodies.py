@@ -1,5 +1,6 @@
-"""Enforces limits of request bodies (size by route, time, memory of all bodies), and decodes them.
+"""Enforces limits on request bodies, and decodes them.
 
+The limits are the size by route, the time to arrive, and the memory that all bodies take together.
 Bodies with `Content-Encoding: gzip` or `deflate` are decoded as they arrive.
 """
 
@@ -100,10 +101,11 @@ class RequestBodies:
         self.memory = SharedMemory(settings.max_inflight_body_bytes)
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
-        """Return the body reader of a request.
+        """Return the reader for the body of a request.
 
-        Raises TooLargeError or OverloadedError if the declared length exceeds the route's limit or
-        the free memory, and UnsupportedMediaError for an unknown content encoding.
+        Raises TooLargeError if the declared length exceeds the route's limit, OverloadedError if it
+        exceeds the memory that is left for all bodies, and UnsupportedMediaError for an unknown
+        content encoding.
         """
         rule = self._rules.get((method, path))
         if rule is None:
@@ -146,8 +148,8 @@ class BodyReader:
     async def __call__(self) -> Message:
         """Return the next message of the body, and count its bytes.
 
-        Raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
-        large together, and StalledError after the time-out.
+        Raises TooLargeError over the size limit, OverloadedError if the bodies of all requests in
+        memory are too large together, and StalledError after the time-out.
         """
         message = await (self.receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
@@ -192,7 +194,7 @@ class BodyReader:
             raise StalledError(detail, headers={"Connection": "close"}) from error
 
     def release(self) -> None:
-        """Subtract the bytes of this body from the shared memory."""
+        """Stop counting the bytes of this body against the limit for all bodies."""
         if self._held:
             self.memory.release(self._held)
             self._held = 0
@@ -270,10 +272,10 @@ class DecodedReceive:
     """
 
     def __init__(self, receive: Receive, encoding: str, limit: int) -> None:
-        """Read from `receive`; `encoding` is "gzip" or "deflate".
+        """Read the body from `receive`; `encoding` is "gzip" or "deflate".
 
-        A body of more than `limit` bytes before decoding is rejected; the decoded bytes are not
-        limited here.
+        A body of more than `limit` bytes before decoding is rejected; the number of decoded bytes
+        is not limited here.
         """
         self._receive = receive
         self._encoding = encoding

@@ -35,7 +35,7 @@ _BOOLEANS: Mapping[str, bool] = {
 
 @dataclass
 class Content:
-    """The parsed content of a JSON body, a form, or a single image with a query.
+    """The parsed content of a JSON body, a form, or a single image with its fields in the query.
 
     `fields` has the parsed fields keyed by name, `uploads` the uploaded images, and `named` the
     files of other file fields keyed by field name. `texts` has the unparsed text of each form or
@@ -70,9 +70,9 @@ def media_type(content_type: str) -> str:
 def parse_body(body: bytes, media: str, request: Request, accepted: str) -> Content:
     """Return the content of a JSON body, or of an image with its fields in the query.
 
-    Call it in a thread for a large body. Raises MalformedError if the body cannot be parsed,
-    InvalidError for a field that is given twice, and UnsupportedMediaError for any other media
-    type; its message ends with `accepted`.
+    `media` is the media type of the body. Raises MalformedError if the body cannot be parsed,
+    InvalidError for a field that is given twice, and UnsupportedMediaError, whose message ends with
+    `accepted`, for any other media type. Call it in a thread for a large body.
     """
     if media == "application/json":
         return Content(parse_object(body))
@@ -91,12 +91,12 @@ def unsupported(media: str, accepted: str) -> UnsupportedMediaError:
 
 
 async def read_form(request: Request, names: Sequence[str], max_files: int, accepted: str) -> Content:
-    """Return the content of a multipart form with file fields `names`; the first is for images.
+    """Return the content of a multipart form with the file fields `names`; the first has the images.
 
-    At most `max_files` files are read; `accepted` ends the message for an unknown file field.
-    Raises MalformedError for a bad Content-Type or costly texts, InvalidError for an unknown file
-    field or a field that is given twice, and starlette's HTTPException for a form that its parser
-    rejects.
+    At most `max_files` files are read. Raises MalformedError for a bad Content-Type or texts that
+    would be costly to parse, InvalidError for an unknown file field, with `accepted` at the end of
+    its message, or for a field that is given twice, and starlette's HTTPException for a form that
+    its parser rejects.
     """
     form_boundary(request.headers.get("content-type", ""))
     values = request.query_params.multi_items()
@@ -169,7 +169,7 @@ def parse_texts(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict
 
 
 def unique_fields(values: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the fields keyed by name, without empty ones.
+    """Return the fields of a form or query, keyed by name; empty fields are left out.
 
     Raises InvalidError for a field that is given twice.
     """

@@ -1,4 +1,7 @@
-"""The span of an HTTP request: a child of the client's `traceparent`, named in `traceresponse`."""
+"""Records the span of an HTTP request.
+
+Its parent is the client's `traceparent`, and the response header `traceresponse` names it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _ERROR = 500
 
 
 class RequestSpan:
-    """The span of one request, with the attributes that OpenTelemetry names for HTTP servers."""
+    """The span of one request, with OpenTelemetry's standard attributes for HTTP servers."""
 
     def __init__(self, scope: Scope, headers: dict[bytes, bytes], request_id: str) -> None:
         """Start the span, make it current, and store its `traceparent` in the scope.

@@ -1,4 +1,4 @@
-"""Reads and validates requests for operations: HTTP request → `InferenceRequest`."""
+"""Reads HTTP requests for operations, and validates them."""
 
 import asyncio
 import re
@@ -96,7 +96,7 @@ class InferenceRequest:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The request without image data, for the field `request` of its job."""
+        """The request without the data of its images, for the field `request` of its job."""
         summary: dict[str, Any] = {"model": self.entry.ref, "seed": self.seed, "options": self.options}
         if self.operation.counted:
             summary["count"] = self.rows_per_image if self.items else self.rows
@@ -161,9 +161,9 @@ async def read_request(request: Request, operation: Operation, models: Models, s
 def request_of_content(
     request: Request, content: Content, operation: Operation, models: Models, settings: Settings
 ) -> InferenceRequest:
-    """Return the validated request of an HTTP request whose body was parsed to `content`.
+    """Return the validated request for an operation, from the parsed body `content`.
 
-    It has the caller, id, deadline and trace of the HTTP request. Raises NotFoundError for an
+    The caller, id, deadline and trace are those of the HTTP request. Raises NotFoundError for an
     unknown model, and InvalidError for fields, options or images that are not valid.
     """
     inference_request = _inference_request(content, operation, models, settings)
@@ -182,9 +182,9 @@ def first_headers(request: Request) -> dict[bytes, bytes]:
 
 
 def idempotency_key(header: str) -> str:
-    """Return the key in an Idempotency-Key header, which may be quoted.
+    """Return the key in an Idempotency-Key header, whose value may be in quotes.
 
-    Raises MalformedError if it is not 1 to 255 printable ASCII characters.
+    Raises MalformedError if the key is not 1 to 255 printable ASCII characters.
     """
     match = _KEY.fullmatch(header.strip())
     if match is None:
@@ -206,7 +206,7 @@ def inference_request_of(
 ) -> InferenceRequest:
     """Validate the fields of a request against a model's card, and decode its images.
 
-    Images are not decoded if others must be fetched by URL first. Raises InvalidError for fields,
+    If the request names an image by URL, no image is decoded yet. Raises InvalidError for fields,
     options, images or URLs that are not valid.
     """
     model_operation = entry.operations.get(operation.method)
@@ -234,7 +234,7 @@ def inference_request_of(
 
 
 def _input_urls(operation: Operation, fields: OperationFields) -> dict[str, list[str]]:
-    """Return the URLs of images that a request names, keyed by field; empty without URLs.
+    """Return the URLs by which a request names images, keyed by field; empty without URLs.
 
     Raises InvalidError if a URL is not valid.
     """
@@ -252,7 +252,10 @@ def _input_urls(operation: Operation, fields: OperationFields) -> dict[str, list
 
 
 def valid_urls(field: str, value: str | list[str]) -> list[str]:
-    """Return the URLs of a field, in normal form. Raises InvalidError if one is not valid."""
+    """Return the URLs that the request field `field` has as its `value`, normalized.
+
+    Raises InvalidError, which names the field, if a URL is not valid.
+    """
     try:
         return [str(parse_url(text)) for text in ([value] if isinstance(value, str) else value)]
     except ValueError as error:
@@ -272,7 +275,7 @@ def _field_names(operation: Operation) -> frozenset[str]:
 
 
 def validate_fields(model: type[Fields], fields: Any) -> Fields:
-    """Return the fields as an instance of a pydantic model.
+    """Validate the fields of a body, and return them as an instance of the pydantic class `model`.
 
     Raises InvalidError, which lists the invalid fields.
     """
@@ -334,7 +337,7 @@ def _decode_images(
 ) -> Items:
     """Decode all images to the size of the model; return the pixels, keyed by the model's argument.
 
-    Adds a message to `conversions` for each image that was converted (such as resized). Raises
+    For each image that is converted (such as resized), a message is added to `conversions`. Raises
     InvalidError if an image cannot be decoded or converted.
     """
     decoded = [
@@ -351,9 +354,9 @@ def _decode_image(
 ) -> Pixels:
     """Decode an image file, or its base64 text, and return its pixels (C, H, W).
 
-    `name` is the image's name in messages, `path` its field in errors. Adds a message to
-    `conversions` if the image was converted. Raises InvalidError if the image cannot be decoded or
-    converted to `size`.
+    The image is converted to `size` (C, H, W) if necessary; then a message is added to
+    `conversions`. `name` is the image's name in messages, `path` its field in errors. Raises
+    InvalidError if the image cannot be decoded or converted.
     """
     try:
         pixels, converted = decode(image if isinstance(image, bytes) else decode_base64(image), *size)
@@ -379,9 +382,9 @@ def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
 def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str], conversions: list[str]) -> Pixels:
     """Decode a shared image, one for all rows such as a mask; return its pixels (1, C, H, W).
 
-    It is decoded as grey and repeated for each channel of the model. Adds a message to
-    `conversions` if it was converted. Raises InvalidError if `sent` has not exactly one image, or
-    if the image cannot be decoded or is not suitable.
+    The image is decoded as grey, and repeated for each channel of the model. If it is converted
+    (such as resized), a message is added to `conversions`. Raises InvalidError if `sent` has not
+    exactly one image, or if the image cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
     _check_number(shared, entry, len(sent))

@@ -1,6 +1,6 @@
 """Joins the rows of large results in a temporary file, not in memory.
 
-The file has no name, so nothing is left of it when the process ends.
+The file has no name, so that the system deletes it when the process ends.
 """
 
 import mmap
@@ -21,7 +21,7 @@ LARGE_BYTES = 1 << 20  # arrays of more bytes than this, all rows together, are 
 
 @dataclass(frozen=True)
 class _Column:
-    """The place of an array in the file: its first byte is `begin`, a row has this `shape`."""
+    """The place of an array in the file: `begin` is its first byte, `shape` that of one row."""
 
     begin: int
     dtype: np.dtype[np.generic]
@@ -34,14 +34,14 @@ class _Column:
 
 # See docs/decisions.md#large-results-are-on-the-disk-until-the-client-has-read-them
 class RowFile:
-    """Collects the rows of a large result in a temporary file; its slices come in any order.
+    """Collects the rows of a large result in a temporary file; slices may come in any order.
 
     The complete arrays are mapped into memory, read-only: the kernel can drop their pages at any
     time, and releases them when the arrays are released.
     """
 
     def __init__(self, folder: Path, rows: int) -> None:
-        """Create a file for `rows` rows in `folder`. Raises OSError if that is not possible."""
+        """Create a file in `folder` for a result of `rows` rows. Raises OSError if that fails."""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             self._file = os.dup(file.fileno())
@@ -52,7 +52,7 @@ class RowFile:
         self._slices: dict[int, int] = {}
 
     def write(self, first: int, fields: Fields) -> Fields:
-        """Write the arrays of the rows from number `first` on to the file.
+        """Write the arrays of a slice, whose first row has the number `first`, to the file.
 
         Returns `fields` with an array of no rows in place of each array. Raises OSError if the disk
         is full.
@@ -105,7 +105,7 @@ class RowFile:
 
 
 def _write(file: int, array: np.ndarray[Any, Any], begin: int) -> None:
-    """Write all bytes of an array at a position of a file."""
+    """Write all bytes of an array to the file descriptor `file`, from the byte `begin` on."""
     data = array.reshape(-1).view(np.uint8).data
     while data:
         written = os.pwrite(file, data, begin)
@@ -118,7 +118,10 @@ def array_bytes(fields: Fields) -> int:
 
 
 def cut_rows(fields: Fields, first: int, rows: int) -> Fields:
-    """Return the rows `first` … `first + rows − 1` of arrays and lists; other values stay whole."""
+    """Return `fields` with only the rows `first` … `first + rows − 1` of its arrays and lists.
+
+    Other values stay as they are.
+    """
     end = first + rows
     return {name: value[first:end] if isinstance(value, np.ndarray | list) else value for name, value in fields.items()}
 
@@ -126,8 +129,9 @@ def cut_rows(fields: Fields, first: int, rows: int) -> Fields:
 def join_rows(chunks: Iterable[Fields], rows: int, folder: Path) -> Fields:
     """Return the joined fields of chunks of consecutive rows. Blocks.
 
-    `rows` is the number of rows of all chunks. The arrays of a large result are in a temporary file
-    in `folder`, unless the disk is full. Without chunks the fields are empty.
+    `rows` is the number of rows of all chunks together. If the result is large, its arrays are
+    mapped from a temporary file in `folder`, unless the disk is full. Without chunks the result is
+    empty.
     """
     held: dict[int, Fields] = {}
     file: RowFile | None = None

@@ -40,14 +40,15 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Stop as SIGTERM does. May be called from another thread."""
+        """Stop the server as SIGTERM does. May be called from another thread."""
         self._drain()
         self.should_exit = True
 
     def _drain(self) -> None:
-        """Report "not ready" from now on, and set a timer that kills the process.
+        """Report "not ready" from now on; set a timer that kills the process if it does not exit.
 
-        The timer is `EXIT_S` seconds longer than the time for open requests.
+        The process may take `EXIT_S` seconds longer than the time that open requests have to
+        finish.
         """
         app: Any = self.config.app  # the FastAPI application of `serve`
         app.state.draining = True

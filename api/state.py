@@ -31,7 +31,7 @@ class AppState:
     """Holds the services of one API process, such as the job service and the registry of models."""
 
     def __init__(self, settings: Settings) -> None:
-        """Create the services. The application's lifespan starts them."""
+        """Create the services; none of them runs before the application starts."""
         self.settings = settings
         self.paths = StatePaths(settings.state)
         unfinished = self.paths.unfinished

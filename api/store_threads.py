@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 class StoreThreads:
-    """Runs reads in four threads and writes in one, because SQLite has one writer at a time."""
+    """Calls functions of the job store in threads: reads in four, writes in one.
+
+    Writes share one thread because SQLite has one writer at a time.
+    """
 
     def __init__(self) -> None:
         """Create both thread pools; a pool starts its threads when they are first needed."""

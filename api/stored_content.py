@@ -28,8 +28,8 @@ def store_content(content: Content, fixed: Mapping[str, Any], left_out: frozense
 def restore_content(packed: bytes, downloads: Mapping[str, Sequence[bytes]]) -> Content:
     """Return the content that was packed for a job, with its downloaded files as uploaded images.
 
-    `downloads` has the files of each URL field. They follow the images that were sent in the
-    request.
+    `downloads` has the files of each URL field, keyed by field. They follow the images that were
+    sent in the request itself.
     """
     stored: dict[str, Any] = unpack(packed)
     uploads, named = list(stored["uploads"]), {name: list(sent) for name, sent in stored["named"].items()}

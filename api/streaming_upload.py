@@ -1,4 +1,4 @@
-"""Reads uploads: writes their files to the disk as they arrive, in bounded memory."""
+"""Reads uploads, and writes their files to the disk as they arrive, in bounded memory."""
 
 import asyncio
 import errno
@@ -31,7 +31,8 @@ _FILE_TYPES = (RAW, *(f"application/{name}" for name in _ARCHIVES))
 class StreamingUpload:
     """Reads the body of an upload; writes each file to a folder, under the name of its field.
 
-    The body is a form, or is itself the first of the `files`; then the fields are in the query.
+    The body is a form, or it is the file of the first field in `files`; the other fields are then
+    in the query.
     """
 
     def __init__(self, folder: Path, files: Collection[str], fields: Collection[str], reserve_bytes: int) -> None:
@@ -75,7 +76,10 @@ class StreamingUpload:
         return self.fields
 
     async def _read_body(self, request: Request, boundary: bytes | None) -> None:
-        """Read a form with parts separated by `boundary`; if it is None, the body is one file."""
+        """Read a body: a form, or a single file if `boundary` is None.
+
+        `boundary` separates the parts of the form.
+        """
         try:
             parser = None if boundary is None else MultipartParser(boundary, _FormCallbacks(self).callbacks)
             if parser is None:

@@ -50,11 +50,11 @@ def auxiliary_row(
 async def run_auxiliary_job(
     state: AppState, caller: Caller, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any] | None, Job]:
-    """Insert an auxiliary job, wait at most `wait_s` seconds, and return its result and the job.
+    """Insert the auxiliary job `row`, wait for its end, and return its result and the job.
 
-    The result is None if the job has not ended in time. `committed` is called when the job is
-    committed, before the wait. Raises TooManyRequestsError if the caller has reached a limit, and
-    InvalidError or ModelFailedError if the job failed.
+    If the job has not ended after `wait_s` seconds, the result is None. `committed` is called when
+    the job is committed, before the wait. Raises TooManyRequestsError if the caller has reached a
+    limit, and InvalidError or ModelFailedError if the job failed.
     """
     async with state.quotas.job(caller):
         await state.job_service.write(lambda job_store: job_store.insert(row))
@@ -114,10 +114,10 @@ async def _training_row(state: AppState, request: Request, body: TrainingBody) -
 
 
 def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict[str, Any]:
-    """Return the complete recipe of a training.
+    """Return the complete recipe of a training: the family's defaults with the changes of the body.
 
-    Raises InvalidError for an unknown family, an invalid recipe, or a model name whose active
-    version does not fit; NotFoundError if there is no such dataset.
+    Raises InvalidError for an unknown family, an invalid recipe, or the name of a model to whose
+    active version the training does not fit; NotFoundError if there is no such dataset.
     """
     known = load_families(state.settings)
     if body.family not in known:
@@ -138,9 +138,10 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
 
 
 def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
-    """Return why a training does not fit the active version of its model's name; "" if it does.
+    """Return why a training does not fit the active version of the model it would add to.
 
-    It fits if its family is that of the version, and its `config` has the same image size.
+    Returns "" if it fits: its family is that of the version, and its `config` has the same image
+    size.
     """
     if active.card.family != family:
         return f"{active.name} is of the family {active.card.family}"
@@ -154,10 +155,10 @@ def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
 async def insert_training(state: AppState, request: Request, body: TrainingBody, row: Job) -> Job:
     """Insert a training and wake the training workers; return its job.
 
-    The caller becomes the owner of the model's name. A repeated Idempotency-Key returns the first
-    request's job. Raises ConflictError if another training of the model is unfinished, InvalidError
-    if the key was used with another body, NotFoundError if the dataset was deleted meanwhile, and
-    GoneError if the key's job was deleted.
+    The caller becomes the owner of the model's name. If the request repeats an Idempotency-Key,
+    returns the first request's job. Raises ConflictError if another training of the model is
+    unfinished, InvalidError if the key was used with another body, GoneError if the job of the
+    first request was deleted, and NotFoundError if the dataset was deleted meanwhile.
     """
     await state.permissions.claim("model", body.name, caller_of(request.scope), shared=body.shared)
     header, key = request.headers.get("idempotency-key"), None
@@ -199,10 +200,10 @@ async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id:
 
 
 async def insert_publication(state: AppState, request: Request, training: Job, webhook: Webhook | None = None) -> Job:
-    """Insert a job that publishes the last checkpoint of a training; return it.
+    """Insert a job that publishes the last checkpoint of a training; return this job.
 
-    An unfinished publication of the same training is returned instead. Raises ConflictError if a
-    publication of another training of the model is unfinished.
+    If a publication of the same training is unfinished, returns that job instead. Raises
+    ConflictError if a publication of another training of the model is unfinished.
     """
     body = {**training.request, "training": training.id}
     row = auxiliary_row(request, "publication", training.model, body, training.seed, webhook)
@@ -223,7 +224,8 @@ async def insert_publication(state: AppState, request: Request, training: Job, w
 async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> errors.ConflictError:
     """Return the error (409) for a request that conflicts with the unfinished job `job_id`.
 
-    `detail` says why. If the job is the owner's, its id is in the member `field` of the problem.
+    `detail` says why. If the job belongs to `owner`, its id is in the member `field` of the
+    problem; otherwise the problem does not name it.
     """
     other = await state.job_service.get(job_id, owner)
     more: dict[str, Any] = {field: other.id} if other else {}

@@ -4,11 +4,11 @@ import asyncio
 
 
 class ProgressCredit:
-    """Checks that a transfer keeps to a minimum rate: it does not when `left_s` reaches 0.
+    """Checks that a transfer keeps to a minimum rate. It is too slow when `left_s` reaches 0.
 
     `left_s`, in seconds, starts at the time-out. It decreases with time, and increases with the
-    transferred bytes, up to the time-out. So a transfer may stop for a while, but its average rate
-    must reach the minimum.
+    transferred bytes, up to the time-out. So a transfer may pause, but its average rate must reach
+    the minimum.
     """
 
     __slots__ = ("_rate", "_timeout_s", "left_s")
@@ -23,7 +23,10 @@ class ProgressCredit:
         self.left_s = timeout_s
 
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract the elapsed time; add the time that the moved bytes take at the minimum rate."""
+        """Subtract `elapsed_s` from `left_s`, and add the time that was earned by transferred bytes.
+
+        It is the time that `moved_bytes` bytes take at the minimum rate.
+        """
         self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
 
     def refill(self) -> None:
@@ -52,8 +55,8 @@ class StalledWrites:
     def add(self, transport: asyncio.Transport) -> list[asyncio.Transport]:
         """Count the write buffer of a connection that has exceeded the high-water mark.
 
-        Returns the connections to abort so that the limit holds again: those that were counted
-        first. They are not counted any more.
+        If all counted buffers together exceed the limit, returns the connections to abort: those
+        that have been counted for the longest time. They are not counted any more.
         """
         self.remove(transport)
         self._sizes[transport] = size = transport.get_write_buffer_size()

@@ -62,8 +62,8 @@ async def activate_version(state: AppState, entry: ModelVersion) -> None:
 async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
     """Wait until every worker has loaded a version.
 
-    Raises OverloadedError after a time-out, or if no worker is alive; ConflictError if a worker
-    cannot load the version.
+    Raises OverloadedError if a worker has not loaded it after `LOAD_TIMEOUT_S` seconds, or if no
+    worker is alive; and ConflictError if a worker cannot load it.
     """
     start = last_alive = time.monotonic()
     while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):

@@ -1,7 +1,7 @@
 """Estimates when jobs start and end; reads their queue positions, and why they wait.
 
-Requests within a second share one read of the job store, and only queued jobs and running trainings
-cause one, so that polling costs little.
+The job store is read only for queued jobs and running trainings, and at most about once a second
+for all requests together, so that polling costs little.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ _LEAST_PROGRESS, _LEAST_S = 0.01, 0.5  # before that the progress of a job says 
 
 @dataclass(frozen=True)
 class WaitEstimate:
-    """The position of a queued job (1 is next), why it waits, and estimates in seconds from now.
+    """The position of a queued job (1 is next), why the job waits, and estimates in seconds.
 
-    `start_s` is until a queued job starts, `remaining_s` until a running job ends. A value that is
-    unknown, or does not apply to the job, is None.
+    `start_s` is the time from now until a queued job starts, `remaining_s` until a running job
+    ends. A value that is unknown, or does not apply to the job, is None.
     """
 
     position: int | None = None

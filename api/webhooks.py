@@ -64,10 +64,10 @@ class Webhooks:
     # --- requests ---
 
     async def check(self, body: WebhookBody | None, caller: Caller) -> Webhook | None:
-        """Return the webhook of a request; None if it has none.
+        """Check the webhook of a request, and return it; None if the request has none.
 
-        Raises InvalidError if its URL is not valid, its host does not exist or is not a public
-        address, or the caller's key has no secret to sign with.
+        Raises InvalidError if its URL is not valid, if its host does not exist or is not a public
+        address, or if the caller's key has no secret to sign with.
         """
         if body is None:
             return None
@@ -89,7 +89,7 @@ class Webhooks:
     async def run(self) -> None:
         """Send deliveries when they are due, until cancelled.
 
-        Then wait up to `STOP_S` seconds for the deliveries that are being sent.
+        When cancelled, waits up to `STOP_S` seconds for the deliveries that are being sent.
         """
         try:
             while True:
@@ -126,7 +126,7 @@ class Webhooks:
     async def _stop(self) -> None:
         """Wait up to `STOP_S` seconds until the deliveries that are being sent have ended.
 
-        The others are cancelled; they are sent again when their leases have expired.
+        Those that have not are cancelled; they are sent again when their leases have expired.
         """
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=STOP_S)
@@ -159,8 +159,8 @@ class Webhooks:
     async def _attempt(self, delivery: Delivery) -> Attempt:
         """Send a delivery once, signed with the secret of each valid API key of its owner.
 
-        Without an owner, it is signed with the service's secret. Returns the outcome, also if the
-        secrets cannot be read or the receiver cannot be reached.
+        A delivery without an owner is signed with the service's secret. Returns the outcome,
+        including errors: the secrets cannot be read, or the receiver cannot be reached.
         """
         try:
             secrets = await asyncio.to_thread(self._secrets, delivery.owner)

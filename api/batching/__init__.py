@@ -1,1 +1,1 @@
-"""Dynamic batching of synchronous requests."""
+"""Combines the rows of synchronous requests into batches for the workers (dynamic batching)."""

@@ -1,4 +1,4 @@
-"""Records spans of batches: a request's time in the queue, and its batch until completion."""
+"""Records, for each traced request, a span `queue` until it is sent and a span per `batch`."""
 
 import time
 

@@ -65,8 +65,9 @@ class WorkerMonitor:
     def capacity(self) -> dict[tuple[str, str], Capacity]:
         """Return how many rows a batch may have, keyed by (`name@version`, method).
 
-        A value is a pair: the rows of the largest forward pass, and the rows that take about one
-        time slice. Where live workers report different numbers, the smallest counts.
+        Each value is a pair: the number of rows of the largest forward pass, and the number of rows
+        that take about one time slice. Where live workers report different numbers, the smallest
+        counts.
         """
         least: dict[tuple[str, str], Capacity] = {}
         for payload in self.live().values():

@@ -1,1 +1,1 @@
-"""Makes the bodies of responses, and sends them."""
+"""Renders results, jobs and images as responses, and sends them."""

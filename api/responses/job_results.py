@@ -1,4 +1,4 @@
-"""Makes responses about jobs: 202, results of ended jobs, and errors of jobs without a result."""
+"""Makes the responses about a job: 202, its result, or the error if it has no result."""
 
 from functools import partial
 
@@ -27,10 +27,10 @@ def accepted(job: Job, prefer: Prefer) -> Response:
 
 
 def check_succeeded(job: Job) -> None:
-    """Raise an error if an ended job has no result.
+    """Check that an ended job has a result.
 
-    ModelFailedError if the job failed, ConflictError if it was cancelled, GoneError if its result
-    has expired.
+    Raises ModelFailedError if the job failed, ConflictError if it was cancelled, and GoneError if
+    its result has expired.
     """
     if job.status == "failed":
         raise ModelFailedError.of(job.problem or {})
@@ -87,7 +87,7 @@ async def whole_result_response(state: AppState, job: Job, media: str, headers: 
 
 
 async def _render(state: AppState, job: Job, media: str) -> Rendering:
-    """Return how to write a succeeded job's result in the media type `media`.
+    """Return a description of how to write a succeeded job's result in the media type `media`.
 
     Raises GoneError if the result was deleted.
     """

@@ -27,7 +27,7 @@ _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """How images are written: the file format, its quality, and the factor of their enlargement."""
+    """How images are written: as files of a format and quality, enlarged by a whole factor."""
 
     format: ImageFormat = PNG  # type: ignore[assignment]
     quality: int = 100
@@ -82,7 +82,10 @@ def nearest_factor(size: str | None, image: ImageShape) -> int:
 
 
 def check_pixels(n: int, output: ImageOutput, image: ImageShape) -> None:
-    """Raise InvalidError if `n` images have too many pixels for one response."""
+    """Raise InvalidError if `n` images, enlarged as `output` says, have too many pixels together.
+
+    `image` is the shape of the images before.
+    """
     width, height = output.size(image)
     most = MAX_PIXELS // (width * height)
     if n > most:

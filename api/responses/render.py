@@ -34,7 +34,7 @@ class JsonRoute(APIRoute):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Create the route with `response_model_exclude_unset`."""
+        """Create the route with FastAPI's `response_model_exclude_unset`."""
         super().__init__(*args, **{**kwargs, "response_model_exclude_unset": True})
 
 
@@ -84,9 +84,9 @@ def with_acceptance_rate(fields: Fields) -> Fields:
 
 
 def negotiate(accept: str, operation: Operation) -> str:
-    """Return the media type of an operation's response that the header `accept` prefers.
+    """Return the media type that the header `accept` prefers for the response of an operation.
 
-    Raises NotAcceptableError if it allows none of the operation's media types.
+    Raises NotAcceptableError if the header allows none of the operation's media types.
     """
     if not accept or accept in {"*/*", JSON}:
         return JSON
@@ -113,7 +113,7 @@ def choose(accept: str, offers: Sequence[str]) -> str:
 def _parse_pattern(entry: str) -> tuple[str, float]:
     """Return the media range and the quality (`q`) of one entry of an `Accept` header.
 
-    The quality is 1 if the entry has none, and 0 if it is not valid.
+    The quality is 1 if the entry has no `q`, and 0 if its `q` is not valid.
     """
     pattern, _, parameters = entry.strip().lower().partition(";")
     match = re.search(r"(?:^|;)\s*q\s*=\s*([^;\s]*)", parameters)

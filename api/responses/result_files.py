@@ -1,4 +1,4 @@
-"""Renders results of jobs; a large one is rendered once and kept in the blob store."""
+"""Renders results of jobs. A large result is rendered once and then kept in the blob store."""
 
 import asyncio
 import hashlib
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rendering:
-    """How to make a response's body: `write` writes it to a seekable file.
+    """How to make a response's body: `write` writes the body to a seekable file.
 
-    `size_bytes` is an estimate of its size; a large body is written to the disk, not to memory.
-    `headers` are those of the response.
+    `size_bytes` is an estimate of the body's size; a large body is written to the disk, not to
+    memory. `headers` are those of the response.
     """
 
     write: Write
@@ -98,18 +98,18 @@ class ResultFiles:
     ) -> Response:
         """Return the rendered result of a job, the requested range of it, or 304.
 
-        The result is stored under `name`, which stands for its format; `render` makes it if it is
-        not stored. `more_headers` are added to those of the rendering. Raises GoneError if the job
-        or its stored result was deleted, and RangeError if the requested range lies outside the
-        result.
+        `name` stands for the format of the result, which is stored under this name in the blob
+        store; `render` makes it if it is not stored. `more_headers` are added to those of the
+        rendering. Raises GoneError if the job or its stored result was deleted, and RangeError if
+        the requested range lies outside the result.
         """
         return await self.send(request, await self.file(job_id, name, render), media, more_headers)
 
     async def send(self, request: Request, file: ResultFile, media: str, more_headers: Mapping[str, str]) -> Response:
-        """Return a rendered result, a byte range of it, or 304.
+        """Return a rendered result as a response, a byte range of it, or 304 if the client has it.
 
-        Raises GoneError if the file was deleted, and RangeError if the range lies outside the
-        result.
+        Raises GoneError if the result's file was deleted, and RangeError if the requested range
+        lies outside the result.
         """
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:
@@ -119,9 +119,9 @@ class ResultFiles:
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
         """Return a 200 response with the complete result, whatever range the request asks for.
 
-        The result is stored under `name`, which stands for its format; `render` makes it if it is
-        not stored. `headers` are added to those of the rendering. Raises GoneError if the job or
-        its stored result was deleted meanwhile.
+        `name` stands for the format of the result, which is stored under this name in the blob
+        store; `render` makes it if it is not stored. `headers` are added to those of the rendering.
+        Raises GoneError if the job or its stored result was deleted meanwhile.
         """
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)

@@ -96,8 +96,8 @@ class OutputFormat:
     def read(cls, accept: str, kinds: Iterable[str]) -> "OutputFormat":
         """Return the file format that the header `accept` prefers, and whether it is sent in JSON.
 
-        `kinds` are the offered formats, the default first; JSON contains the default. Raises
-        NotAcceptableError if the header allows neither JSON nor any of them.
+        `kinds` are the offered formats, the default first, which is also the one in JSON. Raises
+        NotAcceptableError if the header allows neither JSON nor any of the formats.
         """
         offered = {MEDIA[kind]: kind for kind in kinds}
         media = choose(accept, [*offered, JSON])
@@ -191,9 +191,9 @@ class UpscaleService:
     async def respond(self, request: Request, job: Job, output: OutputFormat, headers: dict[str, str]) -> Response:
         """Return a succeeded job's image, or the part of it that `Range` asks for.
 
-        It is encoded and stored if the format `output` is requested for the first time. Raises
-        GoneError if the job was deleted, NotAcceptableError if the image is too large for the
-        format, and FullError or OverloadedError if the image cannot be stored.
+        The image is encoded and stored when the format `output` is requested for the first time.
+        Raises GoneError if the job was deleted, NotAcceptableError if the image is too large for
+        the format, and FullError or OverloadedError if the image cannot be stored.
         """
         spec = UpscaleSpec.read(job.request)
         reason = format_size_error(output.kind, *spec.size)

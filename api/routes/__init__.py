@@ -1,1 +1,1 @@
-"""The routes, one file per resource."""
+"""Defines the routes, in one file per resource."""

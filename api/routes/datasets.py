@@ -149,7 +149,7 @@ async def _create_by_url(request: Request, state: AppState, caller: Caller, body
 
 
 def _stored(body: NamedDatasetBody | DatasetUrlBody) -> dict[str, Any]:
-    """Return the fields of a body that are stored with its job: all but the webhook."""
+    """Return the fields of a body that its job stores: all except the webhook."""
     return body.model_dump(exclude={"webhook"})
 
 

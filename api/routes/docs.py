@@ -1,4 +1,4 @@
-"""`GET /docs`: the Swagger UI page. All of its files come from this process."""
+"""`GET /docs`: the Swagger UI page, with all of its files served by this process."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Liveness and readiness for probes, and metrics for Prometheus."""
+"""The routes by which probes check liveness and readiness, and Prometheus reads metrics."""
 
 import contextlib
 

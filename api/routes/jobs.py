@@ -47,11 +47,11 @@ async def list_jobs(
 async def list_jobs_after(
     state: AppState, owner: str, filters: dict[str, str], after: str | None, limit: int
 ) -> list[Job]:
-    """Return an owner's jobs after the cursor `after`, newest first.
+    """Return an owner's jobs that come after the job with the id `after`, newest first.
 
     Returns up to `limit + 1` jobs: one more shows that there is another page. `filters` are values
-    that the jobs' fields must have, keyed by field. Raises InvalidError if the owner has no job
-    `after`.
+    that the jobs' fields must have, keyed by field. If `after` is None, the list starts with the
+    newest job. Raises InvalidError if the owner has no job `after`.
     """
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
     return await state.job_service.read(lambda job_store: job_store.list_jobs(owner, filters, after, limit + 1))

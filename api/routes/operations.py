@@ -49,7 +49,8 @@ RouteFunction = Callable[[Request], Awaitable[Response]]
 class PlainRoute(APIRoute):
     """A route whose function takes a request and returns a response, without dependency injection.
 
-    FastAPI's dependency injection would take a third of the time until a small request is queued.
+    FastAPI's dependency injection would take a third of the time that a small request needs until
+    it is queued.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,10 +109,10 @@ async def _build_request(state: AppState, operation: Operation, job: Job, conten
 
 
 def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
-    """Return the function of an operation's route.
+    """Return the function of the route of an operation.
 
-    It returns the result, or 202 with a job: immediately with `Prefer: respond-async`, otherwise
-    after the time-out.
+    The function responds with the result, or with 202 and a job: at once if the request has
+    `Prefer: respond-async`, otherwise if there is no result after the time-out.
     """
     without_preference = Prefer.read("", state.settings)
 

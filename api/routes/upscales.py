@@ -222,11 +222,10 @@ async def _read_content(request: Request) -> Content:
 
 
 async def _read_photograph(state: AppState, content: Content, image: str | None, kind: str, scale: int) -> Photograph:
-    """Return the decoded image of a request.
+    """Return the decoded image of a request, which was uploaded or is the base64 text `image`.
 
-    `image` is the field with the image as base64. `kind` is the file format of the result. Raises
-    InvalidError if there is not exactly one image, if it cannot be decoded, or, before decoding, if
-    the result would be too large.
+    `kind` is the file format of the result. Raises InvalidError if there is not exactly one image,
+    if it cannot be decoded, or, before decoding, if the result would be too large.
     """
     sent: Sequence[bytes | str] = [*content.uploads, *([image] if image is not None else [])]
     if len(sent) != 1:

@@ -1,1 +1,1 @@
-"""Request and response bodies, one file per resource."""
+"""Defines request and response bodies, in one file per resource."""

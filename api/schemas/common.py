@@ -47,10 +47,10 @@ class Page(Resource, Generic[Item]):
 
     @classmethod
     def of(cls, items: Sequence[Item], key: str, limit: int | None = None) -> Self:
-        """Return a page with the first `limit` items; None means all items.
+        """Return a page with the first `limit` of the items; with all items if `limit` is None.
 
-        The field `key` of an item is its cursor. More than `limit` items mean that there is another
-        page.
+        The field `key` of an item is its cursor. If there are more than `limit` items, the page
+        says that another page follows.
         """
         data = list(items[:limit])
         ids: list[str | None] = [str(getattr(item, key)) for item in data] or [None]

@@ -1,4 +1,4 @@
-"""Routes below `/openai/v1`: requests and responses of OpenAI's API, for the services of `/v1`."""
+"""The routes below `/openai/v1`, which offer the service of `/v1` in the form of OpenAI's API."""
 
 from fastapi import APIRouter
 

@@ -132,11 +132,11 @@ async def get_openai_image(
 
 
 def _find_model(models: Models, ref: str | None, operation: Operation) -> ModelVersion:
-    """Return the model `ref`; if it is None, the first active model that fits.
+    """Return the model `ref`; if `ref` is None, the first active model that fits.
 
     A model fits if it has the operation and its images are higher than one pixel. Raises
-    NotFoundError if there is no model `ref`, and InvalidError if it lacks the operation or no model
-    fits.
+    NotFoundError if there is no model `ref`, and InvalidError if this model lacks the operation, or
+    if no model fits.
     """
     able = [entry for entry in models.active() if operation.method in entry.operations]
     names = ", ".join(entry.name for entry in able) or "none"
