@@ -1,4 +1,4 @@
-"""Make the kernel end a process when the process that started it ends."""
+"""Let the kernel end a process when its parent process ends."""
 
 import ctypes
 import os

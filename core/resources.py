@@ -20,8 +20,8 @@ Kind = Literal["dataset", "model"]
 class Ownership:
     """The owner of a dataset or model (None without one), and whether it is shared.
 
-    Every API key may use a `shared` one; otherwise only its owner and the role `admin` may.
-    `created_at` is the time of the row in Unix time.
+    Every API key may use a dataset or model that is `shared`; otherwise only its owner and keys
+    with the role `admin` may use it. `created_at` is the Unix time at which the owner was stored.
     """
 
     owner: str | None
@@ -34,14 +34,14 @@ UNOWNED = Ownership(None, shared=True)
 
 # See docs/decisions.md#owners-are-rows-and-keys-are-a-file
 class ResourceStore:
-    """The owners of datasets and models, for any number of processes on one database."""
+    """The table of owners of datasets and models, which several processes may use."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        """Use the engine of an open job store."""
+        """Use the database of an open job store by its engine."""
         self._engine = engine
 
     def change_count(self) -> int:
-        """Return a counter that increases with each change of an ownership, by any process.
+        """Return a counter that increases when any process changes an owner or what is shared.
 
         As long as it has not changed, a process can use the ownerships that it read before.
         """
@@ -62,9 +62,9 @@ class ResourceStore:
     ) -> Ownership:
         """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
-        If it has another owner, their ownership is returned unchanged. Give `vacant_before` (Unix
-        time) if the resource itself does not exist: an ownership from before that time is then left
-        over, and `owner` replaces its owner. `shared` says whether every API key may use it; None
+        If it has another owner, that ownership is returned unchanged. If the dataset or model does
+        not exist, give `vacant_before` (Unix time): an owner stored before this time is of a
+        deleted one, and `owner` replaces it. `shared` says whether every API key may use it; None
         means no for a new owner, and no change if `owner` is its owner already.
         """
         resource = _is_resource(kind, name)
@@ -86,7 +86,7 @@ class ResourceStore:
             return ownership
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
-        """Set whether every API key may use a dataset or model.
+        """Set whether every API key may use a dataset or model; return True.
 
         Returns False, and changes nothing, if it has no owner.
         """
@@ -97,7 +97,7 @@ class ResourceStore:
             return changed > 0
 
     def release(self, kind: Kind, name: str) -> None:
-        """Delete the ownership of a deleted dataset or model."""
+        """Delete the ownership of a deleted dataset or model, if it has an owner."""
         with transaction(self._engine) as connection:
             if connection.execute(resources.delete().where(_is_resource(kind, name))).rowcount:
                 _count_change(connection)

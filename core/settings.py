@@ -1,4 +1,4 @@
-"""Read the service's settings from `REVERIE_…` environment variables; name paths of its state."""
+"""Read the service's settings from `REVERIE_…` environment variables; name paths of its files."""
 
 import ipaddress
 import os
@@ -45,9 +45,10 @@ def check_networks(text: str) -> str:
 
 
 class Settings(BaseSettings):
-    """All settings. Every default works on a laptop. An empty variable counts as not set.
+    """All settings of the service. Every default works on a laptop.
 
-    Raises pydantic.ValidationError for a value out of range and for an unknown name.
+    An empty environment variable counts as not set. Raises pydantic.ValidationError for a value out
+    of range and for an unknown name.
     """
 
     model_config = SettingsConfigDict(
@@ -239,7 +240,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
-        """Reject unknown `REVERIE_…` variables, because a misspelt one would have no effect."""
+        """Raise ValueError for a `REVERIE_…` variable that is unknown or was renamed.
+
+        A misspelt one would have no effect. Also raises it if `heartbeat_timeout_s` or
+        `job_lease_s` is shorter than two heartbeats.
+        """
         renamed = sorted(name for name in os.environ if name in RENAMED)
         if renamed:
             changes = ", ".join(f"{name} is {RENAMED[name]} now" for name in renamed)
@@ -260,7 +265,7 @@ class Settings(BaseSettings):
 
     @property
     def training_queue(self) -> str:
-        """The URL of the Redis database that wakes training workers."""
+        """The URL of the Redis database by which training workers are woken."""
         if self.training_queue_url:
             return self.training_queue_url
         address = urlparse(self.queue_url)
@@ -277,7 +282,7 @@ HEARTBEAT_S = 0.4  # interval of heartbeats, in seconds
 
 @dataclass(frozen=True)
 class StatePaths:
-    """Paths below the state folder that several programs of the service use."""
+    """Paths in the state folder that more than one program of the service uses."""
 
     state: Path
 

@@ -1,9 +1,10 @@
 """Check settings, state folder, job database and queue server before a program starts.
 
-A failed check raises StartupError, whose message is one sentence for the operator. An instance
-marks its queue server: a key there has the name of the job database and an id that is also in the
-state folder. A program with another state folder or database is rejected, because it would take
-jobs of the first instance and lose them.
+A failed check raises StartupError, whose message is one sentence for the operator. An instance of
+the service is a state folder with its job database and queue server. It marks its queue server: a
+key there has the name of the job database and an id that is also in the state folder. A program
+with another state folder or database is rejected, because it would take jobs of the first instance
+from the queue and lose them.
 """
 
 import contextlib
@@ -43,12 +44,15 @@ _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
 
 
 class StartupError(Exception):
-    """A program cannot start. The message is one sentence, which says what would work."""
+    """Raised if a program cannot start; the message is one sentence, which says what would work."""
 
 
 @contextlib.contextmanager
 def errors_end_the_program() -> Iterator[None]:
-    """Write a StartupError to standard error as one line and exit with status 1."""
+    """If the block raises StartupError, write it to standard error and exit with status 1.
+
+    The message is written as one line.
+    """
     try:
         yield
     except StartupError as error:
@@ -56,7 +60,7 @@ def errors_end_the_program() -> Iterator[None]:
 
 
 def load_settings() -> Settings:
-    """Return the settings of the environment.
+    """Return the settings of this process, read from the environment.
 
     Raises StartupError if a value is not valid or a name is unknown.
     """
@@ -89,10 +93,10 @@ def check(settings: Settings) -> bool:
 
 
 def check_state(settings: Settings) -> None:
-    """Create the state folder and try to write there.
+    """Create the state folder if it is missing, and try to write to it.
 
-    Raises StartupError if that is not possible; a full disk is no error if the folder is in use
-    already.
+    Raises StartupError if that is not possible. A full disk is no error if an instance has used the
+    folder before.
     """
     folder = settings.state.absolute()
     try:
@@ -114,7 +118,10 @@ def check_state(settings: Settings) -> None:
 
 
 def _instance_id(folder: Path) -> str:
-    """Return the id of the instance that owns a state folder; create and store an id if needed."""
+    """Return the id of the instance to which a state folder belongs.
+
+    If the folder has none, a new id is stored in it.
+    """
     file = folder / "instance-id"
     with contextlib.suppress(FileNotFoundError):
         return file.read_text().strip()
@@ -154,8 +161,8 @@ def check_database(settings: Settings) -> None:
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
     """Return a TCP socket that is bound to an address and not listening yet.
 
-    Raises StartupError if the address cannot be used; its advice is "set" and then `setting`, such
-    as "REVERIE_PORT to another one".
+    Raises StartupError if the address cannot be used. The message ends with advice to set
+    `setting`, such as "REVERIE_PORT to another one".
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -173,10 +180,10 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 # See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
-    """Mark the queue server as used by this instance; return whether it is reachable.
+    """Mark the queue server as that of this instance; return whether it is reachable.
 
-    Raises StartupError if another instance of the service has marked the server before, or if it
-    cannot be used.
+    The database that wakes training workers is marked, too. Raises StartupError if another instance
+    of the service has marked one of them before, or if it cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
@@ -197,10 +204,10 @@ def queue_address(url: str, setting: str) -> QueueAddress:
 
 
 def mark_of(url: str) -> dict[str, Any]:
-    """Return which instance has marked a queue server as its own; an empty dict if none has.
+    """Return the mark of the instance of the service that uses a queue server.
 
-    The dict has the instance's id, job database, state folder and host. Raises RedisError or
-    OSError if the server cannot be reached.
+    It has the instance's id, job database, state folder and host; it is empty if no instance has
+    marked the server. Raises RedisError or OSError if the server cannot be reached.
     """
     with _client(url) as client:
         return _parse_mark(client.get(MARK))
@@ -215,7 +222,7 @@ def _own_mark(settings: Settings) -> dict[str, Any]:
 def _database_name(settings: Settings) -> str:
     """Return a name of the job database that is the same on all hosts and has no password.
 
-    The path of a SQLite file is relative to the state folder.
+    The name of a SQLite database in the state folder is its path relative to this folder.
     """
     url = sa.make_url(settings.database)
     if url.get_backend_name() != "sqlite":
@@ -227,9 +234,10 @@ def _database_name(settings: Settings) -> str:
 def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     """Set this instance's mark in a Redis database, and return whether the server is ready.
 
-    False means that nothing listens there, that the server is still loading its data, or that it
-    has no master. `setting` is the name of the setting with the URL. Raises StartupError if another
-    instance of the service has marked the database before, or if it cannot be used.
+    False means that nothing listens there, that the server is still loading its data, or that no
+    Sentinel knows the master. `setting` is the name of the environment variable with the URL.
+    Raises StartupError if another instance of the service has marked the database before, or if it
+    cannot be used.
     """
     address = queue_address(url, setting)
     place = address.name
@@ -258,7 +266,8 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
 def _describe_error(error: Exception, place: str, setting: str, password: str | None) -> str:
     """Return the message for a queue server that is reachable but cannot be used.
 
-    `place` is the server's address without credentials, and `setting` the setting with its URL.
+    `place` is the server's address without credentials, `setting` the environment variable with its
+    URL, and `password` the password in the URL.
     """
     reason = _first_line(error)
     if isinstance(error, redis.AuthenticationError | AuthorizationError):
@@ -274,7 +283,7 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
 def _read_greeting(host: str, port: int) -> str | None:
     """Return the error that a server sends at once when a client connects.
 
-    "" if it sends no error; None if the connection fails.
+    "" if it sends no error within 0.2 s; None if the connection fails.
     """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
@@ -289,7 +298,8 @@ def _read_greeting(host: str, port: int) -> str | None:
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
     """Mark a queue server as this instance's unless it has a mark; return the mark that it has.
 
-    A mark of this instance that has the name of the job database of earlier releases is replaced.
+    If this instance set the mark under an earlier release, the mark is replaced, because the job
+    database had another name then.
     """
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)
@@ -329,7 +339,7 @@ def _error_text(error: OSError) -> str:
 
 
 class QueueGuard(threading.Thread):
-    """Checks the queue server periodically, because it may start later or be replaced.
+    """A thread that checks the queue server periodically: it may start later or be replaced.
 
     If another instance of the service has marked the server as its own, the error is written to
     standard error, `exit_status` becomes 1 and `stop` is called. The program should then exit with
@@ -343,7 +353,10 @@ class QueueGuard(threading.Thread):
         self.exit_status = 0
 
     def run(self) -> None:
-        """Check every `GUARD_S` seconds until another instance has marked the server as its own."""
+        """Check the mark of the queue server every `GUARD_S` seconds, and set it if it is missing.
+
+        Ends when another instance has marked the server as its own.
+        """
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:

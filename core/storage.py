@@ -38,7 +38,8 @@ def reason_of(error: BaseException) -> str:
 def storage_problem(error: BaseException, what: str = "the result was computed, but") -> dict[str, Any]:
     """Return the problem (RFC 9457) of a storage error: status 507 if no space is left, else 503.
 
-    `what` begins the sentence in `detail`, which continues with the cause.
+    `what` begins the sentence in `detail`, which continues with the cause: "… the store has no room
+    for it" or "… could not be stored".
     """
     if lacks_space(error):
         detail = f"{what} the store has no room for it ({reason_of(error)}); delete ended jobs, or try again later"

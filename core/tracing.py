@@ -1,9 +1,9 @@
 """Record OpenTelemetry traces: from an HTTP request through batch, queue and forward pass.
 
-Nothing is recorded, and nothing of OpenTelemetry imported here, unless `set_up` was called with the
-setting `tracing`. A span's context travels as the text of its `traceparent` (W3C Trace Context), in
-messages to workers and in rows of jobs. A batch has many requests, so its spans are in the trace of
-the first one, and have links to the others.
+Unless tracing was set up with the setting `tracing`, nothing is recorded, and OpenTelemetry is not
+imported. A span's context is sent as the text of its `traceparent` (W3C Trace Context), in messages
+to workers and in rows of jobs. A batch has many requests, so its spans are in the trace of the
+first one, and have links to the others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def installed() -> bool:
 
 
 def set_up(settings: Settings, program: str) -> None:
-    """Record the spans of this process, and export them by OTLP over HTTP, if the settings say so.
+    """If the setting `tracing` is on, record this process's spans and export them by OTLP/HTTP.
 
     The service name in the spans is `reverie-PROGRAM`. The environment variables of OpenTelemetry
     (`OTEL_…`) configure exporter, sampler and limits.
@@ -61,7 +61,7 @@ def set_up(settings: Settings, program: str) -> None:
 
 
 def is_on() -> bool:
-    """Return whether this process records spans."""
+    """Return whether this process records spans, that is, whether tracing was set up."""
     return _tracer is not None
 
 
@@ -76,9 +76,9 @@ def start(
 ) -> Span | None:
     """Start a span and return it; None if tracing is off or there is no parent.
 
-    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`; ""
-    means that there is none. `links` are `traceparent`s. `started_at` is a Unix time, by default
-    now. The caller ends the span.
+    `parent` is `CURRENT` (the current span), `ROOT` (the span begins a new trace) or a
+    `traceparent`; "" means that there is no parent. `links` are `traceparent`s. `started_at` is a
+    Unix time; None means now. The caller ends the span.
     """
     if _tracer is None or not parent:
         return None
@@ -110,9 +110,9 @@ def span(
 ) -> AbstractContextManager[Span | None]:
     """Return a context manager that records its block as a span, which is current in the block.
 
-    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`; ""
-    means that there is none. `links` are `traceparent`s. If tracing is off or there is no parent,
-    nothing is recorded and the block gets None.
+    `parent` is `CURRENT` (the current span), `ROOT` (the span begins a new trace) or a
+    `traceparent`; "" means that there is no parent. `links` are `traceparent`s. If tracing is off
+    or there is no parent, nothing is recorded and the block gets None.
     """
     if _tracer is None or not parent:
         return _OFF
@@ -131,9 +131,9 @@ def _recorded(started: Span | None) -> Iterator[Span | None]:
 
 
 def make_current(started: Span | None) -> object:
-    """Make a span the current one of this task; return a token for `restore_current`.
+    """Make a span the current one of this task; return a token by which this can be undone.
 
-    Does nothing and returns None if there is no span.
+    Does nothing and returns None if `started` is None.
     """
     if started is None:
         return None
@@ -143,7 +143,10 @@ def make_current(started: Span | None) -> object:
 
 
 def restore_current(token: Any) -> None:
-    """Undo the call of `make_current` that returned `token`; do nothing for None."""
+    """Make the span current that was so before `make_current` returned `token`.
+
+    Does nothing if `token` is None.
+    """
     if token is not None:
         from opentelemetry import context  # noqa: PLC0415
 
@@ -151,10 +154,11 @@ def restore_current(token: Any) -> None:
 
 
 def record(name: str, parent: str, started_at: float, ended_at: float | None = None, **attributes: Any) -> None:
-    """Record a span that is over, from `started_at` to `ended_at` (Unix times; default now).
+    """Record a span that is over, from `started_at` to `ended_at` (Unix times).
 
-    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`;
-    without a parent ("") nothing is recorded. `attributes` are those of the span.
+    `ended_at` None means now. `parent` is `CURRENT` (the current span), `ROOT` (the span begins a
+    new trace) or a `traceparent`; without a parent ("") nothing is recorded. `attributes` are those
+    of the span.
     """
     past = start(name, parent, started_at=started_at, attributes=attributes)
     if past is not None:
@@ -162,7 +166,7 @@ def record(name: str, parent: str, started_at: float, ended_at: float | None = N
 
 
 def traceparent(of: Span | None) -> str:
-    """Return the `traceparent` of a span; empty for None."""
+    """Return the `traceparent` of a span as text; "" for None."""
     if of is None:
         return ""
     context = of.get_span_context()
@@ -170,7 +174,10 @@ def traceparent(of: Span | None) -> str:
 
 
 def _context(parent: str) -> Context:
-    """Return the context of a `traceparent`; that of a new trace if it is `ROOT` or not valid."""
+    """Return OpenTelemetry's context of a `traceparent`.
+
+    It is empty, so that a span in it begins a new trace, if `parent` is `ROOT` or not valid.
+    """
     from opentelemetry.context import Context  # noqa: PLC0415
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 

@@ -11,11 +11,11 @@ _SLACK_BYTES = 1024
 
 
 def read_bmp(data: bytes) -> Container:
-    """Check a BMP's header and return its size and data as a `Container`.
+    """Check the header of a BMP file; return its size and data as a `Container`.
 
-    Run-length encoded data is truncated to the largest size that an encoder would write. Otherwise
-    codes without pixels could keep Pillow's decoder busy. Raises UnusableImageError if there are no
-    pixels, and struct.error for a damaged file.
+    Run-length encoded data is truncated to the largest size that an encoder would write, because
+    further codes without pixels could keep Pillow's decoder busy. Raises UnusableImageError if
+    there are no pixels, and struct.error for a damaged file.
     """
     (offset, header) = struct.unpack_from("<II", data, 10)
     if header == _CORE_HEADER:

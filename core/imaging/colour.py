@@ -15,10 +15,10 @@ _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # bits per channel → factor to 8 bits
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the alpha channel (H, W) of a PNG with a transparent colour.
+    """Return the alpha channel, uint8 (H, W), of a PNG with a transparent colour.
 
-    It is 0 where a pixel has the colour, and 255 elsewhere. Levels are compared at the file's own
-    bit depth, up to 16 bits.
+    `image` is the PNG, decoded, and `container.key` the colour. Alpha is 0 where a pixel has this
+    colour, and 255 elsewhere. Levels are compared at the file's own bit depth, up to 16 bits.
     """
     key, depth = container.key, container.depth
     assert key is not None  # noqa: S101 - called for those that have one
@@ -44,7 +44,10 @@ def _equal(image: Image.Image, colour: list[int]) -> np.ndarray:
 
 
 def _low_bytes(container: Container) -> Image.Image:
-    """Return the lower bytes of a PNG with 16 bits a channel; Pillow keeps the upper ones."""
+    """Decode the lower byte of each channel of an RGB PNG with 16 bits a channel.
+
+    Pillow's usual decoding returns the upper bytes.
+    """
     image = Image.open(io.BytesIO(container.data), formats=(container.format,))
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
     image.load()
@@ -52,9 +55,9 @@ def _low_bytes(container: Container) -> Image.Image:
 
 
 def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
-    """Return an image's colours and its alpha channel (H, W), None without transparency.
+    """Return an image's colours and its alpha channel, uint8 (H, W); None if it has none.
 
-    With transparency the colours have mode L if `grey`, else RGB. Otherwise the mode does not
+    With an alpha channel, the colours have mode L if `grey`, else RGB. Otherwise the mode does not
     change, except that 16-bit and float grey become 8-bit grey.
     """
     if image.mode.startswith(("I", "F")):
@@ -69,9 +72,9 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
     """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB.
 
-    Grey images keep mode L. Returns the image and a note on the conversion, None if the profile is
-    sRGB. A profile that cannot be applied is ignored, with a note. The rendering intent is relative
-    colorimetric with black point compensation, as in image editors.
+    Grey images keep mode L. Returns the image and a message on the conversion, None if the profile
+    is sRGB. A profile that cannot be applied is ignored, and the message says so. The rendering
+    intent is relative colorimetric with black point compensation, as in image editors.
     """
     wanted = "L" if image.mode == "L" else "RGB"
     try:
@@ -87,7 +90,10 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
 
 
 def _make_transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return the name of an ICC profile and its transform to sRGB, None if the profile is sRGB."""
+    """Return the name of an ICC profile, and its transform from images of `mode` to sRGB.
+
+    The transform is None if the profile is sRGB.
+    """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     name = ImageCms.getProfileDescription(source).strip()[:60] or "unnamed"
     if "srgb" in name.lower() and "linear" not in name.lower():

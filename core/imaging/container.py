@@ -20,7 +20,7 @@ ANIMATED = "the picture is animated, or has several frames or pages; send a sing
 
 
 class UnusableImageError(ValueError):
-    """An image file that cannot be used; the message says why and what would work."""
+    """Raised for an image file that cannot be used; the message says why and what would work."""
 
 
 # See docs/decisions.md#picture-metadata-is-removed-before-pillow-decodes
@@ -48,7 +48,7 @@ class Container(NamedTuple):
 
 
 def part_limit(size_bytes: int) -> int:
-    """Return the maximum number of chunks or segments of a file of this size.
+    """Return the maximum number of chunks or segments of a file with `size_bytes` bytes.
 
     Real files have some tens; large files have one per 64 kB (JPEG) or 8 kB and more (PNG).
     """
@@ -56,7 +56,10 @@ def part_limit(size_bytes: int) -> int:
 
 
 def too_many(kind: str, parts: str, limit: int) -> UnusableImageError:
-    """Return the error for a file of format `kind` with more than `limit` `parts` ("chunks")."""
+    """Return the error for a file with more than `limit` chunks, segments or other parts.
+
+    `kind` is the name of the file format and `parts` that of its parts in the message.
+    """
     detail = f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
     return UnusableImageError(detail)
 
@@ -110,7 +113,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def inflated(data: bytes, limit: int) -> bytes | None:
-    """Return the decompressed data of a zlib stream.
+    """Decompress a zlib stream and return its data.
 
     None if the stream is damaged or its data is longer than `limit` bytes.
     """
@@ -123,9 +126,9 @@ def inflated(data: bytes, limit: int) -> bytes | None:
 
 
 def limit_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return an ICC profile of at most `PROFILE_LIMIT_BYTES`, and a tuple of notes.
+    """Return an ICC profile and no message, or None and a message if it is too large.
 
-    For a larger profile, return None and a note.
+    The limit is `PROFILE_LIMIT_BYTES`; messages are in a tuple.
     """
     if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
         return None, (f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out",)

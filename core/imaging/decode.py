@@ -44,7 +44,7 @@ DAMAGED = "the picture is truncated, damaged or of a kind that cannot be convert
 
 @contextmanager
 def reject_damage(message: str = DAMAGED) -> Iterator[None]:
-    """Raise UnusableImageError for any error in the block.
+    """Convert any error that the block raises to UnusableImageError with this message.
 
     Offsets and sizes in a damaged file lead anywhere, and Pillow raises errors of many classes.
     """
@@ -57,10 +57,10 @@ def reject_damage(message: str = DAMAGED) -> Iterator[None]:
 
 
 class Colours(NamedTuple):
-    """A decoded image: colours without transparency, in any of Pillow's modes.
+    """A decoded image: `image` has the colours without transparency, in any of Pillow's modes.
 
-    `alpha` is the transparency (H, W), None if there is none. `mode` is the mode of the file.
-    `notes` lists the conversions, as messages.
+    `alpha` is the alpha channel, uint8 (H, W), None if there is none. `mode` is Pillow's mode of
+    the file. `notes` lists the conversions, as messages.
     """
 
     image: Image.Image
@@ -77,7 +77,7 @@ class PictureFile:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright."""
+        """Width and height in pixels of the upright image."""
         width, height = self._container.width, self._container.height
         return (height, width) if self._container.orientation > 4 else (width, height)
 
@@ -116,7 +116,7 @@ class PictureFile:
 
     @reject_damage()
     def colours(self) -> Colours:
-        """Decode the image: upright, in sRGB if it has an ICC profile, with separate transparency.
+        """Decode the image: upright, in sRGB if it has an ICC profile, with a separate alpha.
 
         Raises UnusableImageError if it is damaged.
         """
@@ -165,16 +165,16 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
 
 
 def _layouts(image: Image.Image) -> list[str]:
-    """Return Pillow's raw modes, which describe the pixel layout, of an opened TIFF."""
+    """Return the raw mode, Pillow's name of a pixel layout, of each strip or tile of a TIFF."""
     tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
     return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
 
 
 def _check_finished(container: Container, image: Image.Image) -> None:
-    """Raise UnusableImageError if a JPEG without end marker (EOI) lacks pixels, too.
+    """Raise UnusableImageError if a JPEG without an end marker (EOI) also lacks pixels.
 
-    libjpeg decodes missing data as zeros. So the file is decoded again with other data appended: if
-    that changes the pixels, some were missing.
+    `image` is the JPEG, decoded. libjpeg decodes missing data as zeros. So the file is decoded
+    again with other data appended: if that changes the pixels, some were missing.
     """
     pixels = np.asarray(image)
     for probe in _PROBES:

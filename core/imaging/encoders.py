@@ -1,4 +1,4 @@
-"""Encode large images as PNG, JPEG or WebP, band by band of their lines.
+"""Encode large images as PNG, JPEG or WebP, a band of lines at a time.
 
 So memory grows with the width, not the area; Pillow's encoders need the complete image in memory,
 four bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow
@@ -39,7 +39,7 @@ _FULL_COLOUR = 90  # quality from which JPEG keeps the colour of each pixel (4:4
 
 @dataclass(frozen=True)
 class Shape:
-    """Height, width and channels of an image.
+    """Height and width of an image in pixels, and its number of channels.
 
     1 channel is grey, 2 grey with transparency, 3 sRGB and 4 sRGB with transparency.
     """
@@ -55,7 +55,10 @@ class Shape:
 
 
 def format_size_error(kind: str, height: int, width: int) -> str | None:
-    """Return an error message if a file format cannot contain an image of this size, else None."""
+    """Return an error message if an image is too large for a file format; None if it is not.
+
+    `kind` is the format: "png", "jpeg" or "webp".
+    """
     side = LONGEST_SIDE[kind]
     if max(height, width) > side:
         other = "ask for PNG" if kind != PNG and max(height, width) <= LONGEST_SIDE[PNG] else "send it in parts"
@@ -68,7 +71,7 @@ def format_size_error(kind: str, height: int, width: int) -> str | None:
 
 # See docs/decisions.md#large-pictures-are-encoded-in-bands-by-our-own-encoders
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write an image in the format `kind` to `out`.
+    """Write an image to the file `out` in the format `kind`: "png", "jpeg" or "webp".
 
     `bands` are successive lines of the image, uint8 (lines, width, channels). `quality` is 1 … 100;
     PNG ignores it.
@@ -125,7 +128,7 @@ def _data(out: BinaryIO, compressed: bytes) -> None:
 
 
 def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write JPEG (ITU-T T.81): each block of lines becomes restart intervals of one image.
+    """Write JPEG (ITU-T T.81): each block of lines is one restart interval of the image.
 
     All blocks have the same tables, and a restart marker resets the predictors, as at the start of
     an image. So the pixels are the same as if the image were written at once.
@@ -149,7 +152,8 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
 def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
     """Encode a block of pixels as a JPEG with Pillow; return its headers and its scan data.
 
-    The end marker (EOI) is cut off, so that further scan data can follow.
+    `subsampling` is Pillow's argument: 0 is 4:4:4 and 2 is 4:2:0. The end marker (EOI) is cut off,
+    so that further scan data can follow.
     """
     buffer = io.BytesIO()
     pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
@@ -161,7 +165,7 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each marker in a JPEG's headers and its offset in bytes.
+    """Yield (marker, offset in bytes) of each segment in a JPEG's headers.
 
     The caller must stop at the marker of the scan (SOS), because image data follows.
     """
@@ -172,7 +176,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """Return JPEG headers with this image height and restart interval, in MCUs (0: none)."""
+    """Set the image height and the restart interval in JPEG headers; return the new headers.
+
+    `interval` is a number of MCUs; 0 means no restart intervals.
+    """
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""

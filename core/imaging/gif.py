@@ -11,7 +11,7 @@ _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 
 
 def read_gif(data: bytes) -> Container:
-    """Check a GIF's blocks; return a `Container` whose data has the single frame.
+    """Check a GIF's blocks; return a `Container` whose data has only its single frame.
 
     Raises UnusableImageError if it has no frame, several frames or too many blocks, and IndexError
     or struct.error for a damaged file.
@@ -45,9 +45,10 @@ def read_gif(data: bytes) -> Container:
 
 
 def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
-    """Skip the sub-blocks that begin at the offset `place`, at most `left` of them.
+    """Return the offset after the sub-blocks that begin at the offset `place`.
 
-    Returns the offset after them, and how many more blocks the file may have.
+    At most `left` of them are skipped, the number of blocks that the file may still have. Also
+    returns this number after them.
     """
     while place < len(data) and data[place] and left > 0:
         place, left = place + data[place] + 1, left - 1
@@ -55,5 +56,5 @@ def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
 
 
 def _table(flags: int) -> int:
-    """Return the size of a colour table in bytes by its flags byte; 0 if there is no table."""
+    """Return the size in bytes of the colour table that a flags byte describes; 0 for none."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

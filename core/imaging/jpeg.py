@@ -1,6 +1,7 @@
 """Check the segments and scans of JPEG files (ITU-T T.81), and remove their metadata.
 
-Further images behind the first (CIPA DC-007, "MPO": previews, gain maps, stereo) are not read.
+A file may have further images after the first (CIPA DC-007, "MPO": previews, gain maps, stereo);
+they are not read.
 """
 
 import re
@@ -27,7 +28,7 @@ _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_
 
 
 class _Segment(NamedTuple):
-    """A segment before the first scan: its marker, and the offsets of its start and its end."""
+    """A segment before the first scan: its marker, and the byte offsets of its start and end."""
 
     marker: int
     begin: int
@@ -67,7 +68,10 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _is_needed(data: bytes, segment: _Segment) -> bool:
-    """Return whether decoding needs a segment: it is no metadata, or is JFIF's or Adobe's."""
+    """Return whether decoding needs a segment: all but comments and application data.
+
+    Of application data, that of JFIF and Adobe is needed.
+    """
     if segment.marker == _COM or 0xE0 <= segment.marker <= _LAST_APPLICATION:
         name = {_JFIF: b"JFIF", _ADOBE: b"Adobe"}.get(segment.marker)
         return name is not None and data.startswith(name, segment.begin + 4, segment.end)
@@ -75,7 +79,10 @@ def _is_needed(data: bytes, segment: _Segment) -> bool:
 
 
 def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: bytes) -> list[bytes]:
-    """Return the content after the prefix `name` of each segment with this marker and prefix."""
+    """Return the contents of the segments with this marker that begin with `name`.
+
+    They are the bytes after `name`, in the order of the segments.
+    """
     return [
         data[one.begin + 4 + len(name) : one.end]
         for one in segments
@@ -84,11 +91,11 @@ def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: byte
 
 
 def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
-    """Join the parts of an ICC profile; return the profile and a tuple of notes.
+    """Join the parts of an ICC profile; return the profile and a tuple of messages.
 
     Each part begins with its number and the number of parts, a byte each. The profile is None if
     there is no part, if parts are missing, or if it is too large. Only a profile that is too large
-    has a note.
+    has a message.
     """
     parts = sorted(contents)
     if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):
@@ -99,9 +106,9 @@ def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
 def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
     """Parse and check the segments of untrusted JPEG data up to the first scan.
 
-    Returns the segments, the offset of the scan, and whether there are other bytes between them.
-    Raises UnusableImageError if the header is truncated or damaged, if it has no scan, or if it has
-    too many segments.
+    Returns the segments, the offset of the scan, and whether there are other bytes between the
+    segments. Raises UnusableImageError if the header is truncated or damaged, if it has no scan, or
+    if it has too many segments.
     """
     segments: list[_Segment] = []
     stray, place, limit = False, 2, part_limit(len(data))
@@ -127,10 +134,10 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return the offset of the 0xFF byte that begins the next marker, from offset `place` on.
+    """Return the offset of the 0xFF byte of the next marker, from offset `place` on.
 
-    Any number of further 0xFF bytes may precede it as padding. Raises UnusableImageError if there
-    is no further marker.
+    This is the last one of several 0xFF bytes, because those before it are padding. Raises
+    UnusableImageError if there is no further marker.
     """
     match = _FILL.search(data, place)
     if match is None or match.end() >= len(data):
@@ -139,9 +146,9 @@ def _fill_end(data: bytes, place: int) -> int:
 
 
 def _scans(data: bytes, place: int) -> int:
-    """Count the scans from offset `place` to the end of the image; stop above `SCAN_LIMIT`.
+    """Count the scans from offset `place` to the end of the image.
 
-    Raises UnusableImageError if there are too many segments.
+    Counting stops at `SCAN_LIMIT` + 1. Raises UnusableImageError if there are too many segments.
     """
     scans, limit = 0, part_limit(len(data))
     for _ in range(limit):
@@ -160,7 +167,7 @@ def _scans(data: bytes, place: int) -> int:
 
 
 def _whole_scan(data: bytes, start: int, components: int) -> bool:
-    """Return whether the scan at offset `start` has all components and is the only one.
+    """Return whether the scan at offset `start` has all components and no scan follows it.
 
     `components` is the number of components (colour channels) of the image.
     """

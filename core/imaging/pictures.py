@@ -1,4 +1,4 @@
-"""Encode images of a model's size as PNG, and decode uploads of this size."""
+"""Encode images of a model's size as PNG, and decode uploaded images of this size."""
 
 import io
 import math
@@ -34,14 +34,14 @@ def png(pixels: Pixels) -> bytes:
 
 
 def unpng(data: bytes) -> Pixels:
-    """Decode a PNG of one of this service's images; return its pixels, uint8 (C, H, W)."""
+    """Decode a PNG that this service has encoded; return its pixels, uint8 (C, H, W)."""
     return _pixels(Image.open(io.BytesIO(data)))
 
 
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:
-    """Return a PNG with a grid of images, uint8 (B, C, H, W), row by row.
+    """Return a PNG in which images, uint8 (B, C, H, W), are placed row by row in a grid.
 
-    Without `columns` the grid is nearly square.
+    `columns` is the number of images in a row; None makes the grid nearly square.
     """
     file = io.BytesIO()
     write_grid(file, pixels, columns)
@@ -51,8 +51,8 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 def write_grid(out: BinaryIO, pixels: Pixels, columns: int | None = None) -> None:
     """Write a PNG with a grid of images, uint8 (B, C, H, W), to `out`, a seekable file.
 
-    The images are placed row by row, and one row of images at a time is encoded. Without `columns`
-    the grid is nearly square.
+    The images are placed row by row, and one row of images at a time is encoded. `columns` is the
+    number of images in a row; None makes the grid nearly square.
     """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -83,12 +83,12 @@ def _header(channels: int, height: int, width: int) -> bytes:
 
 
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
-    """Decode an uploaded image; return its pixels (C, H, W) and a message on conversions, or None.
+    """Decode an uploaded image of `height` × `width` pixels; return its pixels (C, H, W).
 
-    The size is checked by the header, before a pixel is decoded. The image is turned upright and
-    converted to sRGB, to grey by luma if `channels` is 1, and composed over black if it is
-    transparent. Raises UnusableImageError for damaged or animated images, more than 8 bits per
-    channel, or another size.
+    Also returns a message on conversions, None without any. The size is checked by the header,
+    before a pixel is decoded. The image is turned upright and converted to sRGB, to grey by luma if
+    `channels` is 1, and composed over black if it is transparent. Raises UnusableImageError for
+    damaged or animated images, more than 8 bits per channel, or another size.
     """
     file = open_picture(data)
     if file.size != (width, height):

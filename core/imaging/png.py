@@ -47,7 +47,7 @@ def read_png(data: bytes) -> Container:
 
 
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
-    """Walk over the chunks up to the end of the pixels.
+    """Read the chunks of a PNG up to the end of the pixels.
 
     Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata
     keyed by name, and whether the file has no other chunks. Raises UnusableImageError if there are
@@ -95,7 +95,7 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
 
 
 def _text(stored: bytes) -> bytes:
-    """Return the decompressed text of a stored text chunk; empty if it is damaged or too large.
+    """Return the decompressed text of a text chunk; empty if it is damaged or too large.
 
     `stored` is the name of the chunk (tEXt, zTXt or iTXt), then its content after the keyword.
     """
@@ -121,9 +121,10 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 
 
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
-    """Decompress the ICC profile in the content of an iCCP chunk; return it and a tuple of notes.
+    """Decompress the ICC profile in the content of an iCCP chunk.
 
-    A damaged profile is None, without a note; one that is too large is None, with a note.
+    Returns the profile and a tuple of messages. A damaged profile is None, without a message; one
+    that is too large is None, with a message.
     """
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":
@@ -161,5 +162,5 @@ def _without_metadata(
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """Return a chunk, with its length and checksum."""
+    """Return a PNG chunk: the length of `content`, the name, `content` and the checksum."""
     return _HEAD.pack(len(content), name) + content + struct.pack(">I", zlib.crc32(name + content))

@@ -24,10 +24,10 @@ _PIXEL_TAGS = {
 
 
 class _Layout(NamedTuple):
-    """Byte order and field sizes of a file, as format characters of the module struct.
+    """Byte order and field sizes of a TIFF, as format characters of the module struct.
 
-    `order` is "<" or ">"; `pointer` is the format of an offset, and `amount` that of the number of
-    entries, each with the byte order.
+    `order` is "<" or ">". `pointer` is the format of an offset in the file, and `amount` that of
+    the number of entries of a directory, each with the byte order.
     """
 
     order: str
@@ -47,7 +47,7 @@ class _Layout(NamedTuple):
 
     @property
     def entry(self) -> struct.Struct:
-        """Format of a directory entry: tag, type, number of values, and values or offset."""
+        """Format of a directory entry: tag, type, number of values, then values or their offset."""
         width = struct.calcsize(self.pointer)
         return struct.Struct(f"{self.order}HH{self.pointer[1]}{width}s")
 
@@ -55,8 +55,8 @@ class _Layout(NamedTuple):
 class _Entry(NamedTuple):
     """An entry of a directory: a tag and its values.
 
-    `kind` is TIFF's type code of the values, and `number` their number. `raw` has the values
-    themselves if they fit in, otherwise their offset in the file.
+    `kind` is TIFF's type code of the values, and `number` their number. `raw` is the entry's last
+    field: the values themselves if they fit into it, otherwise their offset in the file.
     """
 
     tag: int
@@ -71,14 +71,17 @@ class _Entry(NamedTuple):
         return self.number * _SIZES.get(self.kind, 0)
 
     def content(self, data: bytes) -> bytes:
-        """Return the bytes of the values, which are in the entry itself or elsewhere in `data`."""
+        """Return the bytes of the values; `data` is the complete file."""
         if self.size <= len(self.raw):
             return self.raw[: self.size]
         (offset,) = struct.unpack(self.layout.pointer, self.raw)
         return data[offset : offset + self.size]
 
     def integer(self, data: bytes) -> int:
-        """Return the value, if it is a single integer; 0 for several values or another type."""
+        """Return the value if it is a single integer; 0 for several values or another type.
+
+        `data` is the complete file.
+        """
         form = _INTEGERS.get(self.kind)
         content = self.content(data)
         if form is None or self.number != 1 or len(content) < _SIZES[self.kind]:
@@ -87,7 +90,7 @@ class _Entry(NamedTuple):
 
 
 def read_tiff(data: bytes) -> Container:
-    """Check a TIFF's first directory; return a `Container` with the tags that decoding needs.
+    """Check a TIFF's first directory; return a `Container` with only the tags for decoding.
 
     Raises UnusableImageError if it has no dimensions, several pages, or too large or too many tags,
     and struct.error for a damaged file.
@@ -112,7 +115,7 @@ def read_tiff(data: bytes) -> Container:
 
 
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
-    """Return the entries of the first directory, and the offset of the next one (0: none).
+    """Return the entries of the first directory, and the offset of the next directory (0: none).
 
     Of entries with the same tag only the first is returned. Raises UnusableImageError if there are
     too many entries.
@@ -136,10 +139,10 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Raise UnusableImageError if the entries `kept` have more values than a real file would have.
+    """Raise UnusableImageError if the entries `kept` have more values than in a real file.
 
-    This is so if their values have more than `size_bytes`, the size of the file, or if there are
-    too many strips or tiles for an image of `width` × `height` pixels.
+    That is: more bytes than the file (`size_bytes`), or too many strips or tiles for an image of
+    `width` × `height` pixels.
     """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")

@@ -1,7 +1,8 @@
 """Decode photographs of any size, divide them into tiles, and join the enlarged tiles.
 
-All tiles have the same size and overlap by a margin on every side. Beyond its edges the image is
-mirrored. The enlarged tiles, without their margins, fit together without seams.
+All tiles have the same size and overlap by a margin on every side. Tiles at the edges of the image
+are filled up with its mirror image. The enlarged tiles, without their margins, fit together without
+seams.
 """
 
 import math
@@ -31,8 +32,8 @@ _SPREAD = 8
 class Photograph:
     """A decoded photograph: sRGB or grey, uint8 (H, W, C) with C = 3 or 1.
 
-    `alpha` (H, W) is its transparency, None if there is none. `notes` lists the conversions, as
-    messages.
+    `alpha` is its alpha channel, uint8 (H, W), None if there is none. `notes` lists the
+    conversions, as messages.
     """
 
     pixels: Pixels
@@ -59,7 +60,7 @@ def open_photograph(data: bytes) -> PictureFile:
 
 
 def decode_photograph(file: PictureFile) -> Photograph:
-    """Decode an image file: upright, in sRGB with 8 bits, transparency separate.
+    """Decode an image file: upright, in sRGB or grey with 8 bits, with a separate alpha channel.
 
     EXIF orientation and ICC profile are applied; RGB without a profile counts as sRGB. Palettes
     become RGB, black and white becomes grey. Other metadata is ignored. Raises UnusableImageError
@@ -78,9 +79,9 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours, uint8 (H, W, 3), with visible colours extended into transparent areas.
+    """Return the colours, uint8 (H, W, 3), with visible ones extended into transparent areas.
 
-    So an upscaled edge is not mixed with the colour of pixels that nobody sees.
+    So the upscaled edge of a visible area is not mixed with the colour of invisible pixels.
     """
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
@@ -136,8 +137,8 @@ class Tiling:
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
         """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `read(begin, end)` returns the image's lines of pixels `begin` … `end` − 1, uint8
-        (end − begin, W, C). It is called once per row of tiles.
+        `read(begin, end)` returns the image's lines of pixels `begin` … `end` − 1, uint8 (end −
+        begin, W, C). It is called once per row of tiles. A grey image gets three equal channels.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -156,7 +157,8 @@ class Tiling:
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
         """Join the enlarged cores of all tiles; yield bands (lines, W·scale, 3), top to bottom.
 
-        `tiles` yields each core, (3, core height · scale, core width · scale), in order.
+        `tiles` yields the core of each tile, (3, core height · scale, core width · scale), in the
+        order of their numbers. There is one band per row of tiles.
         """
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
@@ -167,9 +169,9 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Return the indices of `count` pixels, from `begin` on, of a line of `size` pixels.
+    """Return the indices of `count` pixels, from `begin` on, in a line of `size` pixels.
 
-    The line is mirrored at both ends, so `begin` may be negative and the end beyond `size`.
+    Beyond both ends the line is mirrored, so `begin` may be negative and the end beyond `size`.
     """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
@@ -182,9 +184,10 @@ Get = Callable[[int, int], bytes]  # returns the bytes `begin` … `end` − 1 o
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image is stored in a blob (lines of pixels, then transparency), and its tiles.
+    """How an image is stored in a blob, and its division into tiles.
 
-    `channels` is 1 or 3; `alpha` says whether the image has transparency.
+    The blob has the lines of pixels, then the alpha channel if `alpha` is true. `channels` is 1 or
+    3.
     """
 
     tiling: Tiling
@@ -193,7 +196,10 @@ class Layout:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Layout":
-        """Return the layout stored in a job's `request` as JSON; other fields are ignored."""
+        """Return the layout in the JSON object `fields`, a job's `request`.
+
+        Its other fields are ignored.
+        """
         picture, tiles = fields["image"], fields["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])
@@ -226,7 +232,7 @@ class Layout:
         return self.tiling.cut(read, first, count)
 
     def transparency(self, get: Get) -> Pixels | None:
-        """Return the transparency of the image, uint8 (H, W), or None if it has none.
+        """Return the alpha channel of the image, uint8 (H, W); None if it has none.
 
         `get(begin, end)` returns the bytes `begin` … `end` − 1 of the image's blob.
         """
@@ -238,7 +244,7 @@ class Layout:
 
 
 def photograph_bytes(photograph: Photograph) -> bytes:
-    """Return the bytes of an image's blob: its lines of pixels, then its transparency, if any."""
+    """Return the bytes of an image's blob: its lines of pixels, then its alpha channel, if any."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
 
@@ -251,11 +257,11 @@ _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Convert the bands of an enlarged image, (lines, W, 3), to the original's kind of channels.
+    """Give the bands of an enlarged image, (lines, W, 3), the channels of the original.
 
-    With `channels` 1 they become grey. The original's transparency `alpha` is enlarged by `scale`,
-    with bicubic interpolation, and added as last channel. With `opaque`, for formats without
-    transparency, the image is composed over white instead.
+    With `channels` 1 they become grey. The original's alpha channel `alpha`, if there is one, is
+    enlarged by `scale` with bicubic interpolation, and added as last channel. With `opaque`, for
+    formats without transparency, the image is composed over white instead.
     """
     at = 0
     for band in bands:
@@ -268,7 +274,7 @@ def restore_channels(
 
 
 def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
-    """Return lines `begin` … `end` − 1 of the transparency enlarged by `scale`."""
+    """Return lines `begin` … `end` − 1 of the alpha channel enlarged by `scale`."""
     above = max(0, begin // scale - _CONTEXT)
     part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
     # across first, then down: which of them Pillow would do first depends on the band's height

@@ -11,7 +11,7 @@ _METADATA = {b"ICCP", b"EXIF", b"XMP "}
 
 
 def read_webp(data: bytes) -> Container:
-    """Check a WebP's chunks and return its size and data as a `Container`.
+    """Check the chunks of a WebP file; return its size and data as a `Container`.
 
     Raises UnusableImageError if it has no image at its beginning, several frames or too many
     chunks, and ValueError, IndexError or struct.error for a damaged file.
@@ -39,9 +39,9 @@ def read_webp(data: bytes) -> Container:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Return width and height by the first chunk: lossy, lossless, or the extended format's.
+    """Return width and height, which the first chunk states: VP8, VP8L or VP8X.
 
-    Raises UnusableImageError for another chunk.
+    Raises UnusableImageError for another first chunk.
     """
     kind = data[12:16]
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":

@@ -1,1 +1,1 @@
-"""Send HTTP requests to URLs that clients give, but never to internal addresses."""
+"""Send HTTP requests to URLs that clients give, but never to addresses that are not allowed."""

@@ -1,7 +1,8 @@
 """Decide which addresses the service may connect to for a client: public and allowed ones.
 
 This prevents server-side request forgery (SSRF): a client's URL must not reach services that only
-this machine can reach. A setting lists networks that are allowed although they are not public.
+this machine can reach. `REVERIE_ALLOWED_NETWORKS` lists networks that are allowed although they are
+not public.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ class BlockedAddressError(OSError):
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Return the networks in a comma-separated list of CIDR blocks; an empty text has none.
+    """Return the networks in a comma-separated list of CIDR blocks; none for an empty text.
 
     Raises ValueError if one of them is not valid.
     """
@@ -40,7 +41,10 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """Allows globally reachable unicast addresses and those of the `networks`."""
+    """Which addresses the service may connect to: public ones, and those in `networks`.
+
+    Public addresses are globally reachable unicast addresses.
+    """
 
     networks: tuple[Network, ...] = ()
 
@@ -52,7 +56,7 @@ class AddressPolicy:
     def allows(self, address: str) -> bool:
         """Return whether the service may connect to an IP address, which may have a scope id.
 
-        An IPv6 address that contains an IPv4 address (mapped, NAT64, tunnel) is allowed if that
+        An IPv6 address that contains an IPv4 address (mapped, NAT64, tunnel) is allowed if the IPv4
         address is, or if it is itself in one of `networks`.
         """
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -64,7 +68,7 @@ class AddressPolicy:
         return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
     def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
-        """Return those of a host's addresses that are allowed.
+        """Return those of the addresses of `host` that are allowed, in the same order.
 
         Raises BlockedAddressError if there are none.
         """
@@ -84,7 +88,10 @@ def _embedded(ip: Address) -> ipaddress.IPv4Address | None:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Return the addresses of a host by the system's resolver. Raises OSError if there are none."""
+    """Return the IP addresses of a host by the system's resolver.
+
+    Raises OSError if there are none.
+    """
 
     def look_up() -> list[str]:
         try:
@@ -97,10 +104,10 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 def parse_url(text: str) -> httpx.URL:
-    """Return an absolute http or https URL.
+    """Parse an absolute http or https URL; return it without its fragment.
 
     Raises ValueError, which says what is wrong, for any other text and for a URL with a user name,
-    which would be sent as credentials. A fragment is removed.
+    which would be sent as credentials.
     """
     if len(text) > MAX_URL:
         raise ValueError(f"a URL has at most {MAX_URL} characters")
@@ -120,11 +127,11 @@ def parse_url(text: str) -> httpx.URL:
 
 
 async def check_host(url: httpx.URL, policy: AddressPolicy, timeout_s: float, resolver: Resolver = resolve) -> None:
-    """Check the host of a URL when it is received, so that a client learns about a mistake at once.
+    """Check the host of a URL that a client has sent, so that the client learns about a mistake.
 
     The addresses are checked again for each connection, because they may change. Raises
     BlockedAddressError if the host has no allowed address, and ValueError if it does not exist. A
-    resolver that fails or is slow is no error.
+    resolver that fails, or takes longer than `timeout_s` seconds, is no error.
     """
     try:
         async with asyncio.timeout(timeout_s):

@@ -19,11 +19,11 @@ _REPORT_S = 0.5
 
 
 class DownloadError(Exception):
-    """A URL that cannot be downloaded. The message says why and what would work."""
+    """Raised if a URL cannot be downloaded; the message says why and what would work."""
 
 
 class TooLargeDownloadError(DownloadError):
-    """The file at a URL is larger than the caller allows."""
+    """Raised if the file at a URL is larger than the caller allows."""
 
 
 async def download(
@@ -36,10 +36,11 @@ async def download(
 ) -> int:
     """Write the file at a URL to `file`; return its size in bytes.
 
-    `on_progress` is called after each MiB or half second, with the bytes received and the total, or
-    None; an exception of it ends the download. Raises DownloadError if the server cannot be
-    reached, responds with another status than 200, or takes longer than `timeout_s` seconds;
-    TooLargeDownloadError if the file has more than `max_bytes`; OSError if it cannot be written.
+    `on_progress` is called after each MiB, each half second and at the end, with the number of
+    bytes received and that of all, None if the server does not state it; if it raises, the download
+    ends. Raises DownloadError if the server cannot be reached, responds with another status than
+    200 or a content encoding, or takes longer than `timeout_s` seconds; TooLargeDownloadError if
+    the file has more than `max_bytes`; OSError if it cannot be written.
     """
     try:
         async with asyncio.timeout(timeout_s) as limit:

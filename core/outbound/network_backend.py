@@ -1,7 +1,7 @@
 """Connect to the hosts of clients' URLs, after their addresses have been checked.
 
-The name is resolved once for each connection, and the connection is made to an address that was
-checked. So a name whose addresses change between the check and the connection reaches nothing else.
+The name of a host is resolved once for each connection, and the connection is made to an address
+that was checked. So a name whose addresses change after the check cannot lead to another address.
 TLS still verifies the name, because the HTTP client starts TLS on the connection afterwards.
 """
 
@@ -30,10 +30,10 @@ _MAX_ADDRESSES = 3  # addresses of a host that are tried
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to allowed addresses only, over TCP."""
+    """A network backend of httpcore that connects, over TCP, to allowed addresses only."""
 
     def __init__(self, policy: AddressPolicy, resolver: Resolver = resolve) -> None:
-        """Connect to addresses that the policy allows; `resolver` returns those of a host."""
+        """Allow the addresses that `policy` allows; `resolver` returns the addresses of a host."""
         self._policy = policy
         self._resolver = resolver
         self._backend = httpcore.AnyIOBackend()
@@ -48,7 +48,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Resolve a host and connect to the first of its allowed addresses that accepts.
 
-        Raises httpcore.ConnectError, also if no address is allowed, and httpcore.ConnectTimeout.
+        At most three are tried. Raises httpcore.ConnectError if none accepts or none is allowed,
+        and httpcore.ConnectTimeout.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -70,9 +71,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 def guarded_pool(policy: AddressPolicy, resolver: Resolver = resolve) -> httpcore.AsyncConnectionPool:
-    """Return a pool of connections to allowed addresses, each for one request.
+    """Return a pool of httpcore that connects to allowed addresses only.
 
-    It follows no redirects and uses no proxy of the environment.
+    Each connection is used for one request. The pool follows no redirects and uses no proxy of the
+    environment.
     """
     return httpcore.AsyncConnectionPool(
         ssl_context=httpx.create_ssl_context(),
@@ -89,9 +91,9 @@ def request_to(
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> AbstractAsyncContextManager[httpcore.Response]:
-    """Return a context manager that sends a request and yields the response.
+    """Return a context manager that sends a request by `pool` and yields the response.
 
-    The body of the response can be read as a stream.
+    The block can read the body of the response as a stream.
     """
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     sent = [(b"Host", url.netloc), *((name.encode(), value.encode()) for name, value in headers.items())]

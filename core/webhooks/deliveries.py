@@ -1,8 +1,9 @@
 """Claim webhook deliveries under a lease, record the outcomes, and list and delete deliveries.
 
-Several API processes share the table. A claim sets `due_at` to the end of its lease and increases
-the fencing token; the outcome of an attempt is written only with the token of its claim. So no two
-processes send a delivery at the same time, and one whose process died is sent again.
+Several API processes use the table at the same time. A claim sets `due_at` to the end of its lease
+and increases the fencing token; the outcome of an attempt is written only with the token of its
+claim. So no two processes send a delivery at the same time, and a delivery whose process died is
+sent again.
 """
 
 import random
@@ -28,25 +29,26 @@ _table = webhook_deliveries.c
 
 
 class Deliveries:
-    """The store of webhook deliveries, for any number of processes on one database."""
+    """The table of webhook deliveries, which several API processes may use."""
 
     def __init__(self, engine: sa.Engine, retry_s: float = 5.0, retry_period_s: float = 86_400.0) -> None:
-        """Use the job database. `retry_s` is the delay before the first retry.
+        """Use the database of an open job store by its engine.
 
-        Each further delay is `RETRY_FACTOR` times as long, at most `MAX_RETRY_S`. A delivery is
-        given up `retry_period_s` seconds after its event. All times are in seconds.
+        `retry_s` is the delay before the first retry. Each further delay is `RETRY_FACTOR` times as
+        long, at most `MAX_RETRY_S`. A delivery is given up `retry_period_s` seconds after its
+        event. All times are in seconds.
         """
         self._engine = engine
         self._retry_s = retry_s
         self._retry_period_s = retry_period_s
 
     def any_due(self) -> bool:
-        """Return whether a delivery can be claimed."""
+        """Return whether a delivery can be claimed now."""
         with self._engine.connect() as connection:
             return connection.scalar(sa.select(_table.id).where(_due()).limit(1)) is not None
 
     def claim(self, lease_s: float, limit: int, in_flight: Mapping[str, int], per_host: int) -> list[Delivery]:
-        """Claim at most `limit` due deliveries, first due first, for `lease_s` seconds.
+        """Claim at most `limit` due deliveries for `lease_s` seconds, first due first.
 
         `in_flight` has the numbers of deliveries that the caller is sending already, keyed by host.
         Together with these, at most `per_host` deliveries go to one host; further ones stay due, so
@@ -73,7 +75,7 @@ class Deliveries:
     def record(self, delivery: Delivery, attempt: Attempt) -> bool:
         """Write the outcome of an attempt: delivered, given up, or due again after a delay.
 
-        Returns False, and writes nothing, if the delivery was claimed again meanwhile.
+        Returns True; False, and writes nothing, if the delivery was claimed again meanwhile.
         """
         now = time.time()
         attempts = delivery.attempts + 1
@@ -96,7 +98,7 @@ class Deliveries:
             return connection.execute(webhook_deliveries.update().where(held).values(change)).rowcount == 1
 
     def retry_delay_s(self, attempts: int) -> float:
-        """Return the delay in seconds after `attempts` failed attempts.
+        """Return the delay in seconds before the next attempt, after `attempts` failed ones.
 
         It grows exponentially up to `MAX_RETRY_S`, with a random factor from 0.8 to 1.2.
         """
@@ -106,7 +108,7 @@ class Deliveries:
     def listing(self, job_id: str, owner: str, after: str | None, limit: int) -> list[Delivery]:
         """Return at most `limit` deliveries of an owner's job, newest first.
 
-        `after` is the id of a delivery: only older ones are returned.
+        `after` is the id of a delivery: only older ones are returned; None starts at the newest.
         """
         query = sa.select(webhook_deliveries).where(_table.job_id == job_id, _table.owner == owner)
         if after:
@@ -116,7 +118,7 @@ class Deliveries:
             return [Delivery(**row._asdict()) for row in rows]
 
     def exists(self, delivery_id: str, job_id: str, owner: str) -> bool:
-        """Return whether an owner's job has a delivery with this id."""
+        """Return whether a job of this owner has a delivery with this id."""
         same = (_table.id == delivery_id) & (_table.job_id == job_id) & (_table.owner == owner)
         with self._engine.connect() as connection:
             return connection.scalar(sa.select(_table.id).where(same)) is not None
@@ -143,5 +145,5 @@ class Deliveries:
 
 
 def _due() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of deliveries that can be claimed now."""
+    """Return the SQL condition of deliveries that can be claimed now: pending and due."""
     return (_table.status == PENDING) & (_table.due_at <= time.time())

@@ -1,4 +1,7 @@
-"""Insert webhook deliveries in the transaction that changes a job's status, so none is lost."""
+"""Insert webhook deliveries in the transaction that changes a job's status, so none is lost.
+
+A delivery is only stored here; API processes send it later.
+"""
 
 import time
 from datetime import UTC, datetime
@@ -19,7 +22,7 @@ _TIMES = ("created_at", "started_at", "finished_at")
 def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None:
     """Insert a delivery that reports a job's new `status` to its webhook.
 
-    Does nothing if the client did not ask for events of this status. The job must have a webhook.
+    Does nothing if the client did not ask for an event of this status. The job must have a webhook.
     """
     columns = [jobs.c[name] for name in (*_COPIED, *_TIMES, "owner", "webhook")]
     job = connection.execute(sa.select(*columns).where(jobs.c.id == job_id)).one()
@@ -44,7 +47,8 @@ def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None
 def _body(event: str, now: float, job: Any) -> dict[str, Any]:
     """Return the body of a webhook's request: the event, its time, and the job without inputs.
 
-    `now` is in Unix time, and `job` a row of the table `jobs`.
+    `event` is its name, such as job.failed; `now` is its Unix time, and `job` a row of the table
+    `jobs`.
     """
     path = f"/v1/jobs/{job.id}"
     data = {name: getattr(job, name) for name in _COPIED}

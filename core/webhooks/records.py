@@ -20,17 +20,17 @@ class Webhook:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Webhook":
-        """Return the webhook that a job's column stores as the JSON object `stored`."""
+        """Return the webhook in the JSON object that the column `webhook` of a job has."""
         return cls(stored["url"], tuple(stored["events"]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the webhook as a JSON object, for the column of its job."""
+        """Return the webhook as the JSON object for the column `webhook` of its job."""
         return {**asdict(self), "events": list(self.events)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """A row of the table `webhook_deliveries`. Times are seconds since the epoch.
+    """A row of the table `webhook_deliveries`. Times are Unix times in seconds.
 
     `id` is the `webhook-id` of every attempt. `token` is the fencing token of the last claim. A
     pending delivery can be claimed from `due_at` on, which is the end of the lease while an attempt
@@ -58,7 +58,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The outcome of an attempt: the status of the response, or the error if there was none.
+    """The outcome of an attempt to deliver: the response's status, or the error without one.
 
     `retry_after_s` is the time in seconds that the receiver asked to wait; 0 if it did not ask.
     """

@@ -21,9 +21,9 @@ def new_secret() -> str:
 
 
 def decode_secret(secret: str) -> bytes:
-    """Return the bytes of a secret: `whsec_` and 24 to 64 bytes in base64.
+    """Return the key in a webhook secret: `whsec_`, then 24 to 64 bytes in base64.
 
-    Raises ValueError if it has another form.
+    Raises ValueError if the secret has another form.
     """
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
@@ -35,10 +35,10 @@ def decode_secret(secret: str) -> bytes:
 
 
 def signed_headers(webhook_id: str, timestamp: int, body: bytes, secrets_in_use: Iterable[str]) -> dict[str, str]:
-    """Return the headers of a webhook's request with the content `body`.
+    """Return the headers that sign a webhook's request with the content `body`.
 
-    `timestamp` is the time of the attempt, in whole seconds since the epoch. `webhook_id` is the
-    same for all attempts of a delivery.
+    `timestamp` is the time of the attempt, in whole seconds of Unix time. `webhook_id` is the same
+    for all attempts of a delivery.
 
     `webhook-signature` has one signature for each secret, so that receivers can change to a new one
     while the old one is valid.
@@ -56,9 +56,10 @@ def signed_headers(webhook_id: str, timestamp: int, body: bytes, secrets_in_use:
 
 
 def secret_of_file(path: Path) -> str:
-    """Return the secret in a file; create the file with a new secret (mode 0600) if it is missing.
+    """Return the webhook secret in a file.
 
-    Several processes may call this at the same time; they get the same secret.
+    If the file is missing, it is created with a new secret and mode 0600. Several processes may
+    call this at the same time; they get the same secret.
     """
     try:
         return path.read_text().strip()
