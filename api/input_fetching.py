@@ -277,10 +277,11 @@ class _Progress:
         await self.report(0, None)
 
     async def report(self, received: int, total: int | None) -> None:
-        """Write a message with the bytes of the current file: `received` of `total`.
+        """Write a message with the number of received bytes of the current file.
 
-        `total` None means that it is unknown. Writes nothing within a second of the last message.
-        Raises _ClaimLostError if the job was cancelled or claimed by another process.
+        `total` is the size of the file in bytes; None if it is unknown. Writes nothing within a
+        second of the last message. Raises _ClaimLostError if the job was cancelled or claimed by
+        another process.
         """
         if time.monotonic() - self._written_at < _PROGRESS_S:
             return

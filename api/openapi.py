@@ -134,7 +134,8 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     """Complete FastAPI's description `schema` in place.
 
     Adds `operation_schemas`, the component schemas of the operations keyed by name; the schemas of
-    responses and problems; the problem responses of each route; and, with `keys`, the API key.
+    responses and problems; the problem responses of each route; and, if `keys` says that the
+    service has API keys, how to send one.
     """
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     schema["webhooks"] = {"job": {"post": JOB_EVENT}}

@@ -17,7 +17,7 @@ REQUESTS = b"requests_per_second"  # the limit's name, as in GET /v1/me and in p
 
 
 class RateLimits:
-    """Limits the requests per second of each owner, and the wrong keys per minute of each address."""
+    """Limits requests per second of each owner, and wrong keys per minute of each IP address."""
 
     def __init__(self, wrong_keys_per_minute: int) -> None:
         """Set how many wrong keys an IP address may send per minute."""

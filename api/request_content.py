@@ -91,12 +91,12 @@ def unsupported(media: str, accepted: str) -> UnsupportedMediaError:
 
 
 async def read_form(request: Request, names: Sequence[str], max_files: int, accepted: str) -> Content:
-    """Return the content of a multipart form with the file fields `names`; the first has the images.
+    """Return the content of a multipart form with the file fields `names`.
 
-    At most `max_files` files are read. Raises MalformedError for a bad Content-Type or texts that
-    would be costly to parse, InvalidError for an unknown file field, with `accepted` at the end of
-    its message, or for a field that is given twice, and starlette's HTTPException for a form that
-    its parser rejects.
+    The first of these fields is for images; at most `max_files` files are read. Raises
+    MalformedError for a bad Content-Type or texts that would be costly to parse, InvalidError for
+    an unknown file field, with `accepted` at the end of its message, or for a field that is given
+    twice, and starlette's HTTPException for a form that its parser rejects.
     """
     form_boundary(request.headers.get("content-type", ""))
     values = request.query_params.multi_items()

@@ -23,7 +23,7 @@ class ProgressCredit:
         self.left_s = timeout_s
 
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract `elapsed_s` from `left_s`, and add the time that was earned by transferred bytes.
+        """Subtract the elapsed time from `left_s`, and add the time that the moved bytes earn.
 
         It is the time that `moved_bytes` bytes take at the minimum rate.
         """

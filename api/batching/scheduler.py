@@ -337,8 +337,8 @@ class BatchScheduler:
 
         The batch waits while as many batches of the group are in flight as there are `workers`.
         When fewer are, it waits a fraction of the slow pass's duration for the clients that send
-        their next requests; `wakeup_at` is then set to the end of this wait, unless it is earlier.
-        A batch of `owner` that must run isolated does not wait.
+        their next requests; the end of this wait is stored in `wakeup_at`, unless an earlier time
+        is there. A batch of `owner` that must run isolated does not wait.
         """
         timing = self._timings.get(key)
         if timing is None:

@@ -149,7 +149,7 @@ class BodyFile:
     """A body in a file without a name; the file is closed when this object is garbage-collected."""
 
     def __init__(self, file: int, size: int) -> None:
-        """Own `file`, the descriptor of an open file with `size` bytes."""
+        """Take over `file`, the descriptor of an open file with `size` bytes."""
         self._file = file
         self.size = size
         weakref.finalize(self, os.close, file)

@@ -131,9 +131,10 @@ async def _create_by_job(request: Request, state: AppState, caller: Caller) -> R
 
 
 async def _create_by_url(request: Request, state: AppState, caller: Caller, body: DatasetUrlBody) -> Response:
-    """Start a job that downloads and converts the file at a URL.
+    """Start a job that downloads and converts the file at a URL; return 202 with the job.
 
-    Raises InvalidError if a field, the URL or the webhook is not valid.
+    With `Prefer: wait=N`, returns 201 with the dataset if the job ends in time. Raises InvalidError
+    if a field, the URL or the webhook is not valid.
     """
     body.conversion(state.settings)  # checks `resize`
     urls = valid_urls("source_url", body.source_url)

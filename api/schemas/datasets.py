@@ -83,7 +83,10 @@ class ConversionFields(RequestBody):
     shared: bool | None = Field(None, description=_SHARED)
 
     def conversion(self, settings: Settings) -> ConversionOptions:
-        """Return the options of the converter. Raises InvalidError if `resize` is out of range."""
+        """Return these fields as options of the converter.
+
+        Raises InvalidError if `resize` is out of range.
+        """
         size = tuple(map(int, self.resize.split("x"))) if self.resize else None
         if size is not None and not all(1 <= edge <= _MAX_EDGE for edge in size):
             raise InvalidError.in_field("resize", f"each edge must be 1 to {_MAX_EDGE} pixels, as in 64x64")
