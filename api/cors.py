@@ -29,7 +29,7 @@ class ProblemCORSMiddleware(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight request.
 
-        If the origin is not allowed, it is an error that names the setting which allows origins.
+        If the origin is not allowed, the response is an error that names the setting to change.
         """
         response = super().preflight_response(request_headers)
         if response.status_code < 400:

@@ -80,9 +80,9 @@ def exit_if_refused(settings: Settings) -> None:
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
     """Return the hosts that a Host header may name, in lower case; empty if it may name any.
 
-    They are those of the setting `allowed_hosts`. If it is empty, a service that listens on
-    loopback allows only loopback's names, and any other service all hosts. Raises ValueError if the
-    setting contains something that is not a host.
+    The setting `allowed_hosts` lists them. If the setting is empty, a service that listens on
+    loopback allows only loopback's names, and any other service allows all hosts. Raises ValueError
+    if the setting contains something that is not a host.
     """
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:

@@ -339,7 +339,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _evict_connections(self) -> None:
         """Abort the connections that are needed least, to make room for this new connection.
 
-        Rejected connections and those slow to send their first request go first, then idle ones,
+        Rejected connections and those with an incomplete request head go first, then idle ones,
         then those with slow uploads. If none of these exist, this connection is rejected (503).
         """
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]

@@ -184,8 +184,8 @@ class InputFetcher:
     async def _end(self, job: Job, error: ProblemError, wait_s: float = 0.0) -> None:
         """End a claimed job as failed with `error` or, if `wait_s` is above 0, requeue it.
 
-        A requeued job is claimed again after a delay. It fails with `error` if it still cannot be
-        done `wait_s` seconds after the first such error.
+        A requeued job is claimed again after a delay. If it is requeued again and again, it fails
+        with `error` when `wait_s` seconds have passed since the first time.
         """
         reported = problem(error.status, error.title, error.detail, error.type, **error.more)
 

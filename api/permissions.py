@@ -29,7 +29,7 @@ class VisibleModels:
     """A view of the registry with the models that a caller may use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """Filter the registry by `visible`: whether the caller may use the model of a given name."""
+        """Filter the registry; `visible` returns whether the caller may use the model of a name."""
         self._registry = registry
         self._visible = visible
 

@@ -111,7 +111,7 @@ class BatchSender:
         """Return an owner's present use of the limits on waiting requests, keyed by limit.
 
         `waiting_requests` is the number of the owner's requests that have no complete result.
-        `waiting_rows` is the number of rows that those of them on the bulk queue have asked for,
+        `waiting_rows` is the total number of rows of those requests that are on the bulk queue,
         including rows that are already computed.
         """
         return self._scheduler.usage(owner)

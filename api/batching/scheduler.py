@@ -58,9 +58,9 @@ class Limits:
     """Limits on waiting requests, which are those without a complete result; 0 means no limit.
 
     `requests` limits the number of waiting requests of all owners together, and `waiting_requests`
-    the number of one owner's. `waiting_rows` limits the number of rows that one owner's waiting
-    requests on the bulk queue have asked for, including rows already computed. A request's own
-    `limits` override the latter two.
+    the number of one owner's. `waiting_rows` limits the total number of rows of one owner's waiting
+    requests on the bulk queue, including rows already computed. A request's own `limits` override
+    `waiting_requests` and `waiting_rows`.
     """
 
     requests: int
@@ -72,8 +72,9 @@ class Limits:
 class PassTiming:
     """The last slow forward pass of a group; after it, the group's next batch waits for more rows.
 
-    It waits for `rows` rows: those of the pass and those that arrived during it, at most a full
-    batch. The pass took `took` seconds, and ended at the time `ended` (monotonic, seconds).
+    The batch waits until it has `rows` rows: as many as the pass had plus those that arrived during
+    the pass, at most a full batch. The pass took `took` seconds, and ended at the time `ended`
+    (monotonic, seconds).
     """
 
     rows: int
@@ -158,7 +159,7 @@ class BatchScheduler:
         """Return an owner's present use of the limits on waiting requests, keyed by limit.
 
         `waiting_requests` is the number of the owner's requests that have no complete result.
-        `waiting_rows` is the number of rows that those of them on the bulk queue have asked for,
+        `waiting_rows` is the total number of rows of those requests that are on the bulk queue,
         including rows that are already computed.
         """
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
@@ -166,8 +167,8 @@ class BatchScheduler:
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:
         """Remove a request, so that its unsent rows are not sent.
 
-        Returns those of its batches in flight that no other waiting request needs. Does nothing,
-        and returns none, if the request has ended.
+        Returns the batches in flight that have rows of this request and of no other waiting
+        request. If the request has ended, does nothing and returns an empty list.
         """
         if request not in self._waiting:
             return []

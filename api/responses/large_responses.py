@@ -240,8 +240,8 @@ class _BodyResponse(_PiecesResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, from a file if all large responses would hold too much memory.
 
-        Raises OverloadedError if they would hold more bytes than the limit even so, and FullError
-        if the disk is full.
+        Raises OverloadedError if all large responses together would still hold more bytes than the
+        limit, and FullError if the disk is full.
         """
         size = len(self._bodies[0])
         if not self._memory.fits(size):

@@ -11,10 +11,10 @@ Item = TypeVar("Item")
 
 
 def known_only(extra: Mapping[str, Any] | None, known: Iterable[str], more: str = "") -> dict[str, Any]:
-    """Return those of the parameters `extra` that are not null.
+    """Return the parameters in `extra` whose value is not null.
 
-    Raises InvalidError if one of them is not in `known`; its message lists `known` and ends with
-    `more`.
+    Raises InvalidError if one of them is not in `known`; its message lists the known names and ends
+    with `more`.
     """
     given = {name: value for name, value in (extra or {}).items() if value is not None}
     unknown = sorted(name[:60] for name in given if name not in known)[:10]
