@@ -53,7 +53,7 @@ _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", 
 
 
 class BackupError(Exception):
-    """A backup or restore failed. The message is one sentence for the operator."""
+    """Raised if a backup or restore failed; the message is one sentence for the operator."""
 
 
 @dataclass
@@ -179,9 +179,9 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
     """Copy the files of all jobs in the backup's `database`; return whether all of them existed.
 
     These are blobs, folders of unfinished auxiliary jobs, and runs. Files that an earlier attempt
-    copied and that no job needs any more are removed from the backup. In the `last` attempt, jobs
-    with missing files are marked as expired in `database`; before, the caller starts another
-    attempt.
+    copied and that no job needs any more are removed from the backup. If files are missing in the
+    `last` attempt, their jobs are marked as expired in `database`; in an earlier one, the caller
+    copies the database again.
     """
     gone, wanted = [], set()
     for job_id, kind, state, keys in _read_jobs(database):

@@ -83,7 +83,7 @@ class Cleanup:
     def expire(self) -> None:
         """Remove results after their time to live, and expired jobs after 7 times that time.
 
-        Webhook deliveries of jobs whose results have expired are removed, too.
+        Webhook deliveries are removed two days after the result of their job has expired.
         """
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
@@ -101,9 +101,9 @@ class Cleanup:
                 return
 
     def _remove_results(self, job_ids: list[str]) -> bool:
-        """Remove the results of these jobs and mark the jobs as expired; return whether any was.
+        """Remove the results of jobs and mark the jobs as expired; return whether any was removed.
 
-        A result that cannot be removed is left for the next cleanup.
+        A result that cannot be removed is left for the next cleanup, and its job is not marked.
         """
         removed = []
         for job_id in job_ids:
@@ -161,8 +161,8 @@ class Cleanup:
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each job folder that no job needs and no process uses.
 
-        `kind` is the folder in the state folder with a folder for each job. `needs(state)` returns
-        whether a job in this state needs its folder.
+        `kind` is "scratch" or "runs", the part of the state folder with these folders.
+        `needs(state)` returns whether a job in this state needs its folder.
         """
         folder = self._settings.state / kind
         names = [path.name for path in folder.glob("*") if _JOB_ID.fullmatch(path.name)]
@@ -208,9 +208,9 @@ class Cleanup:
         return not self._not_needed([job_id], needs)
 
     def _may_publish(self, model: str) -> bool:
-        """Return whether an unfinished job (training, import, publication) may make a version now.
+        """Return whether a model has an unfinished job that may publish a version of it.
 
-        `model` is the name of the model of such a version.
+        This is a training, an import or a publication.
         """
         return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
 

@@ -90,7 +90,7 @@ def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
 
 @dataclass
 class WorkFolder:
-    """A folder for the work of one block, which is removed at its end unless `kept` is set."""
+    """A folder for the work of one block; it is removed after the block unless `kept` is set."""
 
     path: Path
     kept: bool = False

@@ -183,7 +183,7 @@ def check_queue(settings: Settings) -> bool:
     """Mark the queue server as that of this instance; return whether it is reachable.
 
     The database that wakes training workers is marked, too. Raises StartupError if another instance
-    of the service has marked one of them before, or if it cannot be used.
+    of the service has marked one of the two before, or if one cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue

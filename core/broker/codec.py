@@ -129,9 +129,9 @@ class Batch:
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
     """Return those images of a request that its rows `first` … `first + rows − 1` read.
 
-    `items` has all images of the request, keyed by name of the input, as has the result. Each image
-    is for `rows_per_image` consecutive rows and is repeated for each of them. If an input has a
-    single image, it is for all rows and is returned once.
+    `items` has all images of the request; like the result, it is keyed by name of the input. Each
+    image is for `rows_per_image` consecutive rows and is repeated for each of them. If an input has
+    a single image, it is for all rows and is returned once.
     """
     index = np.arange(first, first + rows) // rows_per_image
     return {name: array if len(array) == 1 else array[index] for name, array in items.items()}

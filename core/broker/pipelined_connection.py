@@ -21,7 +21,7 @@ _CHECK_S = 0.5  # how often commands without a reply are checked: a time-out may
 
 
 class PipelinedConnection:
-    """A connection that opens with its first command, and with the next one after it broke.
+    """A connection to the queue server; a command opens it if it is not open or has broken.
 
     If the connection breaks, its commands without a reply fail with `redis.ConnectionError`. If a
     reply does not come in time, all commands without a reply fail with `redis.TimeoutError`.

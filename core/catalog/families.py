@@ -52,7 +52,11 @@ _DESCRIPTIONS = TypeAdapter(dict[str, FamilyDescription])
 
 
 def load_families(settings: Settings) -> Mapping[str, FamilyDescription]:
-    """Return the descriptions of all families, including those of extra models, keyed by name."""
+    """Return the descriptions of all families, keyed by name.
+
+    The setting `extra_models` names a folder with more families. They are included as soon as a
+    training worker has written their descriptions.
+    """
     shipped = _shipped_families()
     if settings.extra_models is None:
         return shipped

@@ -153,7 +153,7 @@ class Registry:
         self._scanned_at = self._checked_at = time.monotonic()
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read the folders again if a version was published or a pointer was changed since.
+        """Read the folders again if a version was published or a pointer changed meanwhile.
 
         This is checked at most ten times a second, or at once with `force`.
         """
@@ -168,8 +168,8 @@ class Registry:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
         Returns None if it does not exist. The folders are read again first if a version was
-        published or activated since. They are also read again before None is returned, unless that
-        was done in the last second.
+        published or activated since the last time. They are also read again before None is
+        returned, unless that was done in the last second.
         """
         self.refresh()
         entry = self._lookup(ref)

@@ -31,7 +31,7 @@ def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
 
 
 def load_error(heartbeats: Heartbeats, ref: str) -> str:
-    """Return the error by which a worker could not load a version; "" if none has reported one."""
+    """Return the error with which a worker failed to load a version; "" if there is none."""
     return next((one["refused"][ref] for one in heartbeats.values() if ref in one.get("refused", {})), "")
 
 

@@ -55,7 +55,7 @@ class Datasets:
         """Remove the scratch folders that processes left when they died.
 
         A folder in which something was written in the last `older_than_s` seconds stays. A scratch
-        folder without a lock was left by a removal that was interrupted.
+        folder without a lock is removed, too: it was left by a removal that was interrupted.
         """
         for folder in self.folder.glob(".*"):
             with ExitStack() as stack:

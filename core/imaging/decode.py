@@ -116,7 +116,7 @@ class PictureFile:
 
     @reject_damage()
     def colours(self) -> Colours:
-        """Decode the image: upright, in sRGB if it has an ICC profile, with a separate alpha.
+        """Decode the image: upright, in sRGB if it has an ICC profile, alpha channel separate.
 
         Raises UnusableImageError if it is damaged.
         """

@@ -45,10 +45,10 @@ def read_gif(data: bytes) -> Container:
 
 
 def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
-    """Return the offset after the sub-blocks that begin at the offset `place`.
+    """Skip the sub-blocks that begin at the offset `place`.
 
-    At most `left` of them are skipped, the number of blocks that the file may still have. Also
-    returns this number after them.
+    `left` is the number of blocks that the file may still have; no more are skipped. Returns the
+    offset after the sub-blocks, and the number that is left after them.
     """
     while place < len(data) and data[place] and left > 0:
         place, left = place + data[place] + 1, left - 1

@@ -68,9 +68,9 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _is_needed(data: bytes, segment: _Segment) -> bool:
-    """Return whether decoding needs a segment: all but comments and application data.
+    """Return whether decoding needs a segment.
 
-    Of application data, that of JFIF and Adobe is needed.
+    Comments are not needed, nor is application data, except that of JFIF and Adobe.
     """
     if segment.marker == _COM or 0xE0 <= segment.marker <= _LAST_APPLICATION:
         name = {_JFIF: b"JFIF", _ADOBE: b"Adobe"}.get(segment.marker)

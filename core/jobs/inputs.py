@@ -20,7 +20,7 @@ class JobInputs(JobQueries):
     """The part of the job store for API processes that fetch the input images of jobs by URL."""
 
     def claim_inputs(self, holder: str, lease_s: float, skip_owners: Collection[str] = ()) -> Job | None:
-        """Claim the next job whose input images must be fetched; return None if there is none.
+        """Claim the next job whose images must be fetched by URL; return None if there is none.
 
         `holder` becomes the owner of its lease for `lease_s` seconds. Owners take turns; jobs of
         `skip_owners` are not claimed and stay queued.

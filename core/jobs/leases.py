@@ -1,4 +1,4 @@
-"""Renew the leases of jobs, and return the jobs of processes that died to their queues."""
+"""Renew the leases of jobs, and requeue or fail jobs whose leases have expired."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class JobLeases(JobQueries):
         With `job_ids`, only jobs among these. A job that a worker ran alone is charged an attempt,
         and fails if `max_attempts` attempts are now charged. A job that ran in a batch with others
         is not charged. Both run isolated from then on. A job whose lease an API process owned is
-        requeued without either.
+        requeued, neither charged nor isolated.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:

@@ -85,7 +85,7 @@ class JobQueries:
             return jobs_of(connection.execute(query))
 
     def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
-        """Return the states of those of these jobs that exist, keyed by job id."""
+        """Return the state of each of these jobs that exists, keyed by job id."""
         states = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):
@@ -105,9 +105,9 @@ class JobQueries:
             return connection.execute(sa.select(jobs.c.id).where(overdue()).limit(1)).first() is not None
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return how many inference jobs that can be claimed now have waited too long.
+        """Count the inference jobs that can be claimed now and have been queued for some time.
 
-        Too long: queued more than `older_than_s` seconds ago.
+        A job counts if it was queued more than `older_than_s` seconds ago.
         """
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)

@@ -26,7 +26,7 @@ _QUEUE = sa.case(
 
 
 def queue_positions(engine: Engine, job_ids: Collection[str]) -> dict[str, int]:
-    """Return the positions of those of these jobs that wait for their first claim, keyed by id.
+    """Return the position of each of these jobs that is queued for a worker, keyed by job id.
 
     Training, auxiliary and inference jobs are counted separately; position 1 is next. Owners take
     turns: the oldest job of each comes first, owners in the order of their last claims, then the
@@ -76,7 +76,7 @@ def inference_pace(engine: Engine) -> float | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """The progress of a running training at its first and its last report since it was started.
+    """The progress of a running training at its first and last report since it last started.
 
     `first_at` and `last_at` are Unix times; progress is a fraction from 0 to 1.
     """

@@ -29,7 +29,10 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim on a job: its id and the fencing token. Writes with an older token have no effect."""
+    """A claim on a job: the id of the job, and the fencing token.
+
+    Writes with a token older than the job's have no effect.
+    """
 
     job_id: str
     token: int

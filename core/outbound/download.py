@@ -37,7 +37,7 @@ async def download(
     """Write the file at a URL to `file`; return its size in bytes.
 
     `on_progress` is called after each MiB, each half second and at the end, with the number of
-    bytes received and that of all, None if the server does not state it; if it raises, the download
+    bytes received and the total, None if the server does not state it; if it raises, the download
     ends. Raises DownloadError if the server cannot be reached, responds with another status than
     200 or a content encoding, or takes longer than `timeout_s` seconds; TooLargeDownloadError if
     the file has more than `max_bytes`; OSError if it cannot be written.

@@ -33,7 +33,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     """A network backend of httpcore that connects, over TCP, to allowed addresses only."""
 
     def __init__(self, policy: AddressPolicy, resolver: Resolver = resolve) -> None:
-        """Allow the addresses that `policy` allows; `resolver` returns the addresses of a host."""
+        """Use `resolver` to look up the addresses of a host, and `policy` to check them."""
         self._policy = policy
         self._resolver = resolver
         self._backend = httpcore.AnyIOBackend()
@@ -91,9 +91,9 @@ def request_to(
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> AbstractAsyncContextManager[httpcore.Response]:
-    """Return a context manager that sends a request by `pool` and yields the response.
+    """Return a context manager that sends a request on a connection of `pool`.
 
-    The block can read the body of the response as a stream.
+    It yields the response, whose body the block can read as a stream.
     """
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     sent = [(b"Host", url.netloc), *((name.encode(), value.encode()) for name, value in headers.items())]

@@ -33,7 +33,7 @@ BatchReader = Callable[[], Iterator[Pixels]]
 
 
 class UploadRejectedError(ValueError):
-    """Raised for an uploaded dataset that cannot be used; says why and what would work.
+    """Raised for an uploaded dataset that cannot be used; the message says what would work.
 
     `field` is the form field with the fault, `status` the HTTP status of the response.
     """
