@@ -17,8 +17,8 @@ DETAILS = "reverie_audit"  # key of the ASGI scope for the details that `describ
 def record(action: str, *, owner: str, resource: str, status: int, request_id: str, **details: Any) -> None:
     """Write a line to the audit log.
 
-    `action` is a word for what was done, such as "delete", and `resource` the thing to which it was
-    done. `status` is the HTTP status of the response; `details` are further fields of the line.
+    `action` is a word for what was done, such as "delete", and `resource` the URL path to which it
+    was done. `status` is the HTTP status of the response; `details` are further fields of the line.
     """
     fields = {"owner": owner, "action": action, "resource": resource, "outcome": outcome(status), "status": status}
     log.info("audit", extra={**fields, "request_id": request_id, **details})

@@ -40,7 +40,7 @@ def read_deadline(header: bytes) -> float:
 
 
 def set_deadline(scope: MutableMapping[str, Any], header: bytes) -> float:
-    """Store the deadline that a `Request-Timeout` header sets in a request's scope, and return it.
+    """Store the deadline from a `Request-Timeout` header in a request's scope, and return it.
 
     The deadline is in seconds since the epoch. Raises MalformedError if the header is no number,
     and InvalidError if it is out of range.

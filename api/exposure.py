@@ -144,7 +144,7 @@ class OriginCheck:
     """Checks the Origin header, which browsers send. Prevents cross-site request forgery."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
-        """Allow the service's own origin and `origins`; `*` allows all."""
+        """Allow the service's own origin and those in `origins`; `*` in `origins` allows all."""
         self._any = "*" in origins
         self._origins = frozenset(origins)
 

@@ -312,9 +312,10 @@ class EventStream(StreamingResponse):
     """A response of server-sent events, counted by a StreamLimit while it is open."""
 
     def __init__(self, content: AsyncIterator[str], limit: StreamLimit, caller: str) -> None:
-        """Create a response that sends `content` to the caller.
+        """Create a response that sends the events which `content` yields.
 
-        Raises TooManyRequestsError if the caller has as many open streams as `limit` allows.
+        `caller` is the name under which the stream is counted. Raises TooManyRequestsError if the
+        caller has as many open streams as `limit` allows.
         """
         limit.check(caller)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -323,7 +324,10 @@ class EventStream(StreamingResponse):
         self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the iterator ends or the client disconnects; then close it."""
+        """Send events until there are no more, or until the client disconnects.
+
+        Then closes the iterator that yields the events.
+        """
         with self._limit.hold(self._caller):
             try:
                 await super().__call__(scope, receive, send)

@@ -63,7 +63,7 @@ class JobService:
         self.counts: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Connect to the queue servers and start the background loops."""
+        """Connect to the queue servers; start the loops that renew leases, poll and clean up."""
         self._redis = connect_async(self._settings)
         self.training_workers.start()
         for loop in (self._maintain(), self._updates.listen(self._redis), self._updates.poll(), self._clean_up()):

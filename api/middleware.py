@@ -33,7 +33,7 @@ _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
 class RequestMiddleware:
-    """Checks each request, passes it to the application, and records its outcome."""
+    """Checks each request, passes it to the application, and records its status and duration."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Wrap the ASGI application `app`."""
@@ -43,7 +43,7 @@ class RequestMiddleware:
         self._openings = OpeningPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request to the application or reject it, and record its outcome."""
+        """Pass a request to the application or reject it; record its status and duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -42,7 +42,7 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, oldest first; none if the caller may not use the model."""
+        """Return a model's versions, oldest first; an empty list if the caller may not use the model."""
         return self._registry.versions(name) if self._visible(name) else []
 
 

@@ -149,9 +149,9 @@ class Quotas:
             self._adding += Counter()  # drop zeros
 
     def _read_counts(self) -> dict[str, Counter[str]]:
-        """Return the numbers of unfinished jobs and of unfinished trainings of each owner.
+        """Count the unfinished jobs and the unfinished trainings of each owner in the database.
 
-        They are keyed by owner, then by the name of their limit.
+        Returns the numbers, keyed by owner, then by `unfinished_jobs` or `trainings`.
         """
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
         query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)

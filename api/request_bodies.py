@@ -87,7 +87,7 @@ class RequestBodies:
     """Creates the body reader of each request, with the limits of the request's route."""
 
     def __init__(self, settings: Settings) -> None:
-        """Set the rule of each route from the settings."""
+        """Set the limits for the bodies of each route, from the settings."""
         images = BodyRule(settings.max_body_bytes, in_memory=True)
         dataset = BodyRule(settings.max_dataset_bytes, in_memory=False)
         self._rules = {

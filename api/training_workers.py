@@ -24,7 +24,7 @@ class TrainingWorkers:
         self._redis = redis.asyncio.Redis.from_url(self._url, socket_timeout=15, socket_connect_timeout=2)
 
     async def stop(self) -> None:
-        """Close the connection."""
+        """Close the connections to the Redis database."""
         await self._redis.aclose()
 
     async def wake(self) -> None:

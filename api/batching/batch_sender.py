@@ -84,7 +84,7 @@ class BatchSender:
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
-        """Stop sending and receiving, and close the connections; waiting requests are abandoned."""
+        """Stop sending and receiving, and close the connections; waiting requests get no result."""
         self._cancel_wakeup()
         self._waits.close()
         for task in list(self._tasks):

@@ -1,4 +1,4 @@
-"""Records, for each traced request, a span `queue` until it is sent and a span per `batch`."""
+"""Records the spans of traced requests: `queue`, the wait, and `batch`, one for each batch."""
 
 import time
 

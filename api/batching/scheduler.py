@@ -230,8 +230,8 @@ class BatchScheduler:
     def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
         """Form a batch of one group, add it to `in_flight`, and return it.
 
-        Its first rows are of `owner`. The owner, and this group among the owner's groups, then go
-        to the end of their turns.
+        Its first rows are those of a request of `owner`. Afterwards it is another owner's turn and,
+        among this owner's groups, another group's.
         """
         slices = self._fill(queue, key, group, owner)
         turns = self._turns[queue]

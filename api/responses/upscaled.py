@@ -128,7 +128,7 @@ def storage_failed(error: OSError) -> ProblemError:
 
 
 class UpscaleService:
-    """Decodes and encodes images in threads, few large ones at a time."""
+    """Decodes and encodes images in threads; only a few large ones at the same time."""
 
     def __init__(
         self,

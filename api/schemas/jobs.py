@@ -66,7 +66,10 @@ class JobResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job, estimate: WaitEstimate = UNKNOWN) -> Self:
-        """Return the response body of a job; `estimate` says how long it may wait."""
+        """Return the response body of a job.
+
+        `estimate` says how long the job is going to wait or run.
+        """
         return cls.model_validate(job_fields(job, estimate))
 
 
@@ -75,7 +78,10 @@ class JobPage(Page[JobResponse]):
 
 
 def job_fields(job: Job, estimate: WaitEstimate = UNKNOWN) -> dict[str, Any]:
-    """Return the fields of a job's response body; `estimate` says how long it may wait."""
+    """Return the fields of a job's response body, keyed by name.
+
+    `estimate` says how long the job is going to wait or run.
+    """
     copied = ("id", "kind", "status", "progress", "model", "version", "seed", "request", "request_id", "attempts")
     path = f"/v1/jobs/{job.id}"
     links = ("events", "result", "cancel", "preview", *(("deliveries",) if job.webhook else ()))

@@ -99,9 +99,9 @@ class TrainingResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job, estimate: WaitEstimate = UNKNOWN, **more: Any) -> Self:
-        """Return the response body of a training; `estimate` says how long it may wait or run.
+        """Return the response body of a training, with the further fields `more`.
 
-        `more` are further fields of the body.
+        `estimate` says how long the training is going to wait or run.
         """
         fields = job_fields(job, estimate)
         request = fields.pop("request")

@@ -39,7 +39,7 @@ def _openai_model(ref: str, model: ModelResponse) -> OpenAIModel:
 
 
 def unix_time(text: str | None) -> int:
-    """Return an ISO 8601 time as Unix time in seconds; 0 if `text` is None or no such time."""
+    """Return an ISO 8601 time as Unix time in seconds; 0 if `text` is None or not valid."""
     try:
         return int(datetime.fromisoformat(text or "").timestamp())
     except ValueError:
