@@ -42,7 +42,7 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, oldest first; an empty list if the caller may not use the model."""
+        """Return a model's versions, oldest first; an empty list if the caller may not use it."""
         return self._registry.versions(name) if self._visible(name) else []
 
 
@@ -173,10 +173,11 @@ class Permissions:
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
         """Make the caller the owner of a new resource, before it is stored, and set `shared`.
 
-        `shared` says whether everybody may use the resource. For an existing resource only `shared`
-        is set, unless it is None. Raises ConflictError if the name is that of a resource which the
-        caller may not use, ForbiddenError if the caller may use that resource but not change it,
-        and InvalidError if `shared` is False and the resource has no owner.
+        `shared` says whether everybody may use the resource. The owner of an existing resource
+        stays, and its `shared` is set only if the parameter is not None. Raises ConflictError if
+        the name is that of a resource which the caller may not use, ForbiddenError if the caller
+        may use that resource but not change it, and InvalidError if `shared` is False and the
+        resource has no owner.
         """
         exists = await self.check_new(kind, name, caller)
         own = self.ownership(kind, name)

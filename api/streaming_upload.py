@@ -141,7 +141,7 @@ class StreamingUpload:
 
 
 class _FormCallbacks:
-    """The callbacks of a form's parser: collect the headers and data of one part after another."""
+    """The callbacks of a form's parser, which collect the headers and data of each part in turn."""
 
     def __init__(self, upload: StreamingUpload) -> None:
         self._upload = upload

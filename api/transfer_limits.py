@@ -1,4 +1,4 @@
-"""Limits transfers over HTTP connections: a minimum rate, and the memory of write buffers."""
+"""Limits HTTP connections: a minimum rate of transfers, and the memory of write buffers."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ class ProgressCredit:
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
         """Subtract the elapsed time from `left_s`, and add the time that the moved bytes earn.
 
-        It is the time that `moved_bytes` bytes take at the minimum rate.
+        They earn the time that they take at the minimum rate; `left_s` never exceeds the time-out.
         """
         self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
 
@@ -47,7 +47,7 @@ class StalledWrites:
     """
 
     def __init__(self, limit: int) -> None:
-        """Allow at most `limit` bytes in all buffers together."""
+        """Allow at most `limit` bytes in all counted write buffers together."""
         self._limit = limit
         self._sizes: dict[asyncio.Transport, int] = {}
         self.held = 0

@@ -92,7 +92,10 @@ class PassTiming:
 
 
 class BatchScheduler:
-    """Holds the requests without a complete result, in groups, and the batches in flight."""
+    """Holds the requests without a complete result, in groups, and forms batches of their rows.
+
+    `in_flight` has the batches that were sent and have not completed, keyed by id.
+    """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without requests; `clock` returns the present time, in monotonic seconds."""

@@ -169,7 +169,7 @@ def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
 
 
 def _reduce(colours: Colours, factor: int) -> bytes:
-    """Return a PNG of the middle pixel of each block of `factor` × `factor` pixels."""
+    """Return a PNG made of the middle pixel of each block of `factor` × `factor` pixels."""
     picture = colours.image.convert("L" if colours.image.mode in {"1", "L"} else "RGB")
     if colours.alpha is not None:
         picture.putalpha(Image.fromarray(colours.alpha))
