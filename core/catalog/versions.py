@@ -64,7 +64,10 @@ class Versions:
             pointers.setdefault(name, {})["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
-        """Let a model have no candidate any more, if its candidate is still this version."""
+        """Remove the pointer to a model's candidate, if the candidate is still this version.
+
+        The model then has no candidate.
+        """
         with self._update() as pointers:
             if pointers.get(name, {}).get("next") == version:
                 del pointers[name]["next"]

@@ -1,9 +1,10 @@
 """Convert an uploaded dataset: `python -m core.datasets.convert FOLDER OPTIONS [PARENT_PID]`.
 
-The API starts this as a child process, to keep hostile files and Pillow's memory out of its own. It
-reads FOLDER/file (IDX, gzipped or not, NPZ, or a ZIP of images) and FOLDER/labels in batches, in
-bounded memory. OPTIONS is JSON. It writes FOLDER/made/train.npy, validation.npy, test.npy and
-labels.npy, and prints the dataset's description as JSON, or the problem.
+The API runs this program as a child process, which keeps hostile files and Pillow's memory out of
+the API. The program reads FOLDER/file (IDX, gzipped or not, NPZ, or a ZIP of images) and
+FOLDER/labels in batches, in bounded memory. It writes FOLDER/made/train.npy, validation.npy,
+test.npy and labels.npy, and prints the dataset's description as JSON, or the problem. OPTIONS is
+JSON. If the process PARENT_PID ends, the program is killed.
 """
 
 import hashlib

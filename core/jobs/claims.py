@@ -157,8 +157,8 @@ class JobClaims(JobQueries):
     def defer(self, claim: Claim, problem: Problem, max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored now.
 
-        The job can be claimed again after 1 to 30 s, longer the longer it has been deferred; no
-        attempt is charged. If its result still cannot be stored `max_wait_s` seconds after the
+        The job can be claimed again after a delay, which grows from 1 to 30 s with each deferral;
+        no attempt is charged. If its result still cannot be stored `max_wait_s` seconds after the
         first deferral, the job fails with `problem`. `size_bytes` is the size of the result, 0 if
         it is unknown. Returns True; False, and writes nothing, if the claim is no longer valid.
         """
@@ -271,9 +271,9 @@ def queue_of(kind: str) -> str:
 
 
 def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add those pairs of queue and owner to the table `claim_order` that are not in it.
+    """Add the pairs of queue and owner that the table `claim_order` lacks.
 
-    A new pair counts as never claimed, so jobs of this owner are claimed before those of others.
+    A new pair counts as never claimed, so jobs of its owner are claimed before those of others.
     """
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:

@@ -56,9 +56,9 @@ class JobQueries:
         migrate(self.engine)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
-        """Return the job with this id; None if there is none or if it has not this `owner`.
+        """Return the job with this id, or None if there is none.
 
-        `owner` None matches all owners.
+        With `owner`, a job of another owner counts as missing.
         """
         query = sa.select(jobs).where(jobs.c.id == job_id)
         if owner is not None:
