@@ -60,9 +60,10 @@ LOG_VARIANCE_LIMIT = 30.0  # outside training: beyond it the squares of z overfl
 
 @dataclass(frozen=True)
 class Config:
-    """Networks, likelihood and objective.
+    """Configuration of a VAE: image shape, networks, likelihood and objective.
 
-    The defaults are the shape of MNIST's images and two hidden layers of 512 units.
+    By default the images have MNIST's shape, and encoder and decoder have two hidden layers of 512
+    units each.
     """
 
     channels: int = option(1, minimum=1, maximum=4)
@@ -108,15 +109,15 @@ def log_prior(z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
 
 
 def reparameterise(mean: Latents, log_variance: Latents, noise: LatentSamples) -> LatentSamples:
-    """Return z = μ + σ ⊙ ε with ε = `noise` ~ N(0, I) (AEVB eq. 4)."""
+    """Return the samples z = μ + σ ⊙ ε with ε = `noise` ~ N(0, I) (AEVB eq. 4)."""
     return torch.addcmul(mean[:, None], (0.5 * log_variance).exp()[:, None], noise)
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """Return the naive estimator of the gradient, by the score function (AEVB §2.2).
+    """Return numbers whose gradient is the naive estimator, by the score function (AEVB §2.2).
 
-    The gradient of the result is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x). `signal` is f(zₗ), treated as
-    constant; `log_q` must be computed at samples zₗ without gradient.
+    The gradient is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x); the values have no meaning. `signal` is f(zₗ),
+    which is treated as constant. `log_q` is log q_φ(zₗ|x), computed at samples zₗ without gradient.
     """
     return (signal.detach() * log_q).mean(dim=1)
 
@@ -132,22 +133,23 @@ def sgvb_b(log_p_x: PerSample, kl: PerImage) -> PerImage:
 
 
 def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
-    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) from the bounds L̃ of M images, with N = `total` (AEVB eq. 8).
+    """Return the estimate L(X) ≃ (N/M) Σᵢ L̃(xᵢ) of the bound of a data set (AEVB eq. 8), in nats.
 
+    `bounds` has the bounds L̃ of M images, and N = `total` is the number of images in the data set.
     N/M scales the reconstruction and the KL term alike.
     """
     return total / bounds.shape[0] * bounds.sum()
 
 
 def kl_to_prior(mean: Latents, log_variance: Latents) -> PerImage:
-    """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (AEVB eq. 10)."""
+    """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) in nats (AEVB eq. 10); p is N(0, I)."""
     return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
 
 def log_bernoulli(x: Pixels, logits: Float[Tensor, "B L D"]) -> PerSample:
     """Return log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a) (AEVB eq. 11).
 
-    a is `logits`. It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
+    a is `logits`; the sum runs over the pixels, and is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
     """
     return (logits * x[:, None]).sum(-1) - functional.softplus(logits).sum(-1)
 
@@ -158,18 +160,18 @@ def log_gaussian(x: Pixels, mean: Float[Tensor, "B L D"], log_variance: Float[Te
 
 
 def iwae_bound(log_w: PerSample) -> PerImage:
-    """Return the bound L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x) (IWAE §3).
+    """Return the bound L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x), in nats (IWAE §3).
 
-    E L_K rises with K to log p(x).
+    `log_w` is log wₖ. The expectation of L_K rises with K to log p(x).
     """
     return sampling.log_mean_exp(log_w)
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, except that the backward pass multiplies the gradient by given factors.
+    """The identity function, whose backward pass multiplies the gradient by factors.
 
-    `factors` is an empty list, to which the caller appends the factors (B, K) before the backward
-    pass.
+    `factors` is a list that the caller leaves empty, and to which it appends a tensor (B, K) before
+    the backward pass.
     """
 
     @staticmethod
@@ -187,10 +189,10 @@ class _ScaleGradient(torch.autograd.Function):
 def dreg_bound(
     log_joint: Callable[[LatentSamples], PerSample], mean: Latents, log_variance: Latents, noise: LatentSamples
 ) -> PerImage:
-    """Return the bound L_K with the doubly reparameterized gradient (DReG eq. 8).
+    """Return the bound L_K with the doubly reparameterized gradient (DReG eq. 8), in nats.
 
-    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw; the score term of
-    log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are
+    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ) with w̃ₖ = wₖ/Σw; the score term of
+    log q(z|x) is left out. The decoder's gradient is the usual Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are
     unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x, z), in nats.
     """
     factors: list[Tensor] = []  # filled below: w̃ depends on z, and only the backward pass needs it
@@ -207,7 +209,8 @@ def dreg_bound(
 def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
     """Return the hidden layers of a multi-layer perceptron (AEVB appendix C).
 
-    An activation follows each linear layer.
+    `widths` has the number of inputs and then the units of each layer. The function `activation`
+    follows each linear layer.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -218,7 +221,7 @@ def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 class Gaussian(nn.Module):
     """A network that returns mean and log variance of a diagonal normal (AEVB appendix C.2).
 
-    With `unit` the mean is in (0, 1).
+    With `unit` its means are in (0, 1), as pixels are.
     """
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str, *, unit: bool = False) -> None:
@@ -229,10 +232,10 @@ class Gaussian(nn.Module):
         self.unit = unit
 
     def forward(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B O"], Float[Tensor, "*B O"]]:
-        """Return mean and log variance in float32, also under autocast.
+        """Return mean and log variance; they are float32 under autocast, too.
 
-        Without gradients the log variance is clamped to ±`LOG_VARIANCE_LIMIT`, so that every
-        estimate is finite.
+        While gradients are not recorded, the log variance is clamped to ±`LOG_VARIANCE_LIMIT`, so
+        that every estimate is finite.
         """
         h = self.trunk(x)
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float()
@@ -250,7 +253,7 @@ class Bernoulli(nn.Module):
         self.logits = Linear(widths[-1], outputs)
 
     def forward(self, z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B D"]:
-        """Return the logits in float32, also under autocast."""
+        """Return the logits of the pixels; they are float32 under autocast, too."""
         logits: Tensor = self.logits(self.trunk(z))
         return logits.float()
 
@@ -263,7 +266,7 @@ _OUTPUT = option("means", choices=("means", "draws"), description="the mean of e
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: temperature and truncation of the prior, and the kind of output."""
+    """Options of `sample`: temperature and truncation of the prior; means or draws as pixels."""
 
     output: str = _OUTPUT
     temperature: float = option(1.0, above=0.0, maximum=2.0, description="standard deviation of the prior")
@@ -274,7 +277,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class ManifoldOptions:
-    """Options of `manifold`: the size of the grid."""
+    """Options of `manifold`: the number of cells along each side of the grid."""
 
     size: int = option(20, minimum=1, maximum=64, description="cells a side; row i of the answer is cell i, row-major")
 
@@ -288,7 +291,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Options of `reconstruct`: whether input, code and output are random draws."""
+    """Options of `reconstruct`: binarization, and whether codes and pixels are means or draws."""
 
     binarization: str = _BINARIZATION
     code: str = option("mean", choices=("mean", "draw"), description="decode the mean of q(z|x), or a seeded draw")
@@ -297,9 +300,10 @@ class ReconstructOptions:
 
 @dataclass(frozen=True)
 class InterpolateOptions:
-    """Options of `interpolate`: binarization, and `steps`, the number of frames.
+    """Options of `interpolate`: how images are binarized, and the number of frames.
 
-    Row i is frame i: frame 0 decodes the first image, frame `steps` − 1 the second.
+    Row i of a request is the frame with the index i, from 0, of a path of `steps` frames. The first
+    frame decodes the image `first`, and the last frame the image `second`.
     """
 
     binarization: str = _BINARIZATION
@@ -308,7 +312,7 @@ class InterpolateOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, which returns minus the lower bound (SGVB B)."""
+    """Options of `energy`, which returns minus the lower bound (SGVB B): binarization and draws."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -317,9 +321,9 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`: binarization and number of samples.
+    """Options of `log_likelihood`: how images are binarized, and the number of importance samples.
 
-    There are at least two samples, because a standard error needs them.
+    It is at least two, because the standard error of one sample is undefined.
     """
 
     UNIT: ClassVar[str] = "nats"
@@ -331,10 +335,9 @@ class LikelihoodOptions:
 
 
 class Model(nn.Module):
-    """The decoder p(x|z), the encoder q(z|x) and their operations.
+    """A variational auto-encoder: the decoder p(x|z), the encoder q(z|x) and their operations.
 
-    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization`
-    says.
+    `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -354,7 +357,8 @@ class Model(nn.Module):
     def initialise(self, rows: RowStreams) -> None:
         """Draw every parameter from N(0, 0.1²) (AEVB §5) if `config.init` is "normal".
 
-        Otherwise draw it uniformly from ±1/√fan-in, torch's default.
+        Otherwise draw them uniformly from ±1/√fan-in, torch's default. `rows` has one row, which
+        draws all parameters.
         """
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
@@ -366,8 +370,9 @@ class Model(nn.Module):
                 parameter.data.copy_(values[0].view_as(parameter))
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them; `manifold` only with two latent
-        dimensions.
+        """Return the description of each operation in the format of the card, by name.
+
+        The operation `manifold` is only there for a model with two latent dimensions.
         """
         return describe(self, without=() if self.config.latents == 2 else ("manifold",))
 
@@ -377,7 +382,7 @@ class Model(nn.Module):
     def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
         """Draw z ~ p(z) and decode it; return `images` (B, C, H, W) in 0 … 1.
 
-        The option `output` chooses the means of p(x|z) or draws from it.
+        They are means of p(x|z) or draws from it, as the option `output` says.
         """
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
@@ -389,9 +394,9 @@ class Model(nn.Module):
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
         """Return `images`, the means of p(x|z) on a grid of the latent plane (AEVB appendix A).
 
-        Row i of the request is cell i of the grid, counted line by line: z₁ varies within a line,
-        z₂ from line to line. Raises ValueError if the model does not have two latent dimensions, or
-        if a row's number is not below the number of cells.
+        The row with the number i decodes cell i of the grid, whose cells are counted line by line:
+        z₁ varies within a line, z₂ from line to line. Raises ValueError if the model does not have
+        two latent dimensions, or if a row's number is not below the number of cells.
         """
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
@@ -404,9 +409,9 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
-        """Encode and decode images; return `images` (B, C, H, W) in 0 … 1.
+        """Encode images and decode the codes; return `images` (B, C, H, W) in 0 … 1.
 
-        The option `output` chooses the means of p(x|z) or draws from it.
+        They are means of p(x|z) or draws from it, as the option `output` says.
         """
         mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         z = mean
@@ -418,11 +423,12 @@ class Model(nn.Module):
     def interpolate(
         self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
     ) -> dict[str, Any]:
-        """Decode points on the straight line between the encodings of two images; return `images`.
+        """Decode points on the straight line between the codes of two images; return `images`.
 
-        Row i of the request is frame i, at the fraction i/(steps − 1) of the way from the first
-        image to the second. Both images are binarized with the numbers of row 0, so that all frames
-        lie on one line. Raises ValueError if a row's number is not below `steps`.
+        The row with the number i, from 0, gets the point at the fraction i/(steps − 1) of the way
+        from the image `first` to `second`. Both images are binarized with the random numbers of row
+        0, so that all rows have the same line. Raises ValueError if a row's number is not below
+        `steps`.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")
@@ -437,7 +443,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Return `mean` and `standard_deviation` of q(z|x) (AEVB eq. 9), (B, J) each."""
+        """Return mean and standard deviation of q(z|x) (AEVB eq. 9).
+
+        The fields are `mean` and `standard_deviation`, (B, J) each.
+        """
         mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         deviation = (0.5 * log_variance).exp()
         return {"mean": mean, "standard_deviation": deviation, "binarization": options.binarization}
@@ -455,14 +464,14 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: State = None
     ) -> Result:
-        """Estimate log p(x) in nats by the importance-weighted bound (IWAE): the log of the mean of
-        `k` weights.
-
-        Each call computes `SAMPLES_PER_CALL` samples, and returns a `Continuation` until all `k`
-        are done. `state` is None in the first call, later the state of the previous `Continuation`.
+        """Estimate log p(x) by the importance-weighted bound (IWAE) with K = `k` samples, in nats.
 
         The result has `log_p` (B,), its `standard_error` (B,) by the delta method, both in nats,
         and `effective_sample_size` (B,), which is (Σw)²/Σw² for weights w, between 1 and `k`.
+
+        Each call draws at most `SAMPLES_PER_CALL` samples, and every call but the last returns a
+        `Continuation`. `state` is None in the first call, later the state of the previous
+        `Continuation`.
         """
         weights = sampling.ImportanceWeights.resume(state, len(rows), images.device)
         count = min(SAMPLES_PER_CALL, options.k - weights.done)
@@ -480,16 +489,16 @@ class Model(nn.Module):
         }
 
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return log w = log p(x, z) − log q(z|x) of importance samples z ~ q(z|x), in nats.
+        """Return log p(x, z) − log q(z|x) of `count` importance samples z ~ q(z|x), in nats.
 
-        They are the samples `first` … `first + count − 1` of each row.
+        Each row of `rows` has a sequence of samples; those from number `first` on are drawn.
         """
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)
         return self._log_w(x, mean, log_variance, noise)
 
     def log_p_x(self, x: Pixels, z: LatentSamples) -> PerSample:
-        """Return log p(x|z) of every sample (AEVB eq. 11 or 12), in nats."""
+        """Return log p(x|z) of every sample z, in nats (AEVB eq. 11 or 12)."""
         if isinstance(self.decoder, Bernoulli):
             return log_bernoulli(x, self.decoder(z))
         return log_gaussian(x, *self.decoder(z))
@@ -497,10 +506,10 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return minus the bound of each image, in nats.
+        """Return minus the lower bound of log p(x) for each image, in nats.
 
-        The config's `objective` chooses the bound. Images are used as given. Before the epoch
-        `single_sample_epochs` one sample is drawn, later `config.samples`.
+        `config.objective` chooses the bound. Images are not binarized here. Before the epoch
+        `config.single_sample_epochs` one sample per image is drawn, from then on `config.samples`.
         """
         x = images.flatten(1)
         count = 1 if epoch < self.config.single_sample_epochs else self.config.samples
@@ -520,12 +529,13 @@ class Model(nn.Module):
     def evaluate(
         self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
     ) -> Figures:
-        """Measure a model on images; return the card's metrics.
+        """Measure the model on `images`; return metrics for its card.
 
-        They are −log p(x), the bounds L_K for K = 1, 10, … `k`, in nats, and the number of active
-        units. L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16"
-        applies to the decoder's matrix products only. `report` gets the number of images done.
-        Raises ValueError if `k` is less than 10.
+        They are −log p(x) and the bounds L_K for K = 1, 10, … `k`, in nats, and the number of
+        active latent units. For K < k, the k samples of an image are divided into k/K groups, over
+        whose bounds is averaged. With `precision` "bfloat16", the decoder's matrix products are in
+        bfloat16. `report` is called with the number of images done. Raises ValueError if `k` is
+        less than 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
@@ -546,9 +556,9 @@ class Model(nn.Module):
         return _figures(sizes, torch.cat(bounds), torch.cat(errors), means, precision)
 
     def _log_w(self, x: Pixels, mean: Latents, log_variance: Latents, noise: LatentSamples) -> PerSample:
-        """Return log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε, in nats.
+        """Return log p(x, z) − log q(z|x) at the samples z = μ + σ ⊙ ε with ε = `noise`, in nats.
 
-        log q depends on ε only, and the terms log 2π cancel.
+        log p(z) − log q(z|x) is computed at once, so that the terms log 2π cancel.
         """
         z = reparameterise(mean, log_variance, noise)
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
@@ -572,17 +582,18 @@ class Model(nn.Module):
 
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
-    """Return the mean (B,) of the bounds L_K, K = `size`, of the k/K groups of K samples."""
+    """Return the mean of L_K over the groups of K = `size` weights of each image, shape (B,)."""
     return iwae_bound(log_w.view(-1, size)).view(len(log_w), -1).mean(dim=1)
 
 
 def _figures(
     sizes: list[int], bounds: Float[Tensor, "B S"], errors: PerImage, means: Latents, precision: str
 ) -> Figures:
-    """Return the metrics in the card's format.
+    """Return the metrics of an evaluation in the format of the card.
 
-    `bounds` (B, S) are the bounds L_K of each image for every K in `sizes`, `errors` (B,) the
-    standard errors of the last of them, and `means` (B, J) the means of q(z|x).
+    `bounds` (B, S) has the bounds L_K of each image for every K in `sizes`, `errors` (B,) the
+    standard errors of the last of them, and `means` (B, J) the means of q(z|x). `precision` is that
+    of the matrix products.
     """
     count = len(bounds)
     errors_of_mean = bounds.std(dim=0) / math.sqrt(count)

@@ -63,10 +63,10 @@ def build_optimizers(
 def _build_optimizer(
     parameters: list[nn.Parameter], kind: str, rate: float, training: Training, count: int
 ) -> torch.optim.Optimizer:
-    """Return the optimizer `kind` ("adam", "adagrad" or "sgd") with learning rate `rate`.
+    """Return an optimizer of `parameters` by its name `kind`: "adam", "adagrad" or "sgd".
 
-    `count` is the number of training images. If the recipe has a N(0, 1) prior of the weights, the
-    weight decay is 1/`count`, otherwise 0.
+    `rate` is the learning rate and `count` the number of training images. If the recipe has a N(0,
+    1) prior of the weights (`weight_prior`), the weight decay is 1/`count`, otherwise 0.
     """
     decay = 1.0 / count if training.weight_prior else 0.0
     if kind == "sgd":
@@ -78,9 +78,10 @@ def _build_optimizer(
 
 
 def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of the step in `epoch` that follows `steps` steps of the training.
+    """Return the learning rate of the next step of a training that has done `steps` steps.
 
-    A linear warm-up is followed by the recipe's `decay`.
+    `epoch`, counted from 0, is the epoch of that step. The rate rises linearly during the recipe's
+    warm-up and then follows its `decay`.
     """
     warmup = min(1.0, (steps + 1) / max(1, training.warmup_steps))
     if training.decay == "drop" and epoch >= training.drop_from:
@@ -95,9 +96,9 @@ def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: 
 
 
 def epochs_at_constant_rate(training: Training) -> float:
-    """Return for how many epochs the learning rate stays at its initial value after the warm-up.
+    """Return the number of epochs in which the learning rate, after a warm-up, is the initial one.
 
-    It does not depend on the recipe's number of epochs: infinity for the decay "constant", 0 for
-    "cosine", otherwise `drop_from`.
+    It is infinite for the decay "constant", 0 for "cosine", and otherwise `training.drop_from`; the
+    training's number of epochs has no effect.
     """
     return {"constant": math.inf, "cosine": 0}.get(training.decay, training.drop_from)

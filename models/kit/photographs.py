@@ -1,9 +1,9 @@
-"""Training photographs for super-resolution, divided into patches of 96×96 pixels.
+"""Cut photographs into patches of 96×96 pixels, on which super-resolution is trained.
 
 The 47 photographs are in four Debian packages, which are verified by SHA-256. Each photograph is
 used at a half, a third and a quarter of its size, which removes JPEG artefacts and makes edges as
-sharp as in small images. Patches overlap, and those with the most structure are kept; five
-photographs are held back for validation (`TUNING`). None is a test photograph of
+sharp as in small images. Patches overlap; those with the most structure are kept. The patches of
+five photographs (`TUNING`) are for validation. None is a test photograph of
 `benchmarks/superres.py`.
 """
 
@@ -41,12 +41,11 @@ INSTRUCTIONS = (
 
 
 def patches(folder: Path) -> tuple[np.ndarray, str]:
-    """Return the training patches followed by the validation patches, and the SHA-256 of their
-    bytes.
+    """Return the patches, those for training first, then those for validation, and their SHA-256.
 
-    The patches are uint8 (N, 3, 96, 96), memory-mapped. The first call makes them from the
-    photographs and stores them in `folder`. Raises ValueError if the photographs are missing; the
-    message says how to get them.
+    The patches are uint8 (N, 3, 96, 96), memory-mapped. The first call cuts them from the
+    photographs and stores them in `folder`; the hash is that of their bytes, in hex. Raises
+    ValueError if the photographs are missing; the message says how to get them.
     """
     cache = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
     if not cache.is_file():
@@ -56,9 +55,9 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Return the paths of the 47 photographs, keyed by name; download their packages if necessary.
+    """Return the paths of the 47 photographs, by name; download their packages if they are missing.
 
-    Raises ValueError if they are missing and cannot be downloaded.
+    Raises ValueError if that is not possible.
     """
     root = _files(folder)
     paths: dict[str, Path] = {}
@@ -79,15 +78,16 @@ def photographs(folder: Path) -> dict[str, Path]:
 
 
 def smaller(photograph: Image.Image, factor: int) -> Image.Image:
-    """Return the photograph at 1/factor of its size, by the antialiased Lanczos filter."""
+    """Return a photograph at 1/`factor` of its size in pixels, by an antialiased Lanczos filter."""
     width, height = photograph.size
     return photograph.resize((width // factor, height // factor), Image.Resampling.LANCZOS)
 
 
 def structure(patch: np.ndarray) -> float:
-    """Return the mean absolute difference of neighbouring pixels, in grey levels.
+    """Return how much neighbouring pixels of a patch differ on average, in grey levels.
 
-    `patch` is (H, W, 3). The result is near 0 for sky.
+    `patch` is (H, W, 3). The result is the sum of the mean absolute differences along both axes of
+    the grey values; it is near 0 for sky.
     """
     grey = patch.astype(np.float32).mean(axis=2)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
@@ -124,9 +124,10 @@ def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> 
 
 
 def _files(folder: Path) -> Path:
-    """Return the folder of the packages' files; download and unpack the packages if it is missing.
+    """Return the folder of the unpacked Debian packages; download and unpack them if it is missing.
 
-    Raises ValueError if that is not possible, or if a package has another SHA-256.
+    Raises ValueError if that is not possible, or if a package has another SHA-256 than the known
+    one.
     """
     files = folder / "files"
     if files.is_dir():

@@ -21,11 +21,11 @@ LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the head
 
 @torch.no_grad()
 def preview(model: nn.Module, images: ByteImages, seed: int) -> bytes | None:
-    """Return a PNG of the model's output for a seed, with default options.
+    """Return a PNG that shows the output of a model with default options, drawn with `seed`.
 
-    None if the model has no operation that returns images, or if it rejects its default options. A
-    model without `sample` reconstructs `images`, or enlarges reduced copies of them. The model's
-    training mode is restored.
+    A model without the operation `sample` shows reconstructions of `images`, or enlarged copies of
+    reduced `images`. The result is None if the model has none of these operations, or if it rejects
+    its default options. The model's training mode is restored.
     """
     family_model: Any = model
     operations = family_model.operations()
@@ -59,9 +59,10 @@ def preview(model: nn.Module, images: ByteImages, seed: int) -> bytes | None:
 
 
 def image_grid(images: Float[Tensor, "B C H W"], columns: int | None = None, margin_px: int = 0) -> Image.Image:
-    """Return a PIL image with a grid of `images` (in 0 … 1) on black, `columns` per row.
+    """Return a PIL image with a grid of `images` (in 0 … 1) on black, `columns` in each line.
 
-    By default the grid is as square as possible. `margin_px` is the space between two images.
+    By default the grid is as square as possible. `margin_px` is the space between two images in
+    pixels.
     """
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -82,9 +83,9 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _downscale(pictures: Float[Tensor, "B C H W"], scale: int, margin: int) -> Float[Tensor, "B C h w"]:
-    """Return the images reduced by `scale`, with a margin of `margin` pixels on every side.
+    """Return images reduced by `scale`, with a margin of `margin` pixels added on every side.
 
-    The margin repeats the edge; `upscale` removes it again.
+    The margin repeats the pixels of the edge; the operation `upscale` removes the margin again.
     """
     small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
     return functional.pad(small.clamp(0, 1), (margin,) * 4, mode="replicate")

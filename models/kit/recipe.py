@@ -1,4 +1,4 @@
-"""A recipe: everything that determines the result of a training."""
+"""Define recipes, which have everything that determines the result of a training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from models.kit.schema import from_json, option, to_json
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained.
+    """The settings of a training: optimizer, learning rate, batches, epochs, validation and more.
 
-    The family's `Config` says what the model is and which objective is optimised.
+    The family's `Config` has the settings of the model and of its objective.
     """
 
     epochs: int = option(20, minimum=1, maximum=100000, description="passes over the training images")
@@ -70,9 +70,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: family, data, seed, the family's `Config` and the `Training`.
+    """Everything that determines the result of a training: equal recipes give the same weights.
 
-    Two runs of one recipe give the same weights.
+    `config` is an instance of the family's class `Config`; `data` is the name or path of a data
+    set; `summary` describes the model in its card.
     """
 
     family: str
@@ -107,6 +108,6 @@ class Recipe:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON values, with every default written out."""
+        """Return the recipe as JSON values, including all fields that have their default."""
         fields = {name: getattr(self, name) for name in ("family", "name", "summary", "data", "seed")}
         return {**fields, "config": to_json(self.config), "training": to_json(self.training)}

@@ -1,4 +1,7 @@
-"""Antialiased bicubic downsampling as separable matrices, with its adjoint and right inverse."""
+"""Reduce images by antialiased bicubic downsampling U, and apply its adjoint and right inverse.
+
+U is separable: U(y) = A y Bᵀ with a matrix for each axis.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,9 +14,9 @@ from models.kit.shapes import Float, Images, Tensor
 
 @dataclass(frozen=True)
 class Downsampling:
-    """The downsampling U(y) = A y Bᵀ and its adjoint Uᵀ(x) = Aᵀ x B.
+    """The downsampling U(y) = A y Bᵀ of images y, and its adjoint Uᵀ(x) = Aᵀ x B.
 
-    A is `rows` and B is `columns`.
+    The attributes `rows` and `columns` are the matrices A and B.
     """
 
     rows: Float[Tensor, "h H"]
@@ -35,9 +38,10 @@ class Downsampling:
 
 @dataclass(frozen=True)
 class Projection:
-    """The projection y + U⁺(x − U(y)) with U⁺ = Uᵀ(UUᵀ)⁻¹, where U is the downsampling `u`.
+    """The projection of y onto the images whose downsampling is x: y + U⁺(x − U(y)).
 
-    The result is the image nearest to y whose downsampling is x.
+    U is the downsampling `u`, and U⁺ = Uᵀ(UUᵀ)⁻¹. Of all these images, the result is the nearest to
+    y.
     """
 
     u: Downsampling
@@ -45,24 +49,29 @@ class Projection:
     columns: Float[Tensor, "W w"]
 
     def __call__(self, high: Images, low: Float[Tensor, "B C h w"]) -> Images:
-        """Return the image nearest to `high` whose downsampling is `low`; values may leave 0 … 1 a
-        little.
+        """Return the image nearest to `high` whose downsampling is `low`.
+
+        Its values may be slightly outside 0 … 1.
         """
         return high + _separable_product(self.rows, low - self.u(high), self.columns)
 
 
 @lru_cache(maxsize=32)
 def bicubic(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Downsampling:
-    """Return the downsampling to `height` × `width` from `scale` times that size; cached."""
+    """Return the bicubic downsampling by the factor `scale` to images of `height` × `width`.
+
+    Results are cached.
+    """
     with torch.inference_mode(mode=False):
         return Downsampling(*(_bicubic_matrix(size, scale).float().to(device) for size in (height, width)))
 
 
 @lru_cache(maxsize=32)
 def projection(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Projection:
-    """Return the projection onto the images whose downsampling (see `bicubic`) is a given image.
+    """Return the projection onto the images whose bicubic downsampling by `scale` is a given image.
 
-    `height` and `width` are those of the low resolution.
+    `height` and `width` are those of the given image, which has the low resolution. Results are
+    cached.
     """
     with torch.inference_mode(mode=False):
         inverses = [_right_inverse(_bicubic_matrix(size, scale)).float().to(device) for size in (height, width)]
@@ -72,18 +81,18 @@ def projection(height: int, width: int, scale: int, device: torch.device | str =
 def _separable_product(
     rows: Float[Tensor, "H h"], low: Float[Tensor, "B C h w"], columns: Float[Tensor, "W w"]
 ) -> Float[Tensor, "B C H W"]:
-    """Return R x Cᵀ, with R = `rows`, x = `low` and C = `columns`."""
+    """Return R x Cᵀ for each channel x of `low`, with the matrices R = `rows` and C = `columns`."""
     return linear(linear(low.mT, rows).mT, columns)
 
 
 def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
-    """Return Aᵀ(AAᵀ)⁻¹."""
+    """Return Aᵀ(AAᵀ)⁻¹, the right inverse of the matrix A = `a`."""
     inverse: Tensor = torch.linalg.solve(a @ a.T, a).T
     return inverse
 
 
 def _bicubic_matrix(size: int, scale: int) -> Float[Tensor, "n m"]:
-    """Return the matrix (size, size·scale) of bicubic downsampling along one axis.
+    """Return the matrix (size, size·scale) of bicubic downsampling by `scale` along one axis.
 
     Keys' cubic filter (a = −½) is stretched by the scale, truncated at the border and renormalised,
     as in Pillow.

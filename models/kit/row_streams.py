@@ -1,6 +1,4 @@
-r"""Random numbers that depend only on (seed, row, stream).
-
-So the values of a row do not depend on its batch.
+r"""Compute random numbers that depend only on seed, row and stream, and so not on the batch.
 
 Generator: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011), a bijection of a 128-bit counter under a 64-bit key. Here the key is the two halves of the
@@ -30,7 +28,7 @@ LATENT, BINARIZE, OUTPUT, SHUFFLE, CHOICE, FIRST_FREE = range(6)
 
 
 def _round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
-    """Return Philox's two multipliers and the key increment of each round."""
+    """Return Philox's two multipliers, and the increments of the key in each of its rounds."""
     multipliers = torch.tensor(MULTIPLIERS, device=device)
     increments = torch.arange(ROUNDS, device=device)[:, None] * torch.tensor(WEYL, device=device)
     return multipliers, increments
@@ -38,18 +36,19 @@ def _round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Te
 
 @lru_cache(maxsize=16)
 def _cached_round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
-    """Return Philox's constants from the cache, usable inside and outside inference mode.
+    """Return Philox's two multipliers and the key's increments of each round, from a cache.
 
-    They are the two multipliers and the key increment of each round.
+    The tensors can be used in inference mode and outside it.
     """
     with torch.inference_mode(mode=False):
         return _round_constants(device)
 
 
 def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[Tensor, "4 *n"]:
-    """Return Philox4x32-10 of 32-bit words, which are stored in int64.
+    """Return the Philox4x32-10 random words of each counter in `counter` under its key in `key`.
 
-    The key's shape broadcasts to the counter's.
+    All words have 32 bits and are stored in int64. The shape of the keys broadcasts to that of the
+    counters.
 
     The product of two 32-bit words overflows int64, but its bits are right: an arithmetic shift and
     a mask give the high word. The word pairs (c0, c2) and (c1, c3) are processed together, so that
@@ -72,9 +71,10 @@ def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[
 # See docs/decisions.md#a-rows-random-numbers-come-from-philox
 @dataclass(frozen=True)
 class RowStreams:
-    """The random streams of a batch: row i draws from (seed[i], row[i]).
+    """The random streams of the rows of a batch: row i has the seed seed[i] and the number row[i].
 
-    0 ≤ seed < 2⁶³ and row ≥ 0.
+    0 ≤ seed < 2⁶³ and row ≥ 0. A stream, which is a number, selects one of a row's sequences of
+    random numbers.
     """
 
     seed: Int[Tensor, "B"]
@@ -82,9 +82,9 @@ class RowStreams:
 
     @classmethod
     def range(cls, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> "RowStreams":
-        """Return rows `first` … `first + count − 1` of one seed.
+        """Return the streams of rows `first` … `first + count − 1` of one seed.
 
-        Raises ValueError if they leave 0 … 2⁶³ − 1.
+        Raises ValueError if the seed or a row is outside 0 … 2⁶³ − 1.
         """
         if not 0 <= seed < 2**63 or first < 0 or count < 0 or first + count > 2**63:
             raise ValueError(f"seed {seed}, first {first}, count {count}: seed and rows must lie in 0 … 2^63 - 1")
@@ -92,7 +92,7 @@ class RowStreams:
 
     @classmethod
     def of_rows(cls, seed: int, row: Int[Tensor, "B"]) -> "RowStreams":
-        """Return the rows with the numbers `row` of one seed, on the device of `row`."""
+        """Return the streams of the rows numbered `row` of one seed, on the device of `row`."""
         return cls(seed=torch.full_like(row, seed), row=row)
 
     def __len__(self) -> int:
@@ -103,23 +103,24 @@ class RowStreams:
         return RowStreams(seed=self.seed.to(device), row=self.row.to(device))
 
     def row_zero(self) -> "RowStreams":
-        """Return row 0 of each seed.
+        """Return streams in which each row has its seed, but the number 0.
 
-        Row 0 draws the numbers that all rows of a request share, such as the frames of one path.
+        They draw numbers that all rows of a request share, for example those of a path of frames.
         """
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
-        """Return 32-bit random words of a stream, (B, 4·blocks), in int64.
+        """Return 4·`blocks` random 32-bit words of each row, in int64.
 
-        They are the words of the blocks `first` … `first + blocks − 1`; a block has four words.
+        A stream is a sequence of blocks of four words; these are its blocks from number `first` on.
         """
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
     def _word_blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
-        """Return the 32-bit words of the blocks `first` … `first + blocks − 1` of a stream.
+        """Return random 32-bit words of each row in int64, four words in each of `blocks` blocks.
 
-        They are in the order in which Philox computes them: by word of a block, row, block.
+        These are the stream's blocks from number `first` on. The axes are in the order in which
+        Philox computes the words: word of a block, row, block.
         """
         block = torch.arange(first, first + blocks, device=self.row.device)
         counter = block.new_empty((4, len(self), blocks))
@@ -138,16 +139,16 @@ class RowStreams:
         return box_muller(self.words(-(-n // 4), stream))[:, :n]
 
     def normals(self, n: int, first: int, count: int, stream: int = 0) -> Float[Tensor, "B count n"]:
-        """Return samples `first` … `first + count − 1` of each row's sequence of N(0, 1)ⁿ.
+        """Return `count` samples per row, from number `first` on, of a sequence of N(0, 1)ⁿ.
 
-        Sample 0 is `normal(n)`.
+        Sample 0 equals `normal(n)` of the same stream.
         """
         blocks = -(-n // 4)
         words = self.words(count * blocks, stream, first * blocks)
         return box_muller(words).view(len(self), count, 4 * blocks)[..., :n]
 
     def uniform_int16(self, n: int, first: int, count: int, stream: int = 0) -> Int16[Tensor, "B count n"]:
-        """Return samples `first` … `first + count − 1` of each row's sequence of integers.
+        """Return `count` samples per row, from number `first` on, of a sequence of random integers.
 
         A sample is n uniform signed 16-bit integers.
         """
@@ -157,18 +158,18 @@ class RowStreams:
         return integers.permute(1, 2, 0, 3).reshape(len(self), count, 8 * blocks)[..., :n]
 
     def bernoulli(self, probability: Float[Tensor, "B n"], stream: int = BINARIZE) -> Float[Tensor, "B n"]:
-        """Return one Bernoulli draw (0 or 1) per probability.
+        """Return one Bernoulli draw, 0 or 1, for each probability of each row.
 
-        Probabilities are rounded to multiples of 2⁻¹⁶; 0 and 1 are exact. A draw takes sixteen
-        bits: half the work of a full word, with a bias below 8·10⁻⁶.
+        Probabilities are rounded to multiples of 2⁻¹⁶, a bias below 8·10⁻⁶; 0 and 1 are exact. A
+        draw takes sixteen random bits, half the work of a 32-bit word.
         """
         return bernoulli_from_int16(self.uniform_int16(probability.shape[1], 0, 1, stream)[:, 0], probability)
 
     def binarize(self, pixels: Float[Tensor, "B n"], binarization: str) -> Float[Tensor, "B n"]:
-        """Return pixels in 0 … 1 as 0 or 1, by the value of the option `binarization`.
+        """Return pixels in 0 … 1 as 0 or 1, in the way that `binarization` names.
 
-        "draw" is a Bernoulli draw with the grey value as its probability, "threshold" gives 1 from
-        0.5 on, and "none" returns the pixels unchanged.
+        "draw" is a Bernoulli draw with the pixel as its probability, "threshold" gives 1 from 0.5
+        on, and "none" returns the pixels unchanged.
         """
         if binarization == "none":
             return pixels
@@ -176,7 +177,7 @@ class RowStreams:
 
 
 def bernoulli_from_int16(uniform: Int16[Tensor, "*B n"], probability: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B n"]:
-    """Return Bernoulli draws, 0 or 1, from uniform signed 16-bit integers.
+    """Return a Bernoulli draw, 0 or 1, for each probability, from uniform signed 16-bit integers.
 
     A draw is 1 where the integer, in −2¹⁵ … 2¹⁵ − 1, is below 2¹⁶·probability − 2¹⁵.
     """
@@ -185,7 +186,7 @@ def bernoulli_from_int16(uniform: Int16[Tensor, "*B n"], probability: Float[Tens
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float[Tensor, "B words"]:
-    """Return two independent N(0, 1) numbers for each pair of 32-bit words, |z| < 6.77."""
+    """Return two independent N(0, 1) numbers z for each pair of 32-bit words; |z| < 6.77."""
     unit = (words.to(torch.float64) + 0.5).mul_(2.0**-32).view(words.shape[0], -1, 2)
     radius = unit[..., 0].log().mul_(-2.0).sqrt_()
     angle = unit[..., 1] * (2.0 * math.pi)

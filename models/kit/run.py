@@ -1,4 +1,4 @@
-"""Run a training in a folder: train epochs, validate, write checkpoints, metrics and progress."""
+"""Run a training in its folder: train epochs, validate, write checkpoints, metrics and progress."""
 
 import copy
 import json
@@ -30,10 +30,11 @@ COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fi
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: the reason, the number of finished epochs, and the seconds of training.
+    """How a training ended: the reason, the number of finished epochs, and the seconds it has run.
 
-    `reason` is "finished", "early stop", "interrupted" (by a signal; it can be resumed), "not a
-    number" (the loss or a weight is not finite) or "diverged" (the loss is far above the first).
+    `reason` is "finished", "early stop", "interrupted" (by a signal; the training can be resumed),
+    "not a number" (the loss or a weight is not finite) or "diverged" (the loss is far above the
+    first one).
     """
 
     reason: str
@@ -42,7 +43,7 @@ class Outcome:
 
 
 class Run(Trainer):
-    """A training in a folder: its epochs, checkpoints, metrics and progress."""
+    """A training and its folder, to which checkpoints, metrics and progress are written."""
 
     def __init__(
         self,
@@ -66,7 +67,8 @@ class Run(Trainer):
     def fit(self, report: Callable[[dict[str, Any]], None] = lambda _: None) -> Outcome:
         """Train until the last epoch, an early stop, a signal or a bad loss; return how it ended.
 
-        `report` is called with the metrics of each epoch.
+        A bad loss is one that is not finite or far above the first. `report` is called with the
+        metrics of each epoch.
         """
         self._started = self._saved_at = self._progress_at = time.monotonic()
         self._preview_at, self._seconds_before = -math.inf, self.seconds
@@ -77,10 +79,10 @@ class Run(Trainer):
         return Outcome("finished", self.epoch, self.seconds)
 
     def _run_epoch(self) -> str:
-        """Run the remaining steps of the current epoch; write checkpoints and progress when due.
+        """Run the remaining steps of the present epoch; write checkpoints and progress in between.
 
-        Returns "" after the last step, or why the training ends before it (a `reason` of
-        `Outcome`).
+        Returns "" after the epoch's last step, or else why the training ends before it:
+        "interrupted", "not a number" or "diverged".
         """
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
@@ -111,11 +113,12 @@ class Run(Trainer):
         return ""
 
     def finish_epoch(self, report: Callable[[dict[str, Any]], None]) -> str:
-        """Finish an epoch: validate, and write metrics, checkpoint and preview when due.
+        """Finish an epoch after its last step: validate, and write metrics.
 
-        `report` is called with the metrics, for the last epoch only after its checkpoint is
-        written. Returns why the training ends here (a `reason` of `Outcome`), or "" if it does
-        not.
+        After the last epoch, and if the previous ones are old enough, a checkpoint and a preview
+        are also written. `report` is then called with the metrics. Returns why the training ends
+        here ("early stop", "not a number" or "diverged"), or "" if it does not end or has no more
+        epochs.
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()
@@ -136,9 +139,10 @@ class Run(Trainer):
         return "early stop" if stop else ""
 
     def _end_epoch(self) -> dict[str, Any]:
-        """Validate, keep the best weights, write the metrics and reset the epoch's counters.
+        """Validate, keep the weights if they are the best so far, and return the epoch's metrics.
 
-        Returns the metrics, keyed by name.
+        The metrics, by name, are also appended to `metrics.jsonl`. The counters and sums of the
+        epoch are reset for the next one.
         """
         line: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -160,10 +164,11 @@ class Run(Trainer):
         return line
 
     def failure(self, *, check_weights: bool) -> str:
-        """Return why the training must not continue, "not a number" or "diverged"; else "".
+        """Return why the training must not go on, "not a number" or "diverged"; "" if it may.
 
         "not a number": the mean loss of the epoch so far is not finite or, with `check_weights`, a
-        weight is not. "diverged": that mean is more than `DIVERGED` times the first step's loss.
+        weight is not. "diverged": that mean is more than `DIVERGED` times the loss of the
+        training's first step.
         """
         if not math.isfinite(self.loss_sum):
             return "not a number"
@@ -172,9 +177,9 @@ class Run(Trainer):
         return "diverged" if abs(self.loss_sum) > DIVERGED * (1 + self.first_loss) * max(1, self.images_seen) else ""
 
     def _finalize(self) -> None:
-        """Run the family's `finalize` on a copy of the model, and store its weights in `self.best`.
+        """Call the family's method `finalize` on a copy of the model; store the result in `best`.
 
-        The copy has the averaged weights or, with validation, those with the best validation loss.
+        The copy has the averaged weights or, with validation, those of the best validation loss.
         `finalize` gets the preprocessed training images in chunks, and random streams of its own.
         """
         model = copy.deepcopy(self.averaged_model)
@@ -196,10 +201,7 @@ class Run(Trainer):
     # Files
 
     def write_progress(self) -> None:
-        """Write `progress.json`: the training's epoch and step, its loss, and its last checkpoint.
-
-        Also draw the progress bar.
-        """
+        """Write `progress.json` (epoch, step, loss, last checkpoint), and draw the progress bar."""
         progress = {
             **self._position(),
             "epochs": self.training.epochs,
@@ -213,9 +215,9 @@ class Run(Trainer):
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write `preview.png`, if the family has a preview, with the averaged weights.
+        """Write `preview.png`, made with the averaged weights, if the family can make a preview.
 
-        Neither weights nor the state of the training change.
+        Neither the weights nor the state of the training change.
         """
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
@@ -223,7 +225,10 @@ class Run(Trainer):
             self.folder.write("preview.png", picture)
 
     def touch_progress(self) -> None:
-        """Touch `progress.json` during work without steps, so that a supervisor sees progress."""
+        """Set the modification time of `progress.json` to now, at intervals of `PROGRESS_EVERY_S`.
+
+        Work without optimizer steps calls this often, so that a supervisor sees progress.
+        """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             (self.folder.path / "progress.json").touch()
             self._progress_at = time.monotonic()
@@ -238,7 +243,7 @@ class Run(Trainer):
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write the checkpoint `state.pt` atomically, and then `progress.json`.
+        """Write the checkpoint `state.pt`, and then `progress.json`, each atomically.
 
         Raises ValueError if the disk is full.
         """
@@ -259,11 +264,11 @@ class Run(Trainer):
         self.write_progress()
 
     def restore(self) -> None:
-        """Continue from `state.pt`: load weights, averages, optimizers and counters.
+        """Load weights, averages, optimizers and counters from `state.pt`, to continue from there.
 
-        Removes the metrics of epochs after this checkpoint. Raises ValueError if the recipe differs
-        from the one in `state.pt`; `save_every_s` may differ and, while the learning rate is
-        constant, so may the number of epochs and the decay.
+        Metrics of epochs after this checkpoint are deleted from `metrics.jsonl`. Raises ValueError
+        if the recipe differs from the one in `state.pt`, except in `save_every_s` and, while the
+        learning rate has been constant, in the number of epochs and the decay.
         """
         state = self.folder.load_state(self.device)
         self.folder.check_recipe(state, self.recipe)

@@ -1,9 +1,7 @@
-"""The folder of a training.
+"""Read and write the files in the folder of a training.
 
-Its files are `recipe.json`, `metrics.jsonl`, `progress.json`, `preview.png` and `state.pt`.
-
-`metrics.jsonl` has one line per epoch, `progress.json` is at most a second old, and `state.pt` is
-the checkpoint that a training resumes from.
+They are `recipe.json`; `metrics.jsonl`, with one line per epoch; `progress.json`, at most a second
+old while the training runs; `preview.png`; and `state.pt`, the checkpoint from which it resumes.
 """
 
 import json
@@ -20,36 +18,36 @@ from models.kit.recipe import Recipe
 
 
 class RunFolder:
-    """Reads and writes the files of one training."""
+    """Reads and writes the files in the folder `path` of a training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, name: str, content: bytes) -> None:
-        """Write the file `name` of the folder atomically."""
+        """Write `content` to the file `name` in the folder, atomically."""
         part = self.path / f".{name}.part"
         part.write_bytes(content)
         os.replace(part, self.path / name)  # noqa: PTH105
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append the metrics of one epoch to `metrics.jsonl`."""
+        """Append the metrics of one epoch to `metrics.jsonl`, as one line of JSON."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def drop_metrics_after(self, epoch: int) -> None:
-        """Remove the metrics of epochs after `epoch`, and damaged lines.
+        """Delete the metrics of epochs after `epoch`, and damaged lines, from `metrics.jsonl`.
 
-        A resumed training repeats the epochs after its checkpoint.
+        A resumed training repeats the epochs after its checkpoint and writes their metrics again.
         """
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())
 
     def save_state(self, state: dict[str, Any], previous: str) -> None:
-        """Write `state.pt` atomically and durably.
+        """Write the checkpoint `state.pt` atomically and durably.
 
-        Raises ValueError if the disk is full; the previous file is kept. `previous` describes that
-        file in the error.
+        Raises ValueError if it cannot be written, for example on a full disk; the previous
+        checkpoint is then kept. The error message ends with `previous`, which describes that one.
         """
         part = self.path / "state.pt.part"
         try:
@@ -64,16 +62,16 @@ class RunFolder:
             raise ValueError(f"the checkpoint of step {step} could not be written ({error}); {previous}") from error
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Return the content of `state.pt`, with its tensors on `device`."""
+        """Return the content of the checkpoint `state.pt`, with its tensors on `device`."""
         state: dict[str, Any] = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
         return state
 
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
-        """Raise ValueError if a training cannot continue with `recipe`.
+        """Raise ValueError if the training of the checkpoint `state` cannot go on with `recipe`.
 
-        `state` has the recipe with which the training began, and both must be equal. Only
-        `save_every_s` may always differ, and the number of epochs and the decay of the learning
-        rate may differ if both recipes have a constant rate in all epochs begun so far.
+        It began with the recipe in `state`, and `recipe` must be equal. Only `save_every_s` may
+        always differ. The number of epochs and the decay of the learning rate may differ if, by
+        both recipes, the rate is constant in all epochs begun so far.
         """
         # a field that did not exist when the training began has its default
         original = Recipe.from_json(json.loads(state["recipe"]))
@@ -90,8 +88,9 @@ class RunFolder:
 
 
 def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:
-    """Draw a progress bar on stderr if it is a terminal; `share` is the done fraction of
-    the epoch.
+    """Draw a progress bar with the mean loss of the epoch on stderr, if that is a terminal.
+
+    `share` is the finished fraction of the epoch `epoch`, which is counted from 0.
     """
     if sys.stderr.isatty():
         bar = "█" * round(24 * share) + "·" * (24 - round(24 * share))
@@ -101,7 +100,7 @@ def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:
 
 
 def _epoch_of(line: str) -> float:
-    """Return the epoch in a line of `metrics.jsonl`; infinity for a damaged line."""
+    """Return the epoch that a line of `metrics.jsonl` is about; infinity if the line is damaged."""
     try:
         return float(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):
@@ -109,5 +108,5 @@ def _epoch_of(line: str) -> float:
 
 
 def _without(recipe: dict[str, Any], fields: set[str]) -> dict[str, Any]:
-    """Return a recipe's JSON without those fields of its part `training` that `fields` names."""
+    """Return a recipe's JSON without the fields of its object `training` that `fields` names."""
     return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in fields}}

@@ -1,4 +1,4 @@
-r"""Basic Monte Carlo algorithms as pure functions, with their diagnostics.
+r"""Provide basic Monte Carlo algorithms as pure functions, with their diagnostics.
 
     algorithm             here                                   diagnostics
     inverse CDF           exponential, truncated_normal,         -
@@ -35,7 +35,7 @@ def exponential(uniform: Float[Tensor, "*B"], rate: float) -> Float[Tensor, "*B"
 def truncated_normal(uniform: Float[Tensor, "*B"], truncation: float) -> Float[Tensor, "*B"]:
     """Return draws from N(0, 1) truncated to (−t, t): Φ⁻¹(Φ(−t) + u (Φ(t) − Φ(−t))).
 
-    Φ is the normal cumulative distribution, t is `truncation` and u is `uniform`.
+    Φ is the cumulative distribution of N(0, 1), t is `truncation`, and u is `uniform`.
     """
     low = 0.5 * math.erfc(truncation / math.sqrt(2.0))
     inner = low + (uniform.double() + 2.0**-25) * (1.0 - 2.0 * low)
@@ -44,9 +44,9 @@ def truncated_normal(uniform: Float[Tensor, "*B"], truncation: float) -> Float[T
 
 
 def manifold_coordinates(size: int) -> Float[Tensor, "size"]:
-    """Return Φ⁻¹ of `size` evenly spaced points inside the unit interval, without its ends (±∞).
+    """Return Φ⁻¹ of `size` evenly spaced points in the open interval (0, 1).
 
-    Φ is the normal cumulative distribution.
+    Φ is the cumulative distribution of N(0, 1).
     """
     z: Tensor = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
     return z.float()
@@ -58,33 +58,31 @@ def manifold_coordinates(size: int) -> Float[Tensor, "size"]:
 def accept(
     log_p: Float[Tensor, "*B"], log_q: Float[Tensor, "*B"], log_k: float, uniform: Float[Tensor, "*B"]
 ) -> Bool[Tensor, "*B"]:
-    """Return which proposals z ~ q to accept: those with u < p̃(z)/(k q(z)).
+    """Return for each proposal z ~ q whether it is accepted, that is, whether u < p̃(z)/(k q(z)).
 
     `log_p`, `log_q` and `log_k` are the logarithms of p̃(z), q(z) and k; u is `uniform`. If k q ≥
-    p̃ everywhere, the accepted proposals are draws from p.
-
-    P(accept) = ∫p̃ / k. If k is too small, accepted proposals are draws from min(p̃, kq) instead,
-    and only `envelope_excess` shows it. The inequality is strict because u may be 0: a z with p̃(z)
-    = 0 is never accepted.
+    p̃ everywhere, the accepted proposals are draws from p, and P(accept) = ∫p̃ / k. Otherwise they
+    are draws from min(p̃, k q), and only `envelope_excess` shows it. A z with p̃(z) = 0 is never
+    accepted, because the inequality is strict and u may be 0.
     """
     return uniform.double() < (log_p.double() - log_q.double() - log_k).exp()
 
 
 def envelope_excess(log_p: Float[Tensor, "*B N"], log_q: Float[Tensor, "*B N"], log_k: float) -> Float[Tensor, "*B"]:
-    """Return maxₙ log p̃(zₙ) − log k q(zₙ), in nats.
+    """Return maxₙ log p̃(zₙ) − log k q(zₙ) over N proposals zₙ, in nats.
 
-    Above 0 the envelope condition k q ≥ p̃ is violated; below 0, log k could be smaller by that
-    amount.
+    If it is above 0, the condition k q ≥ p̃ of rejection sampling is violated; if it is below 0,
+    log k could be smaller by that amount.
     """
     excess = (log_p - log_q - log_k).masked_fill(log_p == -math.inf, -math.inf)
     return excess.amax(dim=-1)
 
 
 def first_accepted(accepted: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"], Int[Tensor, "B"]]:
-    """Return the first accepted proposal of each row, as three tensors (B,).
+    """Return the first accepted one of N proposals of each row, as three tensors (B,).
 
-    They are the index of the proposal (0 if none is accepted), whether one is accepted, and the
-    number of proposals up to it (N if none is accepted).
+    They are the index of that proposal (0 if none is accepted), whether one is accepted, and the
+    number of proposals up to that one (N if none is accepted).
     """
     any_accepted = accepted.any(dim=1)
     index = accepted.to(torch.uint8).argmax(dim=1)
@@ -95,20 +93,21 @@ def first_accepted(accepted: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B"], Boo
 
 
 def log_mean_exp(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Return log (1/K) Σₖ wₖ, in nats.
+    """Return log (1/K) Σₖ wₖ of K importance weights w = p̃/q, in nats.
 
-    The mean is unbiased for Z_p/Z_q; its logarithm is biased low (Jensen), less with larger K.
+    The mean is an unbiased estimate of Z_p/Z_q, the ratio of the normalising constants. Its
+    logarithm is biased low (Jensen), less so with larger K.
     """
     return torch.logsumexp(log_w, dim=1) - math.log(log_w.shape[1])
 
 
 def normalised_weights(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Return wₖ / Σₘ wₘ; NaN if all weights of a row are 0."""
+    """Return wₖ / Σₘ wₘ for the importance weights wₖ of each row; NaN if all of them are 0."""
     return torch.softmax(log_w, dim=1)
 
 
 def effective_sample_size(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Return the effective sample size (Σw)² / Σw².
+    """Return the effective sample size (Σw)² / Σw² of the importance weights w of each row.
 
     It is 1 if one sample has all the weight, K if all weights are equal, and 0 if all are 0.
     """
@@ -116,21 +115,20 @@ def effective_sample_size(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
 
 
 def log_mean_error(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Return the standard error of `log_mean_exp` by the delta method, in nats.
+    """Return the standard error of log (1/K) Σₖ wₖ by the delta method, in nats.
 
-    It is √((K Σw²/(Σw)² − 1)/(K − 1)) for K ≥ 2.
-
-    It is itself an estimate: if the variance of w is infinite, it is too small as long as the rare
-    large weights that dominate the mean have not been drawn.
+    It is √((K Σw²/(Σw)² − 1)/(K − 1)) for K ≥ 2 weights. It is an estimate itself: if the variance
+    of w is infinite, it is too small until the rare large weights that dominate the mean have been
+    drawn.
     """
     return ImportanceWeights.from_log_weights(log_w).standard_error.to(log_w.dtype)
 
 
 def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Draw one index per row with probability wₖ / Σₘ wₘ: inf {k: Σ_{m ≤ k} wₘ > u Σₘ wₘ}.
+    """Draw one index k per row, with the probability wₖ / Σₘ wₘ.
 
-    u is `uniform`. An index of weight 0 is never drawn, except that a row with only zero weights
-    gets the last index.
+    It is inf {k: Σ_{m ≤ k} wₘ > u Σₘ wₘ}, where u is `uniform`. An index of weight 0 is never
+    drawn, but a row with only zero weights gets the last index.
     """
     total = normalised_weights(log_w.double()).cumsum(dim=1)
     threshold = uniform.double().clamp(max=1.0 - 2.0**-53) * total[:, -1]
@@ -138,9 +136,9 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
 
 
 def common_progress(done: Int[Tensor, "B"]) -> int:
-    """Return the value that all rows of `done` have, such as a number of steps; 0 without rows.
+    """Return the number, such as the steps done, that all rows of `done` have; 0 without rows.
 
-    Raises ValueError if the rows differ.
+    Raises ValueError if rows differ.
     """
     if bool((done != done[:1]).any()):
         raise ValueError("all rows of a batch must have the same progress")
@@ -149,9 +147,9 @@ def common_progress(done: Int[Tensor, "B"]) -> int:
 
 @dataclass(frozen=True)
 class ImportanceWeights:
-    """Sufficient statistics of importance weights that arrive in several calls.
+    """The sums that describe the importance weights w of each row, to which weights can be added.
 
-    They are log Σw, log Σw² and the number of weights, per row.
+    They are log Σw, log Σw² and the number of weights.
     """
 
     log_sum: Float64[Tensor, "B"]
@@ -162,10 +160,10 @@ class ImportanceWeights:
     def resume(
         cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device | str = "cpu", name: str = ""
     ) -> "ImportanceWeights":
-        """Return the statistics in the state of a `Continuation`, stored with the prefix `name`.
+        """Return the statistics that are in the `state` of a `Continuation`.
 
-        If `state` is None, as in the first call of an operation, they are those of no weights, for
-        `rows` rows on `device`. The method `state` is the inverse.
+        Their keys begin with `name`. If `state` is None, as in the first call of an operation, the
+        result describes no weights, for `rows` rows on `device`. The method `state` is the inverse.
         """
         if state is not None:
             return cls(*(state[name + field] for field in cls.__dataclass_fields__))
@@ -174,20 +172,20 @@ class ImportanceWeights:
 
     @classmethod
     def from_log_weights(cls, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
-        """Return the statistics of the given weights."""
+        """Return the statistics of the weights w of each row, given log w."""
         log_w = log_w.double()
         count = torch.full((log_w.shape[0],), log_w.shape[1], dtype=torch.int64, device=log_w.device)
         return cls(log_w.logsumexp(1), (2.0 * log_w).logsumexp(1), count)
 
     def state(self, name: str = "") -> dict[str, Tensor]:
-        """Return the statistics as entries (B,) of a `Continuation`'s state.
+        """Return the statistics as entries (B,) for the state of a `Continuation`.
 
-        The keys have the prefix `name`.
+        The keys begin with `name`.
         """
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def add(self, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
-        """Return the statistics of these weights and the weights with the logarithms `log_w`."""
+        """Return new statistics that also include the weights with the logarithms `log_w`."""
         more = ImportanceWeights.from_log_weights(log_w)
         return ImportanceWeights(
             torch.logaddexp(self.log_sum, more.log_sum),
@@ -197,32 +195,39 @@ class ImportanceWeights:
 
     @property
     def done(self) -> int:
-        """Number of weights per row. Raises ValueError if the rows have different numbers."""
+        """The number of weights, which all rows must have.
+
+        Raises ValueError if rows differ.
+        """
         return common_progress(self.count)
 
     @property
     def log_mean(self) -> Float64[Tensor, "B"]:
-        """Logarithm of the mean weight of each row, in nats."""
+        """The logarithm of the mean weight of each row, in nats."""
         return self.log_sum - self.count.double().log()
 
     @property
     def effective_sample_size(self) -> Float64[Tensor, "B"]:
-        """(Σw)² / Σw² of each row, between 1 and the number of weights; 0 if all weights are 0."""
+        """The effective sample size (Σw)² / Σw² of each row.
+
+        It is between 1 and the number of weights, or 0 if all weights are 0.
+        """
         size = (2.0 * self.log_sum - self.log_square_sum).exp().clamp_min(1.0).minimum(self.count.double())
         return size.masked_fill(self.log_sum == -math.inf, 0.0)
 
     @property
     def standard_error(self) -> Float64[Tensor, "B"]:
-        """Standard error of `log_mean` by the delta method, in nats; needs two weights per row."""
+        """The standard error of `log_mean` by the delta method, in nats.
+
+        Each row needs at least two weights.
+        """
         return ((self.count / self.effective_sample_size - 1.0).clamp_min(0.0) / (self.count - 1)).sqrt()
 
 
 def batch_means(values: Float[Tensor, "N"], batches: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the mean of N values and its standard error by batch means.
+    """Return the mean of N values, and its standard error from the means of `batches` batches.
 
-    The error is computed from the standard deviation of `batches` batch means.
-
-    Raises ValueError if there are fewer than two batches or they do not divide N.
+    Raises ValueError if there are fewer than two batches, or if they do not divide N.
     """
     means = _split_batches(values, batches).mean(dim=1)
     return means.mean(), means.std() / math.sqrt(batches)
@@ -233,8 +238,9 @@ def log_mean_batches(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """Return log (1/N) Σ w, its standard error by batch means, and the share maxₙ wₙ / Σ w.
 
-    If the share is not small, the error is unreliable. Raises ValueError if there are fewer than
-    two batches or they do not divide N.
+    w are N importance weights, divided into `batches` batches. If the share is not small, the error
+    is unreliable. Raises ValueError if there are fewer than two batches, or if they do not divide
+    N.
     """
     log_w = log_w.double()
     log_sum = log_w.logsumexp(0)

@@ -1,4 +1,4 @@
-r"""The scattering transform of images: wavelets, modulus and low-pass, twice.
+r"""Compute the scattering transform of images: wavelets, modulus and low-pass, twice.
 
     paper             here          shape             source
     ψ_{j,θ}           wavelets[j]   L K K complex     Bruna, Mallat, arXiv:1203.1513v2, §2.1
@@ -7,11 +7,11 @@ r"""The scattering transform of images: wavelets, modulus and low-pass, twice.
     S_1 = |x ⋆ ψ| ⋆ φ order 1       J·L               §2.2
     S_2 = ||x ⋆ ψ| ⋆ ψ'| ⋆ φ        L²·J(J − 1)/2     §2.2, j' > j alone
 
-Wavelets are Morlet's, σ = 0.8·2^j, ξ = ¾π/2^j, slant 4/L; φ is a Gaussian of σ = 0.8·2^(J−1); every
-output is taken at each 2^J-th pixel. Conventions (padding by reflection, order of the channels,
-subsampling by 2^j after ψ_j) are kymatio's, so that outputs agree. Filters are stored as spatial
-kernels and can be trained; their means stay zero and their norms stay constant, so that the
-transform cannot shrink to zero.
+J scales 2^j, L angles θ, kernels of K × K pixels. Wavelets are Morlet's with σ = 0.8·2^j, ξ =
+¾π/2^j and slant 4/L; φ is a Gaussian with σ = 0.8·2^(J−1); every output is taken at each 2^J-th
+pixel. Conventions (padding by reflection, order of the channels, subsampling by 2^j after ψ_j) are
+kymatio's, so that outputs agree. Filters are stored as spatial kernels and can be trained; their
+means stay zero and their norms stay constant, so that the transform cannot shrink to zero.
 """
 
 import math
@@ -26,9 +26,10 @@ REACH = 5.0  # radius of a kernel, in standard deviations of its Gaussian
 
 
 def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Complex128[Tensor, "K K"]:
-    """Return a Gabor kernel exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant), complex128.
+    """Return a Gabor kernel exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) for u in −reach … reach.
 
-    u is in −reach … reach; the kernel is stretched by 1/slant across the direction θ.
+    It is complex128. `xi` is the frequency |ξ| along the direction `theta`; across that direction
+    the kernel is stretched by 1/slant.
     """
     grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
@@ -39,16 +40,17 @@ def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0)
 
 
 def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Complex128[Tensor, "K K"]:
-    """Return the Morlet wavelet ψ = g·(exp(i ξ·u) − β), complex128; g is the Gaussian of `gabor`.
+    """Return the Morlet wavelet ψ(u) = g(u)·(exp(i ξ·u) − β), complex128, for u in −reach … reach.
 
-    β is such that the sum of the kernel is zero.
+    g is a Gaussian of standard deviation `sigma` along the direction `theta`, and stretched by
+    1/slant across it. `xi` is the frequency |ξ| along `theta`. β makes the sum of the kernel zero.
     """
     wave, envelope = gabor(reach, sigma, theta, xi, slant), gabor(reach, sigma, theta, 0.0, slant)
     return wave - envelope * (wave.sum() / envelope.sum())
 
 
 class Scattering(nn.Module):
-    """The scattering of orders 0, 1 and 2, with J scales and L angles.
+    """The scattering transform of the orders 0, 1 and 2, with J scales and L angles.
 
     It maps images (B, C, H, W) to (B, C, 1 + J·L + L²·J(J − 1)/2, H/2^J, W/2^J).
     """
@@ -57,7 +59,7 @@ class Scattering(nn.Module):
     norms: Tensor
 
     def __init__(self, scales: int = 2, angles: int = 8) -> None:
-        """Create the wavelets of J = `scales` and L = `angles`, and the low-pass filter."""
+        """Create the wavelets of J = `scales` scales and L = `angles` angles, and the low-pass."""
         super().__init__()
         self.scales, self.angles = scales, angles
         slant = 4.0 / angles
@@ -76,18 +78,19 @@ class Scattering(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Number of outputs per image channel."""
+        """The number of outputs of all orders for each image channel."""
         return 1 + self.scales * self.angles + self.angles**2 * self.scales * (self.scales - 1) // 2
 
     def orders(self) -> tuple[slice, slice, slice]:
-        """Return the slices of the outputs of orders 0, 1 and 2."""
+        """Return the slices of the output channels that have the orders 0, 1 and 2."""
         first = 1 + self.scales * self.angles
         return slice(0, 1), slice(1, first), slice(first, self.channels)
 
     def filters(self, j: int) -> Float[Tensor, "L K K 2"]:
-        """Return the wavelets of scale j, with zero mean and their initial norms.
+        """Return the wavelets of scale j with means of zero and the norms they had at first.
 
-        Training changes neither means nor norms.
+        So a training of the kernels changes neither means nor norms. The last axis has the real and
+        the imaginary part.
         """
         kernel: Tensor = self.wavelets[j]
         kernel = kernel - kernel.mean((1, 2), keepdim=True)
@@ -95,10 +98,9 @@ class Scattering(nn.Module):
         return kernel * (self.norms[j] / norm)[:, None, None, None]
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C K _h _w"]:
-        """Return the scattering S(x) of the images x, with K = `channels` outputs per image
-        channel.
+        """Return the scattering of images, with K = `channels` outputs for each image channel.
 
-        Raises ValueError if a side is shorter than 2^J or not a multiple of it.
+        Raises ValueError if a side of the images is shorter than 2^J or not a multiple of it.
         """
         step = 2**self.scales
         batch, channels, height, width = images.shape
@@ -126,18 +128,19 @@ class Scattering(nn.Module):
         return orders.view(batch, channels, *orders.shape[1:])
 
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
-        """Return x ⋆ φ at every 2^J-th pixel, without the padding.
+        """Return x ⋆ φ at every 2^J-th pixel, without the padding of the images.
 
-        `spectrum` is the spectrum of x at every 2^j-th pixel; `low` is the spectrum of φ.
+        `spectrum` is the spectrum of x, which is given at every 2^j-th pixel; `low` is the spectrum
+        of φ.
         """
         smooth: Tensor = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
         return smooth[:, :, 1:-1, 1:-1]
 
 
 def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
-    """Return the Fourier transforms (L, height, width) of kernels (L, K, K).
+    """Return the Fourier transforms (L, height, width) of L kernels (L, K, K).
 
-    Each kernel is centred at pixel 0 of a periodic image.
+    Each kernel is centred at pixel (0, 0) of a periodic image of `height` × `width`.
     """
     reach = kernels.shape[1] // 2
     offsets = torch.arange(-reach, reach + 1, device=kernels.device)
@@ -149,9 +152,9 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _crop(spectrum: Tensor, j: int) -> Tensor:
-    """Return the low frequencies of a filter's spectrum, 1/2^j of them along each axis.
+    """Return the low frequencies of a filter's spectrum, a fraction 1/2^j of them along each axis.
 
-    They are the spectrum of the band-limited filter, subsampled to each 2^j-th pixel.
+    That is the spectrum of the filter, limited to these frequencies, at every 2^j-th pixel.
     """
     for axis in (-2, -1) if j else ():
         size = spectrum.shape[axis]
@@ -161,7 +164,7 @@ def _crop(spectrum: Tensor, j: int) -> Tensor:
 
 
 def _fold(spectrum: Tensor, step: int) -> Tensor:
-    """Return the spectrum of each `step`-th pixel of an image, from the spectrum of the image."""
+    """Return the spectrum of an image at every `step`-th pixel, given that of all its pixels."""
     if step == 1:
         return spectrum
     *lead, height, width = spectrum.shape
@@ -169,6 +172,6 @@ def _fold(spectrum: Tensor, step: int) -> Tensor:
 
 
 def _modulus(spectrum: Tensor, step: int) -> Tensor:
-    """Return the modulus of each `step`-th pixel of a complex image, from its spectrum."""
+    """Return the modulus of a complex image at every `step`-th pixel, given its spectrum."""
     modulus: Tensor = torch.fft.ifft2(_fold(spectrum, step)).abs()
     return modulus

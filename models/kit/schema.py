@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: convert them to JSON Schema, and from and to validated JSON.
+"""Describe options as frozen dataclasses; convert them to JSON Schema, and to and from JSON.
 
 A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tuple[T, ...]` of them
 (a JSON array).
@@ -28,11 +28,10 @@ def option(
     choices: tuple[str, ...] | None = None,
     description: str = "",
 ) -> Any:
-    """Declare a dataclass field with a default, a range and a description.
+    """Declare a field of an options dataclass, with its default, range and description.
 
-    `minimum` and `maximum` are inclusive, `above` and `below` are exclusive.
-
-    The range of a tuple applies to each of its items.
+    `minimum` and `maximum` are inclusive, `above` and `below` exclusive bounds. `choices` are the
+    values that are allowed. For a tuple, bounds and choices apply to each item.
     """
     rules = {
         "minimum": minimum,
@@ -46,9 +45,10 @@ def option(
 
 
 def binarization(note: str = "") -> Any:
-    """Declare the option `binarization`: how grey pixels become binary.
+    """Declare the option `binarization`, the way in which grey pixels become binary.
 
-    `note` is appended to its description. Cards store descriptions, so do not change the text.
+    `note` is appended to the option's description. Cards store descriptions, so do not change the
+    text.
     """
     return option(
         "draw",
@@ -59,14 +59,14 @@ def binarization(note: str = "") -> Any:
 
 
 def importance_samples(default: int, minimum: int = 2, maximum: int = 100_000) -> Any:
-    """Declare the option `k`: the number of importance samples of each image."""
+    """Declare the option `k`, the number of importance samples per image, and its range."""
     return option(default, minimum=minimum, maximum=maximum, description="importance samples an image")
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a dataclass.
+    """Return the JSON Schema (2020-12) of an options dataclass.
 
-    All fields are optional and have a default; no other names are allowed.
+    By the schema all fields are optional, have their defaults, and no other fields are allowed.
     """
     hints = typing.get_type_hints(cls)
     properties: dict[str, Any] = {}
@@ -86,10 +86,10 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build an instance of the dataclass `cls` from JSON values.
+    """Return an instance of the dataclass `cls` with the given JSON values of its fields.
 
-    Raises ValueError, which names the first field that is unknown, of the wrong type or out of
-    range.
+    Fields without a value have their default. Raises ValueError, whose message names the first
+    field that is unknown, of the wrong type or out of range.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def to_json(instance: Any) -> dict[str, Any]:
-    """Return the JSON values of a dataclass instance; tuples become lists."""
+    """Return the fields of a dataclass instance as JSON values by name; tuples become lists."""
     values = dataclasses.asdict(instance)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -108,7 +108,7 @@ def to_json(instance: Any) -> dict[str, Any]:
 def _types_of(hint: Any) -> tuple[bool, tuple[type, ...]]:
     """Return whether a field with the type hint `hint` is an array, and the types of its values.
 
-    `int | None` → (False, (int, NoneType)); `tuple[int, ...]` → (True, (int,)).
+    Examples: `int | None` → (False, (int, NoneType)); `tuple[int, ...]` → (True, (int,)).
     """
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
@@ -128,10 +128,10 @@ def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any
 
 
 def _validate_scalar(field: dataclasses.Field[Any], kinds: tuple[type, ...], value: Any) -> Any:
-    """Return the value, converted to one of the types `kinds`.
+    """Return `value` as one of the types `kinds`, after a check against the rules of `field`.
 
-    2.0 is a valid integer. Raises ValueError if the value has another type or is out of the field's
-    range.
+    A float without a fraction, such as 2.0, is a valid integer. Raises ValueError if the value has
+    another type or is out of the field's range.
     """
     if value is None and type(None) in kinds:
         return None
@@ -158,7 +158,7 @@ def _validate_scalar(field: dataclasses.Field[Any], kinds: tuple[type, ...], val
 
 
 def _shortened_repr(value: Any) -> str:
-    """Return the first 60 characters of the value's repr; "…" marks a longer one."""
+    """Return the repr of a value for an error message, cut to 60 characters and "…"."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than some thousand digits
@@ -167,7 +167,7 @@ def _shortened_repr(value: Any) -> str:
 
 
 def _format_interval(rules: Mapping[str, Any]) -> str:
-    """Return the range in interval notation, e.g. "[0, 1)"."""
+    """Return the range that a field's rules allow, in interval notation, e.g. "[0, 1)"."""
     left = f"[{rules['minimum']}" if "minimum" in rules else f"({rules.get('exclusiveMinimum', '-∞')}"
     right = f"{rules['maximum']}]" if "maximum" in rules else f"{rules.get('exclusiveMaximum', '∞')})"
     return f"{left}, {right}"

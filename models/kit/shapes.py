@@ -1,7 +1,7 @@
-"""Shape annotations by jaxtyping; without jaxtyping installed they are plain `Tensor`.
+"""Define annotations of tensors' shapes by jaxtyping; without jaxtyping they are plain `Tensor`.
 
 `Images` are grey or colour images with values in 0 … 1, `ByteImages` those in 0 … 255; `PerImage`
-is one number per image. Tests check shapes at run time with beartype (see
+has one number per image. Tests check the shapes at run time with beartype (see
 `tests/models/conftest.py`).
 """
 
@@ -17,7 +17,10 @@ else:
     except ModuleNotFoundError:
 
         class _Unchecked:
-            """Stand-in for jaxtyping's types: `Float[Tensor, "B C"]` is plain `Tensor`."""
+            """A replacement for jaxtyping's types if that is not installed.
+
+            `Float[Tensor, "B C"]` then is `Tensor`.
+            """
 
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]

@@ -1,4 +1,4 @@
-"""Power spectra of textures, and a short filter that changes a texture's spectrum."""
+"""Compute the power spectra of textures, and a short filter that changes a texture's spectrum."""
 
 import torch
 from torch.nn import functional
@@ -10,9 +10,9 @@ MAX_GAIN = 2.5  # of an amplitude, before the power is restored
 
 
 def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
-    """Return the sum of the power spectra of square textures under a Hann window.
+    """Return the sum of the power spectra of square textures, each under a Hann window.
 
-    The frequencies are those of `torch.fft.fftfreq`. The spectrum is averaged over the eight
+    The frequencies are in the order of `torch.fft.fftfreq`. The spectrum is averaged over the eight
     symmetries of the square.
     """
     size = textures.shape[-1]
@@ -28,10 +28,10 @@ def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
 def matching_filter(
     source: Float[Tensor, "H H"], target: Float[Tensor, "H H"], radius: int
 ) -> Float[Tensor, "taps taps"]:
-    """Return a filter that changes a texture with the power spectrum `source` toward `target`.
+    """Return a filter that moves the power spectrum of a texture from `source` toward `target`.
 
-    It has (2·`radius` + 1)² taps. The filtered texture's spectrum approximates the geometric mean
-    of a flat spectrum and `target`, scaled to the power of `source`. Both spectra are first
+    It has (2·`radius` + 1)² taps. The spectrum of the filtered texture is about the geometric mean
+    of a flat spectrum and `target`; its total power is that of `source`. Both spectra are first
     smoothed to the resolution of so few taps.
     """
     source, target = (_smooth(one / one.mean(), radius) for one in (source, target))
@@ -45,7 +45,7 @@ def matching_filter(
 
 
 def _smooth(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H"]:
-    """Smooth a spectrum with a Gaussian window on its autocorrelation, by Blackman and Tukey.
+    """Smooth a power spectrum by a Gaussian window on its autocorrelation (Blackman and Tukey).
 
     `radius` is the standard deviation of the window in pixels.
     """
@@ -56,6 +56,6 @@ def _smooth(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H"]
 
 
 def apply_filter(images: Float[Tensor, "B C H W"], taps: Float[Tensor, "t t"]) -> Float[Tensor, "B C H W"]:
-    """Convolve each channel with a symmetric filter; the image is padded by zeros."""
+    """Convolve each channel of images with a symmetric filter; the images are padded by zeros."""
     channels = images.flatten(0, 1)[:, None]
     return functional.conv2d(channels, taps[None, None], padding=len(taps) // 2).view_as(images)

@@ -1,12 +1,12 @@
-r"""Inversion of a separable downsampling, regularised by total variation.
+r"""Invert a separable downsampling, regularised by total variation.
 
 The result is argmin over 0 ≤ y ≤ 1 of ½‖U(y) − x‖² + λ‖∇y‖₁.
 
-U(y) = A y Bᵀ; ∇ are differences of neighbouring pixels; ‖·‖₁ is anisotropic, the sum of their
-absolute values. The solver is Algorithm 3.1 of Condat (J. Optim. Theory Appl. 158, 2013), a
-primal–dual method: a gradient step of the data term, a projection onto 0 … 1, and a projection of
-the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1. Each image of a batch is solved
-independently and stops when its own change is small.
+U(y) = A y Bᵀ is the downsampling and x the given image; ∇ are differences of neighbouring pixels;
+‖·‖₁ is anisotropic, the sum of their absolute values. The solver is Algorithm 3.1 of Condat (J.
+Optim. Theory Appl. 158, 2013), a primal–dual method: a gradient step of the data term, a projection
+onto 0 … 1, and a projection of the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1.
+Each image of a batch is solved independently and stops when its own change is small.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,20 @@ from models.kit.shapes import Bool, Float, Images, Tensor
 
 
 def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:
-    """Return ∇y: the next pixel below and to the right minus this one, 0 at the last."""
+    """Return ∇y: for each pixel, the pixel below minus it, and the pixel to the right minus it.
+
+    At the last line, or column, the difference is 0.
+    """
     below = functional.pad(y[:, :, 1:] - y[:, :, :-1], (0, 0, 0, 1))
     right = functional.pad(y[..., 1:] - y[..., :-1], (0, 1))
     return torch.stack((below, right), 1)
 
 
 def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
-    """Return −∇ᵀp; the last row and column of p, where ∇y is 0, have no effect."""
+    """Return −∇ᵀp, where ∇ are the differences of each pixel to the one below and to the right.
+
+    The last line and column of p, where ∇y is 0 for every y, have no effect.
+    """
     below, right = p[:, 0, :, :-1], p[:, 1, :, :, :-1]
     return (
         functional.pad(below, (0, 0, 0, 1))
@@ -38,9 +44,7 @@ def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
 
 @dataclass(frozen=True)
 class Solution:
-    """The state of the solver: the images y, the dual variable p, and which images have
-    converged.
-    """
+    """The state of the solver: images y, the dual variable p, and which images have converged."""
 
     y: Images
     p: Float[Tensor, "B 2 C H W"]
@@ -48,7 +52,7 @@ class Solution:
 
 
 def initial_solution(y: Images) -> Solution:
-    """Return the solver's initial state at the images `y`, clipped to 0 … 1."""
+    """Return the solver's state before the first iteration, at the images `y`, clipped to 0 … 1."""
     return Solution(y.clamp(0.0, 1.0), torch.zeros_like(y[:, None].repeat(1, 2, 1, 1, 1)), y.new_zeros(len(y)).bool())
 
 
@@ -61,11 +65,11 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Run at most `iterations` iterations of algorithm 3.1 from `start`; return the new state.
+    """Run at most `iterations` iterations of the solver from `start`; return its new state.
 
-    `low` is x, `u` is U and `strength` is λ (see the module); `sigma` is the dual step size. An
-    image has converged when the root mean square of its change is below `tolerance`; then it no
-    longer changes.
+    It minimises ½‖U(y) − x‖² + λ‖∇y‖₁ over 0 ≤ y ≤ 1, with x = `low`, U = `u` and λ = `strength`;
+    `sigma` is the step size of the dual variable. An image has converged when the root mean square
+    of its change is below `tolerance`; then it no longer changes.
     """
     tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
     y, p, converged = start.y, start.p, start.converged

@@ -1,11 +1,10 @@
-"""Train a recipe into a folder; resumable, with bit-identical results.
+"""Train a recipe in a folder, or resume the run there, with bit-identical results.
 
 A family has `loss(images, rows, epoch) -> (B,)`, one number per image; `rows` are the random
-streams of the images. A family that trains several
-submodules names them in `OPTIMIZED_MODULES` and has, instead of `loss`, `training_steps(images,
-rows, epoch)`, which yields one `OptimizerStep` per submodule; each is applied before the next is
-computed. A family that has `finalize(images, rows)` gets the training images once more at the end,
-with the weights that will be exported.
+streams of the images. A family that trains several submodules names them in `OPTIMIZED_MODULES` and
+has, instead of `loss`, `training_steps(images, rows, epoch)`, which yields one `OptimizerStep` per
+submodule; each is applied before the next is computed. A family that has `finalize(images, rows)`
+gets the training images once more at the end, with the weights that will be exported.
 
 Everything random is a function of (seed, epoch, image). A checkpoint can therefore be taken after
 any step, and needs weights, optimizer state, averages and counters, but no state of a random
@@ -40,10 +39,11 @@ def train(
 ) -> Outcome:
     """Train a recipe in the folder `out`, or resume the run that is there; return how it ended.
 
-    SIGTERM and SIGINT stop the training with a checkpoint. The best epoch is chosen on the first
-    `training.validation` images of `held_back`; if that is None, on the last of `images`. `start`
-    are weights to start from. `report` is called with the metrics of each epoch. Raises ValueError
-    if `out` contains a run and `resume` is not set, or if the recipe differs from that run's.
+    SIGTERM and SIGINT stop the training after a checkpoint. Validation, by which the best epoch is
+    chosen, uses the first `training.validation` images of `held_back`; if that is None, the last of
+    `images`. `start` has weights to start from, by name. `report` is called with the metrics of
+    each epoch. Raises ValueError if `out` has a run and `resume` is False, or if the recipe differs
+    from that run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")
@@ -64,9 +64,9 @@ def train(
 def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
     """Return the weights to export from the run in `out`, its recipe and its counters.
 
-    They are read from its checkpoint. The weights are those of the best epoch if there is one, else
-    the averaged ones, else the last ones. The counters, keyed by name, include the `epoch`,
-    `best_epoch` and `seconds`.
+    The weights, read from the run's checkpoint, are those of the best epoch if there is one;
+    otherwise the averaged ones if the recipe has an average; otherwise the last ones. The counters,
+    by name, include `epoch`, `best_epoch` and `seconds`.
     """
     state = RunFolder(out).load_state()
     recipe = Recipe.from_json(json.loads(state["recipe"]))
@@ -78,7 +78,7 @@ def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
 
 @contextmanager
 def _stop_on_signals(run: Run) -> Iterator[None]:
-    """Make SIGTERM and SIGINT stop the run after its current step, while the block runs."""
+    """Return a context manager in which SIGTERM and SIGINT stop the run after its present step."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         run.stopping = True

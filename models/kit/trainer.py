@@ -19,7 +19,7 @@ from models.kit.shapes import ByteImages, Float, Int, Tensor, UInt8
 
 
 class Trainer:
-    """A model that is being fitted to images: its optimizers, batches, steps and validation.
+    """A model in training, with its images, optimizers and counters.
 
     `epoch` and `step` (within the epoch) count from 0; `steps` counts all steps. Everything random
     is a function of (seed, epoch, image), so these counters, the weights, their average and the
@@ -61,7 +61,7 @@ class Trainer:
         self.fact_sums: dict[str, float] = {}  # sums of the metrics of this epoch's steps
 
     def _build_average(self) -> AveragedModel:
-        """Return a copy of the model for the exponential moving average of its weights."""
+        """Return a copy of the model, with an exponential moving average of its weights."""
 
         def average(averages: Any, weights: Any, _count: Any) -> None:
             decay = min(self.training.average, (1 + self.steps) / (10 + self.steps))
@@ -73,28 +73,28 @@ class Trainer:
 
     @property
     def averaged_model(self) -> Any:
-        """The model with the averaged weights; the trained model if the recipe has no average."""
+        """The model with the averaged weights; the trained model itself if there is no average."""
         return self.average.module if self.average else self.model
 
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
-        """Return the image indices of each step of an epoch: one tensor per batch.
+        """Return the batches of an epoch: for each step, the indices of its images.
 
-        A remainder that is too small for a step joins the last batch.
+        If too few images for a step remain at the end, they join the last batch.
         """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
 
     @property
     def images_seen(self) -> int:
-        """Number of images that the steps of the current epoch have used so far."""
+        """The number of images that the steps of the present epoch have used so far."""
         whole = self.step == self.batch_count
         return self.count if whole else min(self.step * self.training.batch_size, self.count)
 
     def train_step(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """Train every optimized module once on the images with the indices `index`.
+        """Update the weights by one optimizer step for each optimized submodule.
 
-        Updates the weights, their average and the count of steps. Returns the sum of the losses of
-        the images, a tensor without dimensions.
+        `index` has the indices of the images of the batch. The average of the weights and the count
+        of steps are updated, too. Returns the sum of the losses of the images, a scalar tensor.
         """
         share = self.process_group.local_share(index)
         row = self.epoch * self.rows_per_epoch + share
@@ -112,11 +112,11 @@ class Trainer:
         return total
 
     def _uses_graph(self, size: int) -> bool:
-        """Return whether a batch of `size` images is trained by a CUDA graph.
+        """Return whether the losses of a batch of `size` images are computed by a CUDA graph.
 
-        False without a GPU, for families with several optimizers or with a loss that a graph cannot
-        express, for compiled or distributed trainings, for epochs of fewer than `MIN_STEPS` steps,
-        and for a last batch of another size.
+        That needs a GPU, a family with one optimizer whose loss a graph can express (`CUDA_GRAPH`),
+        a training that is neither compiled nor distributed, epochs of at least `MIN_STEPS` steps,
+        and a batch of the recipe's size.
         """
         return (
             self.device.type == "cuda"
@@ -133,10 +133,10 @@ class Trainer:
         return self._loss(self.images[index], rows, self.epoch, self.model.loss)
 
     def apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
-        """Update the weights of the step's module by the mean of its losses.
+        """Update the weights of the submodule of `step` by the mean of its losses.
 
-        `count` is the number of images of the step in all processes. Returns the sum of their
-        losses, and adds the step's metrics to the epoch's.
+        `count` is the number of images of the step in all processes. Returns the sum of the losses
+        of these images, a scalar tensor. The step's metrics are added to the sums of the epoch.
         """
         parameters = self.parameters[step.module]
         self.optimizers[step.module].zero_grad(set_to_none=True)
@@ -151,7 +151,7 @@ class Trainer:
         return sums[0]
 
     def _update(self, module: str) -> None:
-        """Change one module's weights by its gradients, at the scheduled learning rate."""
+        """Change the weights of a submodule by their gradients, at the scheduled learning rate."""
         parameters, optimizer = self.parameters[module], self.optimizers[module]
         self.process_group.all_reduce_gradients(parameters)
         if self.training.grad_clip:
@@ -161,13 +161,13 @@ class Trainer:
         optimizer.step()
 
     def learning_rate(self) -> float:
-        """Return the scheduled learning rate of the next step."""
+        """Return the learning rate that the recipe has for the next step."""
         return scheduled_rate(self.training, self.epoch, self.steps, self.batch_count)
 
     def training_steps(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int) -> Iterator[OptimizerStep]:
-        """Yield one optimizer step per optimized module; apply each before the next is computed.
+        """Yield the optimizer step of each optimized submodule; apply it before you ask for more.
 
-        Each step is computed in a separate autocast context, because autocast caches the weights
+        Each step is computed in an autocast context of its own, because autocast caches the weights
         that it has cast.
         """
         if WHOLE_MODEL in self.parameters:
@@ -183,7 +183,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean loss of the validation images, computed with the averaged weights."""
+        """Return the mean loss over the validation images, computed with the averaged weights."""
         total = 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):
@@ -208,4 +208,4 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16")
 
     def touch_progress(self) -> None:
-        """Do nothing; `Run` overrides this method to report progress during work without steps."""
+        """Do nothing; a subclass reports progress here, during work without optimizer steps."""

@@ -1,4 +1,4 @@
-"""Configuration of the networks and options of the operation `upscale`."""
+"""Define the configuration of the networks, and the options of the operation `upscale`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,10 @@ from models.kit.schema import option
 
 @dataclass(frozen=True)
 class Config:
-    """Networks, objective and training patches, and the size of the tiles that `upscale` gets."""
+    """Configuration of a super-resolution model: tiles, networks, objective and training patches.
+
+    `height` and `width` are those of the tiles that `upscale` gets.
+    """
 
     channels: int = option(3, minimum=3, maximum=3)
     height: int = option(128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, with its margin")
@@ -63,7 +66,7 @@ class Config:
 # See docs/decisions.md#statistics-are-applied-at-half-strength-by-default
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """Options of `upscale`: the scale, the method, and how the method is run."""
+    """Options of `upscale`: the factor, the method, and settings of the methods."""
 
     scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
     method: str = option(

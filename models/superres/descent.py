@@ -1,4 +1,4 @@
-"""Gradient descent of each image's energy, with a line search: inference in Bruna et al., §3.
+"""Minimise the energy of each image by gradient descent with a line search (Bruna et al., §3).
 
 The variable, named `detail` here, is a residual image (B, 1, H, W) that is added to all colours of
 the regression's estimate. The step sizes are those of Barzilai and Borwein (IMA J. Numer. Anal. 8,
@@ -21,10 +21,10 @@ SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 
 @dataclass(frozen=True)
 class Descent:
-    """The state of a gradient descent, per image.
+    """The state of a gradient descent of the energy of each image.
 
-    `detail` is the current residual image, `energy` and `slope` are its energy and the gradient of
-    the energy, `first` is the energy at the start of the descent, and `step` the next step size.
+    `detail` is the present residual image, `energy` its energy and `slope` the gradient of the
+    energy; `first` is the energy at the start of the descent, and `step` the next step size.
     """
 
     detail: Float[Tensor, "B 1 H W"]
@@ -35,10 +35,10 @@ class Descent:
 
 
 def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -> Descent:
-    """Return the state of a descent that starts at the residual image `detail`.
+    """Return the state of a gradient descent before its first step, at the residual image `detail`.
 
-    `energy_of` returns the energies (B,) of residual images. The first step will change an image by
-    half a grey level (root mean square).
+    `energy_of` returns the energies (B,) of residual images. The step size is such that the first
+    step changes an image by half a grey level (root mean square).
     """
     value, gradient = value_and_gradient(energy_of, detail)
     size = gradient.square().mean((1, 2, 3)).sqrt().clamp_min(1e-20)
@@ -47,11 +47,11 @@ def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -
 
 # See docs/decisions.md#wavelets-are-tuned-against-two-step-descents
 def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
-    """Take `steps` gradient steps of each image; return the new state.
+    """Take `steps` gradient steps for each image; return the new state.
 
     `energy_of` returns the energies (B,) of residual images. A step that does not lower the energy
-    enough (Armijo's condition) is rejected. The next step size is Barzilai and Borwein's after an
-    accepted step, and a third of the last after a rejected one.
+    enough (Armijo's condition) leaves the image unchanged. The next step size is Barzilai and
+    Borwein's after an accepted step, and a third of the last one after a rejected step.
     """
     for _ in range(steps):
         trial = descent.detail - descent.step[:, None, None, None] * descent.slope
@@ -76,9 +76,9 @@ def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
 def value_and_gradient(
     energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]
 ) -> tuple[PerImage, Float[Tensor, "B 1 H W"]]:
-    """Return the energy `energy_of(detail)` of each image and its gradient by the residual image.
+    """Return the energy of each residual image in `detail`, and its gradient.
 
-    It works inside `torch.no_grad` and inference mode, too.
+    `energy_of` returns the energies (B,). Works inside `torch.no_grad` and inference mode, too.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = detail.clone().requires_grad_()

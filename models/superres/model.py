@@ -1,4 +1,4 @@
-"""The model: networks, operation `upscale`, training steps and metrics."""
+"""Define the super-resolution model: networks, operation `upscale`, training and metrics."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +31,12 @@ DESCENT_STEPS_PER_CALL = 1
 
 
 class Model(nn.Module):
-    """The regression network and, with `objective` "statistics", the networks of the statistics.
+    """A super-resolution model: the regression network and the networks of the statistics.
 
-    The latter are the generator, the scattering (the trained part of Ψ in Bruna et al.) and the
-    predictor Φ. `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of
-    `config.margin` pixels is context only.
+    The latter exist only with the objective "statistics": the generator, which makes an image of
+    low energy in one pass; the scattering, the trained part of Ψ in Bruna et al.; and the predictor
+    Φ. `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; their margin of `config.margin`
+    pixels is context that the result lacks.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]
@@ -66,10 +67,10 @@ class Model(nn.Module):
                     self.register_buffer(f"taps_{scale}", taps)
 
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the weights that have the same name and shape as this model's.
+        """Load the weights that have the same name and shape as weights of this model.
 
-        If the generator's weights are missing, it starts as a copy of the regression. Raises
-        ValueError if the regression's weights are missing or have another shape.
+        If those of the generator are missing, it becomes a copy of the regression. Raises
+        ValueError if weights of the regression are missing or have another shape.
         """
         own = self.state_dict()
         usable = {
@@ -86,8 +87,10 @@ class Model(nn.Module):
         self.load_state_dict({**own, **usable})
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw He's normal weights (a tenth at the ends of residual
-        branches); set biases to zero.
+        """Draw weights from He's normal distribution, and set biases to zero.
+
+        At the end of a residual branch the weights are a tenth of that. The wavelets of the
+        scattering are left as they are.
         """
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
         with torch.no_grad():
@@ -103,7 +106,11 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them, with the `margin` of a tile in pixels."""
+        """Return the description of `upscale` in the format of the card, by name.
+
+        It has the `margin` of a tile in pixels. Without statistics the method "statistics" is
+        missing.
+        """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
         if self.config.objective == "regression":
@@ -116,13 +123,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:  # noqa: ARG002
-        """Enlarge tiles `scale` times (s) and remove their margins (m).
+        """Enlarge tiles by the factor s = `scale` and remove their margins of m pixels.
 
-        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model with the regression alone
-        treats the method "statistics" as "mse". Total variation and the descent run in several
-        calls, which return a `Continuation`; `state` is None in the first call, later the state of
-        the previous `Continuation`. `rows` have no effect. Raises ValueError for a scale that the
-        model does not have.
+        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model without statistics treats
+        the method "statistics" as "mse". Total variation and the gradient descent run in several
+        calls; every call but the last returns a `Continuation`. `state` is None in the first call,
+        later the state of the previous `Continuation`. `rows` has no effect. Raises ValueError for
+        a scale that the model does not have.
         """
         scale = options.scale
         if scale not in self.config.scales:
@@ -147,10 +154,10 @@ class Model(nn.Module):
         return {"images": high[:, :, cut:-cut, cut:-cut].clamp(0.0, 1.0)}
 
     def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> Result:
-        """Take one step of the descent of the energy, which starts from the regression's estimate.
+        """Enlarge tiles by a gradient descent of the energy from the regression's estimate.
 
-        The first call (`state` None) only computes the start. The last call returns `images`, all
-        calls before it a `Continuation`.
+        Each call takes one step, but the first (`state` is None) only computes the start. The last
+        call returns `images`, every other call a `Continuation`.
         """
         scale = options.scale
         if state is None:
@@ -169,9 +176,9 @@ class Model(nn.Module):
     # Estimates
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
-        """Return the regression's estimate R(x), projected so that its downsampling is `low`.
+        """Return the regression's estimate R(x), projected so that its downsampling is x = `low`.
 
-        With `ensemble` it is the mean over the eight symmetries of the square.
+        With `ensemble` it is the mean of the estimates under the eight symmetries of the square.
         """
         if not ensemble:
             return self._project(self.regression(low, scale), low, scale)
@@ -184,18 +191,19 @@ class Model(nn.Module):
         return self._project(total / 8.0, low, scale)
 
     def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
-        """Return a mixture of the generator's image and the regression's.
+        """Return a mixture of the generator's image and the regression's estimate.
 
-        `fidelity` is the share of the regression: 0 is the generator's image alone.
+        `fidelity` is the share of the regression: 0 gives the generator's image, 1 the
+        regression's.
         """
         estimate = self.regress(low, scale)
         return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
 
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
-        """Return the regression's `estimate` plus `share` of the generator's residual image.
+        """Return the regression's `estimate` plus the generator's residual image times `share`.
 
-        The residual image is filtered, if the config has a filter, by the one computed at the end
-        of the training. The sum is projected onto the images whose downsampling is `low`.
+        If the config has a filter for residual images, the residual image is filtered. The sum is
+        projected onto the images whose downsampling is `low`.
         """
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
@@ -205,14 +213,16 @@ class Model(nn.Module):
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
         """Return the residual image that the generator adds to the regression's `estimate`.
 
-        Its grid pattern is removed. The filter computed at the end of the training is not applied.
+        Patterns with the period of the low-resolution pixels are removed from it; the filter of
+        residual images is not applied.
         """
         return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
-        """Return the image nearest to `high` whose downsampling is `low`.
+        """Return the image nearest to `high` whose downsampling is `low`, almost in 0 … 1.
 
-        It projects twice, because the clipping to 0 … 1 undoes a part of the first projection.
+        The projection is done twice, with clipping to 0 … 1 in between, which undoes a part of the
+        first.
         """
         project = resize.projection(*low.shape[2:], scale, low.device)
         return project(project(high.float(), low).clamp(0.0, 1.0), low)
@@ -222,9 +232,8 @@ class Model(nn.Module):
     def statistics(self, high: Images) -> Statistics:
         """Return the statistics Ψ of high-resolution images in float32, a list of feature maps.
 
-        The scattering of the luminance comes first, then the stages of the feature network, if it
-        is loaded. The network's features are normalised to unit length over their channels, as in
-        LPIPS.
+        The first is the scattering of the luminance. If the feature network is loaded, its stages
+        follow, normalised to unit length over their channels, as in LPIPS.
         """
         with torch.autocast(high.device.type, enabled=False):
             stages = [stage for network in self.feature_networks for stage in network(high)]
@@ -236,7 +245,7 @@ class Model(nn.Module):
             return [self.scattering(regression.luminance(high))[:, 0]]
 
     def load_feature_network(self) -> "Model":
-        """Load the feature network of the statistics if the config has one; return this model.
+        """Load the pretrained feature network of Ψ, if the config has one; return this model.
 
         Raises ValueError if the file with the network's weights is missing.
         """
@@ -245,17 +254,18 @@ class Model(nn.Module):
         return self
 
     def residual_stds(self) -> ChannelStds:
-        """Return the standard deviation of each channel's residual: (C,) for each feature map.
+        """Return the standard deviation of Ψ(y) − Ψ(R(x)) in each channel: (C,) per feature map.
 
-        The residual is Ψ(y) − Ψ(R(x)); its deviation is a running mean over the training's steps.
+        R(x) is the regression's estimate of y. The deviations are running means over the training's
+        steps.
         """
         return list(torch.split(self.spread, list(self.widths)))
 
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
-        """Predict the statistics of the true images; return as many feature maps as `own` has.
+        """Return Φ(x), a prediction of the statistics of the true images (Bruna et al., §3).
 
-        `estimate` is the regression's estimate, and `own` are its statistics. This is Φ(x) of
-        Bruna et al., §3.
+        `estimate` is the regression's estimate, and `own` has its statistics. The result has as
+        many feature maps as `own`.
         """
         predicted: Statistics = self.predictor(estimate, own, self.residual_stds(), scale)
         return predicted
@@ -263,12 +273,12 @@ class Model(nn.Module):
     def energy_function(
         self, low: Images, estimate: HighResolution, scale: int, target: Statistics | None = None
     ) -> EnergyFunction:
-        """Return the energy (B,) as a function of the residual image (B, 1, H, W).
+        """Return the function that maps residual images (B, 1, H, W) to their energies (B,).
 
-        The function adds the residual image to the regression's `estimate`. The energy is the
-        distance of the sum's statistics from the predicted ones, plus a penalty if its downsampling
-        differs from `low`. With `target` the energy is the distance of the scattering alone from
-        these statistics.
+        A residual image is added to the regression's `estimate`. The energy is the distance of the
+        sum's statistics from the predicted ones, plus a penalty for a downsampling that differs
+        from `low`. With `target`, it is the distance of the sum's scattering alone from the
+        statistics `target`, plus the same penalty.
         """
         statistics_of = self.statistics if target is None else self._scattering_statistics
         predicted = self.predict(estimate, self.statistics(estimate), scale) if target is None else target
@@ -287,9 +297,9 @@ class Model(nn.Module):
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """Return the regression's error (B,) on high-resolution patches (B, C, H, W).
 
-        It is in grey levels or their squares (Bruna et al., §2). Each row draws its scale; for a
-        smaller scale only a part of the patch is used. The error is absolute before the epoch
-        `squared_from` and squared from then on.
+        Each row draws its scale; for a smaller scale only a part of the patch is used. Before the
+        epoch `squared_from` it is the mean absolute error in grey levels, then the mean squared
+        error (Bruna et al., §2).
         """
         lows, highs, indices = patches.draw_by_scale(images, rows, self.config)
         trunk = self.regression.trunk(lows)
@@ -303,14 +313,14 @@ class Model(nn.Module):
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
         """Yield the optimizer steps of the predictor Φ, the generator and the scattering.
 
-        See Bruna et al., §3 and §4. The predictor is trained toward the statistics Ψ(y) of the true
-        images, the generator to lower the energy. From the epoch `tune_from` on, the scattering is
-        trained by the positive and negative phase.
+        The predictor is trained toward the statistics Ψ(y) of the true images, the generator to
+        lower the energy (Bruna et al., §3). From the epoch `tune_from` on, in a share `tune_share`
+        of the steps, the scattering is trained by a positive and a negative phase (§4).
 
-        Half of the generator's loss uses the prediction Φ(x) as the target, half Ψ(y), whose mean Φ
-        estimates: once Φ has converged both gradients have the same mean. The first row draws the
-        scale and whether the scattering is trained in this step. Updates the running means of
-        the standard deviations by which the energy divides each channel.
+        Half of the generator's loss has the prediction Φ(x) as target, and half Ψ(y), whose mean Φ
+        estimates: once Φ has converged, both gradients have the same mean. The first row draws the
+        scale, and whether the scattering is trained. The running means of the standard deviations
+        by which the energy divides each channel are updated.
         """
         self.load_feature_network()
         low, high, scale = patches.draw_pair(images, rows, self.config)
@@ -342,13 +352,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
-        """Finish the training: compute the filter of the generator's residual images by scale.
+        """Compute the filter of the generator's residual images for each scale, after a training.
 
-        `images()` iterates over the training patches, of which the first `FILTER_PATCHES` are used;
-        `rows` has no effect. Does nothing if the config has no filter. The texture that lowers the
-        energy most cheaply is a lattice, in which a few frequencies have most of the power. The
-        filter moves the mean spectrum of the generator's residual images halfway to that of the
-        true ones, y − R(x).
+        Without a filter in the config this does nothing. The filter moves the mean spectrum of the
+        generator's residual images halfway to that of the true ones, y − R(x), because the texture
+        that lowers the energy most cheaply is a lattice, in which a few frequencies have most of
+        the power. `images()` iterates over the training patches, of which the first
+        `FILTER_PATCHES` are used; `rows` has no effect.
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
@@ -371,8 +381,9 @@ class Model(nn.Module):
     ) -> HighResolution:
         """Return one high-resolution image per row for the negative phase (Bruna et al., §4).
 
-        It is the end point of `config.negative_steps` gradient steps from `estimate`, without its
-        grid pattern. The steps lower the distance of its scattering from the statistics `target`.
+        It is the end of `config.negative_steps` gradient steps that start at `estimate` and lower
+        the distance of the image's scattering from the statistics `target`. From what the steps
+        add, patterns with the period of the low-resolution pixels are removed.
         """
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
@@ -386,11 +397,10 @@ class Model(nn.Module):
     def evaluate(
         self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
     ) -> Figures:
-        """Measure the PSNR (dB) of bicubic interpolation and of the regression; return the card's
-        metrics.
+        """Measure the mean PSNR (dB) of bicubic interpolation and of the regression at each scale.
 
-        `images` are at high resolution; `report` gets their number after each scale. `seed` and `k`
-        have no effect.
+        Returns the metrics for the card. `images` are at high resolution. `report` is called with
+        their number after each scale. `seed` and `k` have no effect.
         """
         del seed, k  # nothing is drawn
         figures = []

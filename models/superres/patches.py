@@ -1,4 +1,4 @@
-"""Training patches: random crops of the images at high resolution, and their low resolutions."""
+"""Draw training patches: random crops of high-resolution images, and their low resolutions."""
 
 from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams
 from models.kit.shapes import Float, Images, Int64, Tensor
@@ -9,11 +9,11 @@ from models.superres.config import Config
 def draw_pair(
     images: Images, rows: RowStreams, config: Config
 ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
-    """Draw a crop of each image; return them at low and at high resolution, and their scale.
+    """Draw a crop of each image; return the crops at low and at high resolution, and the scale.
 
-    The first row draws the scale, which is the same for the whole batch. The low resolution is
-    square: its side is the largest multiple of four that is at most `config.edge` and, at every
-    scale, fits into an image.
+    The first row draws the scale, which is the same for the whole batch. The crops are square:
+    their side at low resolution is the largest multiple of four that is at most `config.edge` and
+    fits into an image at every scale.
     """
     images, uniform = _draw_symmetry(images, rows)
     first = rows.uniform(1, CHOICE)[:1, 0]
@@ -28,9 +28,9 @@ def draw_by_scale(
 ) -> tuple[Float[Tensor, "B C h w"], dict[int, Float[Tensor, "_n C _H _W"]], dict[int, Int64[Tensor, "_n"]]]:
     """Draw a scale and a crop for each image.
 
-    Returns the low resolutions of all images, which have one size, H / max(scales); the crops at
-    high resolution, keyed by scale; and the indices of their images, keyed by scale. A scale that
-    no image draws has no crops, and an empty tensor of indices.
+    Returns three values: the crops of all images at low resolution, which have one size; the crops
+    at high resolution, by scale; and the indices of their images, by scale. A scale that no image
+    draws has no crops, and an empty tensor of indices.
     """
     images, uniform = _draw_symmetry(images, rows)
     if config.shuffle_channels:
@@ -47,9 +47,10 @@ def draw_by_scale(
 
 
 def _draw_symmetry(images: Images, rows: RowStreams) -> tuple[Images, Float[Tensor, "B 6"]]:
-    """Return the images under random symmetries of the square, and six uniform numbers of each.
+    """Apply a random symmetry of the square to each image; return six uniform numbers of each, too.
 
-    The symmetry uses the first three numbers, a crop's position the fourth and the fifth.
+    The first three of these numbers have chosen the symmetry. The fourth and fifth are for the
+    position of a crop.
     """
     uniform = rows.uniform(6, FIRST_FREE)
     return regression.random_symmetry(images, uniform), uniform

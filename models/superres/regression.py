@@ -1,4 +1,7 @@
-"""Downsampling U, regression network and inversion by total variation (Bruna et al., §2)."""
+"""Define the downsampling U, the regression network, and inversion by total variation.
+
+See Bruna et al., §2.
+"""
 
 from collections.abc import Sequence
 
@@ -21,18 +24,19 @@ LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601
 
 
 def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
-    """Return x = U(y) for y = `high`, by antialiased bicubic downsampling (Bruna et al., §2).
+    """Return x = U(y) of images y = `high`, by antialiased bicubic downsampling (Bruna et al., §2).
 
-    The filter is Pillow's (a = −½). The result is rounded to 256 levels, as in an image file.
+    Width and height become 1/`scale`. The filter is Pillow's (a = −½). Values are rounded to 256
+    levels, as in an image file.
     """
     low = functional.interpolate(high, scale_factor=1.0 / scale, mode="bicubic", antialias=True)
     return low.mul(LEVELS).round_().clamp_(0.0, LEVELS).div_(LEVELS)
 
 
 def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Return the image at `scale` times its size by bicubic interpolation.
+    """Return images at `scale` times their width and height, by bicubic interpolation.
 
-    Values may leave 0 … 1 a little.
+    Values may be slightly outside 0 … 1.
     """
     return functional.interpolate(low, scale_factor=float(scale), mode="bicubic", antialias=True)
 
@@ -40,7 +44,8 @@ def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
 def squared_error(estimate: Images, high: Images) -> PerImage:
     """Return the squared error (B,) of `estimate`, in squared grey levels (Bruna et al., §2).
 
-    It is ‖Φ(x, Θ) − y‖² as a mean over pixels and channels, with Φ(x, Θ) = `estimate`, y = `high`.
+    It is ‖Φ(x, Θ) − y‖², where Φ(x, Θ) is `estimate` and y is `high`, as a mean over pixels and
+    channels.
     """
     return (estimate - high).mul(LEVELS).square().mean(dim=(1, 2, 3))
 
@@ -48,8 +53,8 @@ def squared_error(estimate: Images, high: Images) -> PerImage:
 def absolute_error(estimate: Images, high: Images) -> PerImage:
     """Return the absolute error (B,) of `estimate`, in grey levels.
 
-    It is ‖Φ(x, Θ) − y‖₁ as a mean over pixels and channels, with Φ(x, Θ) = `estimate`, y = `high`.
-    Early in a training it gives sharper images than the squared error.
+    It is ‖Φ(x, Θ) − y‖₁, where Φ(x, Θ) is `estimate` and y is `high`, as a mean over pixels and
+    channels. Early in a training it gives sharper images than the squared error.
     """
     return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
 
@@ -73,10 +78,10 @@ def chroma_error(high: Images, estimate: Images) -> PerImage:
 
 
 def psnr(estimate: Images, high: Images, border: int) -> PerImage:
-    """Return the PSNR 10 log₁₀(255²/MSE) of each image, in dB.
+    """Return the PSNR of each image, 10 log₁₀(255²/MSE), in dB.
 
-    It is computed on the BT.601 Y channel (16 … 235), without `border` pixels on each side. The
-    estimate is clipped and rounded to 256 levels first.
+    It is that of the BT.601 Y channel (16 … 235), without `border` pixels on each side. `estimate`
+    is first clipped and rounded to 256 levels.
     """
     rounded = estimate.clamp(0.0, 1.0).mul(LEVELS).round().div(LEVELS)
     y_channels = [219.0 * luminance(images)[:, 0] + 16.0 for images in (rounded, high)]
@@ -85,11 +90,11 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
 
 
 def invert_by_total_variation(low: Images, scale: int, state: State) -> Float[Tensor, "B C sH sW"] | Continuation:
-    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (Bruna et al., §2), with x = `low`.
+    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over images y in 0 … 1 (Bruna et al., §2), with x = `low`.
 
-    Each call does a few iterations. Returns the images y in 0 … 1 when every image has converged,
-    or after `TV_MAX_ITERATIONS`; until then a `Continuation`. `state` is None in the first call,
-    later the state of the previous `Continuation`.
+    Each call does a few iterations. The last call, when every image has converged or after
+    `TV_MAX_ITERATIONS` iterations, returns the images y; every other call returns a `Continuation`.
+    `state` is None in the first call, later the state of the previous `Continuation`.
     """
     u = resize.bicubic(*low.shape[2:], scale, low.device)
     if state is None:
@@ -112,8 +117,8 @@ def invert_by_total_variation(low: Images, scale: int, state: State) -> Float[Te
 def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
     """Apply a random symmetry of the square to each image.
 
-    The first three of the image's uniform numbers choose it. Images that are not square are only
-    flipped.
+    The first three uniform numbers of an image choose its symmetry. Images that are not square are
+    only mirrored.
     """
     flags = (uniform[:, :3] < 0.5)[:, :, None, None, None]
     images = torch.where(flags[:, 0], images.flip(3), images)
@@ -138,9 +143,9 @@ def shuffle_channels(images: Images, uniform: Float[Tensor, "B C"]) -> Images:
 
 
 def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
-    """Draw a scale for each of the uniform numbers, which are in [0, 1).
+    """Return a scale for each of the uniform numbers in [0, 1).
 
-    The largest scale has the probability `largest_share`; the others are equally likely.
+    The largest of `scales` has the probability `largest_share`; the others are equally likely.
     """
     *others, largest = sorted(scales)
     if not others:
@@ -154,7 +159,7 @@ def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tens
 
 
 class ResidualBlock(nn.Module):
-    """A residual block: h + conv(relu(conv(h))), without normalisation (Lim et al., figure 2c)."""
+    """A residual block h + conv(relu(conv(h))) without normalisation (Lim et al., figure 2c)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -162,22 +167,23 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, h: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F H W"]:
-        """Return features of the same shape as the input: the input plus a learned correction."""
+        """Return h plus a learned correction, in the same shape."""
         return _add(self.second(functional.relu_(self.first(h))), h)
 
 
 def _add(output: Tensor, h: Tensor) -> Tensor:
-    """Return h + output; `output` is overwritten by the sum if the data types agree.
+    """Return h + `output`, in the memory of `output` if the data types agree.
 
-    Allocating new memory would take longer than the sum.
+    To allocate new memory would take longer than the sum.
     """
     return output.add_(h) if output.dtype == h.dtype else h + output
 
 
 class Upscaler(nn.Module):
-    """The regression network: bicubic interpolation plus a learned residual.
+    """The regression network: bicubic interpolation plus a learned residual image.
 
-    The residual is made by residual blocks and one sub-pixel convolution per scale.
+    Residual blocks, shared by all scales, and one sub-pixel convolution per scale make the
+    residual.
     """
 
     def __init__(self, channels: int, features: int, blocks: int, scales: Sequence[int]) -> None:
@@ -189,19 +195,20 @@ class Upscaler(nn.Module):
         self.tails = nn.ModuleDict(tails)
 
     def trunk(self, low: Images) -> Float[Tensor, "B F H W"]:
-        """Return the features (B, F, H, W) at low resolution, which all scales share."""
+        """Return the features (B, F, H, W) of low-resolution images, which all scales share."""
         h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
         return _add(self.end(self.blocks(h)), h)
 
     def tail(self, features: Float[Tensor, "B F H W"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
-        """Return the estimate at one scale, from the trunk's features and the
-        low-resolution image.
-        """
+        """Return the estimate at `scale` times the size of `low`, from the trunk's `features`."""
         residual = functional.pixel_shuffle(self.tails[str(scale)](features), scale)
         return interpolate_bicubic(low, scale).add_(residual)
 
     def forward(self, low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
-        """Return the estimate at `scale` times the size; values may leave 0 … 1 a little."""
+        """Return the estimate at `scale` times the width and height of `low`.
+
+        Values may be slightly outside 0 … 1.
+        """
         return self.tail(self.trunk(low), low, scale)
 
 
@@ -209,9 +216,10 @@ class Upscaler(nn.Module):
 
 
 def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> Figures:
-    """Measure the mean PSNR, in dB, at one scale; return two metrics for the card.
+    """Measure the mean PSNR, in dB, at one scale; return two metrics for a card.
 
-    They are those of bicubic interpolation and of the regression network.
+    One is that of bicubic interpolation, the other that of the regression `network`. `images` are
+    at high resolution.
     """
     edge = min(images.shape[2:]) // scale * scale
     psnrs: dict[str, list[Tensor]] = {"psnr_bicubic": [], "psnr": []}

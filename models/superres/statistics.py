@@ -1,9 +1,7 @@
-"""The statistics Ψ, their predictor Φ, the energy and its contrastive gradient.
+"""Define the energy of an image by its statistics Ψ, the predictor Φ of these, and their losses.
 
-See Bruna et al., §3 and §4.
-
-`Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of
-the feature network.
+See Bruna et al., §3 and §4. `Statistics` are a list of feature maps: the scattering of the
+luminance first, then the stages of the feature network.
 """
 
 from collections.abc import Sequence
@@ -29,11 +27,11 @@ GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern i
 
 
 def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
-    """Return the standard deviation of each channel's residual: per feature map a tensor (C,).
+    """Return the standard deviation of what the regression misses: per feature map a tensor (C,).
 
-    `own` are the statistics of the regression's estimates, `target` those of the true images. The
-    root mean square of their difference, over images and pixels, is what the regression cannot
-    predict; it is at least 1e-8.
+    `own` has the statistics of the regression's estimates, and `target` those of the true images.
+    The result is the root mean square, over images and pixels, of their difference in each channel;
+    it is at least 1e-8.
     """
     return [
         (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, target, strict=True)
@@ -41,11 +39,11 @@ def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
 
 
 def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
-    """Return the energy E(y, x) = ‖Φ(x) − Ψ(y)‖² (Bruna et al., §3), (B,).
+    """Return the energy E(y, x) = ‖Φ(x) − Ψ(y)‖² of each image, (B,) (Bruna et al., §3).
 
-    `predicted` are the statistics Φ(x), `actual` the statistics Ψ(y). Each channel is divided by
-    its `std`. The energy is the mean over the feature maps that both lists have; that of a map is
-    the mean over its values.
+    `predicted` has the statistics Φ(x), and `actual` the statistics Ψ(y). Each channel is divided
+    by its `std`. The energy of a feature map is the mean over its values; the result is the mean
+    over the feature maps that both lists have.
     """
     parts = [
         ((one - other) / width[:, None, None]).square().mean((1, 2, 3))
@@ -55,21 +53,21 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 
 
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
-    """Return E(y, x) − E(y', x) of the true image y and a sample y' ~ p(·|x), (B,).
+    """Return E(y, x) − E(y', x) of a true image y and a sample y' ~ p(·|x), (B,).
 
-    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'); each channel is
-    divided by its `std`. The gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ (Bruna et al.,
-    §4).
+    `predicted`, `real` and `sampled` have the statistics Φ(x), Ψ(y) and Ψ(y'); each channel is
+    divided by its `std`. The gradient by Ψ is an estimate of −∂ log p(y|x)/∂Ψ (Bruna et al., §4).
     """
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 
 
 # See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Remove patterns with the period of the low-resolution grid from the residual image `detail`.
+    """Remove patterns with the period of a low-resolution pixel from the residual image `detail`.
 
-    They are the texture that lowers the energy at the least cost. From each of the s² sub-pixel
-    positions (s = `scale`) its mean over the low-resolution neighbourhood is subtracted.
+    Such patterns are the texture that lowers the energy at the least cost. A low-resolution pixel
+    has s² pixels (s = `scale`); from each of these positions its mean over the neighbouring
+    low-resolution pixels is subtracted.
     """
     phases = functional.pixel_unshuffle(detail, scale)
     means = functional.avg_pool2d(phases, GRID_WINDOW, 1, GRID_WINDOW // 2, count_include_pad=False)
@@ -80,7 +78,7 @@ def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float
 
 
 def load_features() -> features.Features:
-    """Return the feature network of the statistics with its weights, frozen.
+    """Return the pretrained feature network of the statistics Ψ, with frozen weights.
 
     Raises ValueError if the file with the weights is missing.
     """
@@ -93,16 +91,16 @@ def load_features() -> features.Features:
 
 
 class Predictor(nn.Module):
-    """Φ of Bruna et al.: predicts the true image's statistics from the regression's estimate.
+    """The network Φ of Bruna et al., which predicts the statistics of the true image.
 
-    The prediction is the statistics of the estimate plus a learned correction.
+    The prediction is the statistics of the regression's estimate plus a learned correction.
     """
 
     def __init__(self, channels: int, width: int, blocks: int, scales: Sequence[int], widths: Sequence[int]) -> None:
-        """Create the layers, with `blocks` residual blocks of `width` channels.
+        """Create the layers, among them `blocks` residual blocks of `width` channels.
 
-        `channels` is the number of channels of an image, `scales` are the scales that the network
-        supports, and `widths` the numbers of channels of the statistics' feature maps.
+        An image has `channels` channels, and the feature maps of the statistics have `widths`
+        channels. `scales` are the scales that the network supports.
         """
         super().__init__()
         self.head = nn.Conv2d(16 * channels + widths[0], width, 3, padding=1)
@@ -119,8 +117,9 @@ class Predictor(nn.Module):
     def forward(self, estimate: Images, own: Statistics, std: ChannelStds, scale: int) -> Statistics:
         """Return the predicted statistics Φ(x), with as many feature maps as `own`.
 
-        `estimate` is the regression's estimate, whose sides are multiples of four, `own` are its
-        statistics, and `std` is the standard deviation of each channel's residual.
+        `estimate` is the regression's estimate, whose sides must be multiples of four, and `own`
+        has its statistics. `std` has the standard deviation of each channel of Ψ(y) − Ψ(R(x)), by
+        which the correction is multiplied.
         """
         pixels = functional.pixel_unshuffle(estimate - 0.5, 4)
         h = self.head(torch.cat((pixels, own[0] / std[0][:, None, None]), 1)) + self.scales[str(scale)][:, None, None]

@@ -1,4 +1,4 @@
-"""Give jobs of a training worker its settings and stores; write their events and results."""
+"""Hold what the jobs of a training worker share: settings, stores and methods to write to a job."""
 
 import contextlib
 import logging
