@@ -1,4 +1,4 @@
-"""Python client of the Reverie service, and its command line `reverie`."""
+"""Provide the Python client of the Reverie service, and its command line `reverie`."""
 
 from reverie.client import AsyncClient, Client
 from reverie.errors import ReverieError

@@ -1,4 +1,4 @@
-"""Run the command line: `python -m reverie` is the command `reverie`."""
+"""Run the command line `reverie` by `python -m reverie`."""
 
 from reverie.cli import main
 

@@ -1,12 +1,12 @@
-"""The two clients: the methods of `Client` block, those of `AsyncClient` are awaited.
+"""Define the two clients: methods of `Client` block, and those of `AsyncClient` are awaited.
 
     with Client() as client:
         for number, png in enumerate(client.samples("vae-mnist", 4, seed=3).images):
             Path(f"digit-{number}.png").write_bytes(png)
 
 Requests are retried when the service is busy or unreachable; `Retry-After` is respected. A retry
-repeats no work: the client draws a seed if you give none, and a request that creates a job carries
-an `Idempotency-Key`.
+repeats no work: the client draws a seed if you give none, and a request that creates a job has an
+`Idempotency-Key`.
 """
 
 import asyncio
@@ -39,17 +39,17 @@ MAX_FAILURES = 20
 
 
 class Client(ApiMethods):
-    """A client whose methods block until they are done."""
+    """A client of the service whose methods block until they have the result."""
 
     def __init__(
         self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5
     ) -> None:
-        """Connect to the service at `url` with the API key `key`.
+        """Prepare to send requests to the service at `url` with the API key `key`.
 
-        Without them, the environment variables `REVERIE_URL` and `REVERIE_KEY` are used, then
-        http://127.0.0.1:8000 and no key. `timeout_s` limits how long the service may send nothing,
-        not how long a method may take. `retries` is the number of times that a request is sent
-        again. Raises ValueError if `url` is not an HTTP address.
+        By default these are the environment variables `REVERIE_URL` and `REVERIE_KEY`, and without
+        them http://127.0.0.1:8000 and no key. A request times out if the service sends nothing for
+        `timeout_s` seconds; a method may take longer. `retries` is the number of times that a
+        request may be sent again. Raises ValueError if `url` is not an HTTP address.
         """
         super().__init__(retries)
         self._http = httpx.Client(**_http_settings(url, key, timeout_s))
@@ -61,11 +61,14 @@ class Client(ApiMethods):
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the service; the client can then not be used any more."""
         self._http.close()
 
     def run_steps(self, steps: Steps[T]) -> T:
-        """Execute the requests and delays that the generator `steps` yields; return its result."""
+        """Run a method that is written as a generator of requests and delays; return its result.
+
+        Each response, or the exception instead of one, is passed to the generator.
+        """
         outcome: httpx.Response | Exception | None = None
         with contextlib.closing(steps):
             while True:
@@ -93,11 +96,11 @@ class Client(ApiMethods):
         return response
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """Yield a job's events as they happen, until the job ends; reconnect when the connection
-        breaks.
+        """Yield the events of a job as they happen, until the job ends.
 
-        `after` is the number of the last event that you have received; 0 yields all events. Raises
-        ProblemError for an error response, and UnreachableError if reconnecting fails too often.
+        `after` is the number of the last event that you have received; 0 yields all events. If the
+        connection breaks, the client connects again. Raises ProblemError for an error response, and
+        UnreachableError if `MAX_FAILURES` connections in a row bring no event.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -116,15 +119,21 @@ class Client(ApiMethods):
 
 
 class AsyncClient(ApiMethods):
-    """A client whose methods are awaited.
+    """A client of the service whose methods are coroutines.
 
-    Files are read and written on the event loop, in small chunks.
+    Files are read and written in the thread of the event loop, in small chunks.
     """
 
     def __init__(
         self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5
     ) -> None:
-        """Connect to the service; the arguments are those of `Client`."""
+        """Prepare to send requests to the service at `url` with the API key `key`.
+
+        By default these are the environment variables `REVERIE_URL` and `REVERIE_KEY`, and without
+        them http://127.0.0.1:8000 and no key. A request times out if the service sends nothing for
+        `timeout_s` seconds; a method may take longer. `retries` is the number of times that a
+        request may be sent again. Raises ValueError if `url` is not an HTTP address.
+        """
         super().__init__(retries)
         self._http = httpx.AsyncClient(**_http_settings(url, key, timeout_s))
 
@@ -135,11 +144,14 @@ class AsyncClient(ApiMethods):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the service; the client can then not be used any more."""
         await self._http.aclose()
 
     async def run_steps(self, steps: Steps[T]) -> T:
-        """Execute the requests and delays that the generator `steps` yields; return its result."""
+        """Run a method that is written as a generator of requests and delays; return its result.
+
+        Each response, or the exception instead of one, is passed to the generator.
+        """
         outcome: httpx.Response | Exception | None = None
         with contextlib.closing(steps):
             while True:
@@ -168,11 +180,11 @@ class AsyncClient(ApiMethods):
         return response
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """Yield a job's events as they happen, until the job ends; reconnect when the connection
-        breaks.
+        """Yield the events of a job as they happen, until the job ends.
 
-        `after` is the number of the last event that you have received; 0 yields all events. Raises
-        ProblemError for an error response, and UnreachableError if reconnecting fails too often.
+        `after` is the number of the last event that you have received; 0 yields all events. If the
+        connection breaks, the client connects again. Raises ProblemError for an error response, and
+        UnreachableError if `MAX_FAILURES` connections in a row bring no event.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -193,13 +205,13 @@ class AsyncClient(ApiMethods):
 
 
 class JobEventStream:
-    """The state of an event stream over several connections.
+    """The events of a job, read over one connection after another.
 
-    It records the last event that was received, and whether the job has ended (`ended`).
+    Keeps the number of the last event received, and in `ended` whether the job has ended.
     """
 
     def __init__(self, job_id: str, after: int) -> None:
-        """Start after event number `after`."""
+        """Prepare to read the events of a job that follow the event with the number `after`."""
         self.ended = False
         self._path = path_of("jobs", job_id, "events")
         self._last_id = after
@@ -207,16 +219,16 @@ class JobEventStream:
         self._retry_s = 2.0
 
     def build_request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """Return the request for the events after the last event received."""
+        """Return the HTTP request for the events that follow the last event received."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._last_id)}
         return ApiRequest("GET", self._path, headers=headers, timeout_s=SILENCE_TIMEOUT_S).build(http)
 
     def receive(self, message: ServerSentEvent) -> Event | None:
-        """Record a message of the stream and return its event, or None if it has none.
+        """Return the event in a message of the stream; None if the message has none.
 
-        Updates the state: `ended` becomes true with a final status, and the next connection starts
-        after this event. A message may also set the delay before the next connection (`retry`).
-        Messages after the final status are ignored: the result is None.
+        `ended` becomes True with the job's final status; after that, messages are ignored. The next
+        connection starts after this event. A message may also set the delay before the next
+        connection, by its field `retry`.
         """
         if message.retry is not None:
             self._retry_s = message.retry / 1000
@@ -232,11 +244,12 @@ class JobEventStream:
         return event
 
     def reconnect_delay(self, outcome: httpx.Response | httpx.TransportError) -> Delay:
-        """Return how long to wait before the next connection; update the state.
+        """Return how long to wait before the next connection, after one has ended.
 
-        `outcome` is the last response, or the error that ended it. Status 204 means that there are
-        no more events, and sets `ended`. Raises ProblemError for an error response, and
-        UnreachableError after too many failed connections.
+        `outcome` is the last response, or the error that ended its connection. Status 204 means
+        that there are no more events, and sets `ended`. Raises ProblemError for an error response
+        that is not worth a retry, and UnreachableError after more than `MAX_FAILURES` connections
+        in a row without an event.
         """
         response = outcome if isinstance(outcome, httpx.Response) else None
         self.ended = self.ended or (response is not None and response.status_code == 204)
@@ -255,19 +268,20 @@ class JobEventStream:
 
 
 def _next_step(steps: Steps[T], outcome: httpx.Response | Exception | None) -> ApiRequest | Delay:
-    """Resume the generator `steps` with the outcome of its last step; return its next step.
+    """Return the next request or delay of a client method, which is the generator `steps`.
 
-    `outcome` is a response, an exception, or None at the start and after a delay. Raises
-    StopIteration, whose value is the result of the client method, when the generator returns.
+    `outcome` is what the generator receives: the response to its last request, the exception
+    instead of one, or None at the start and after a delay. Raises StopIteration, whose value is the
+    result of the method, when the generator ends.
     """
     return steps.throw(outcome) if isinstance(outcome, Exception) else steps.send(outcome)
 
 
 def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return the arguments of `httpx.Client` and `httpx.AsyncClient`.
+    """Return the keyword arguments for `httpx.Client` and `httpx.AsyncClient`.
 
-    A `url` or `key` that is None is read from `REVERIE_URL` or `REVERIE_KEY`; see `Client`. Raises
-    ValueError if the URL is not an HTTP address.
+    If `url` or `key` is None, the environment variable `REVERIE_URL` or `REVERIE_KEY` is used, then
+    `DEFAULT_URL` or no key. Raises ValueError if the URL is not an HTTP address.
     """
     url = url or os.environ.get("REVERIE_URL") or DEFAULT_URL
     key = os.environ.get("REVERIE_KEY") if key is None else key

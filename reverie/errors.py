@@ -1,4 +1,4 @@
-"""Exceptions of the client.
+"""Define the exceptions of the client.
 
     ReverieError
     ├── UnreachableError              no response, after all retries
@@ -22,7 +22,7 @@
         ├── DeadlineExceededError     504
         └── DiskFullError             507
 
-A status without a class of its own raises ProblemError itself.
+An error response with another status raises ProblemError itself.
 """
 
 from pathlib import Path
@@ -38,16 +38,16 @@ class ReverieError(Exception):
 
 
 class UnreachableError(ReverieError):
-    """The service sent no response, after all retries."""
+    """The service sent no response to a request or to any retry of it."""
 
 
 class UnexpectedContentError(ReverieError):
-    """A response does not have the content type that was requested. No file was written."""
+    """A response has another content type than the requested one; no file was written."""
 
     def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
         """Set the message: `path` was not written, because `response` is not of `media_type`.
 
-        `response` is None if none was received.
+        `response` is None if there was no response.
         """
         received = "nothing"
         if response is not None:
@@ -67,33 +67,34 @@ class JobFailedError(ReverieError):
 
 
 class StillRunningError(ReverieError):
-    """A job has not ended within the given time. It continues to run."""
+    """A job has not ended within the given time; it continues."""
 
     def __init__(self, job: Job) -> None:
-        """Set the message from the last known state of the job; keep it in the attribute `job`."""
+        """Set the message from `job`, as it was when last read; keep it in the attribute `job`."""
         super().__init__(f"{job.id} is {job.status} at {job.progress:.0%} and has not ended yet")
         self.job = job
 
 
 class ProblemError(ReverieError):
-    """An error response of the service.
+    """The service sent an error response.
 
-    Attributes: `code` (the HTTP status), `title`, `detail`, `request_id` (to find the request in
-    the service's log), `errors` (the invalid fields, each with `field` and `detail`) and `body`
-    (the whole problem).
+    Attributes: `code` (the HTTP status), `title`, `detail`, `request_id` (by which to find the
+    request in the service's log), `errors` (the invalid fields, each with `field` and `detail`) and
+    `body` (the JSON object of the response).
     """
 
     status: ClassVar[int | None] = None
 
     def __init_subclass__(cls, status: int) -> None:
-        """Make the subclass `cls` the error for responses of the HTTP status `status`."""
+        """Make the subclass `cls` the exception for responses with the HTTP status `status`."""
         super().__init_subclass__()
         cls.status = status
 
     def __init__(self, response: httpx.Response) -> None:
-        """Read the problem from the body of an error response.
+        """Set the attributes from the problem in the body of an error response.
 
-        If the body is not JSON, as from a proxy, its text and the status line are used.
+        If the body is not a JSON object, as from a proxy, they are made of its text and the status
+        line.
         """
         body = _json_object(response)
         self.code = response.status_code
@@ -106,13 +107,13 @@ class ProblemError(ReverieError):
 
     @staticmethod
     def from_response(response: httpx.Response) -> "ProblemError":
-        """Return the error for an error response: an instance of the class for its status."""
+        """Return the exception for an error response, an instance of the class for its status."""
         classes = {cls.status: cls for cls in ProblemError.__subclasses__()}
         return classes.get(response.status_code, ProblemError)(response)
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
-    """Return the JSON object in the body; an empty dictionary if the body is anything else."""
+    """Return the JSON object in the body of a response; an empty one if the body has none."""
     try:
         body = response.json()
     except ValueError:
@@ -121,63 +122,63 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
 
 
 class BadRequestError(ProblemError, status=400):
-    """The request could not be parsed."""
+    """The service could not parse the request (400)."""
 
 
 class UnauthorizedError(ProblemError, status=401):
-    """The API key is missing, unknown or expired."""
+    """The API key is missing, unknown or expired (401)."""
 
 
 class ForbiddenError(ProblemError, status=403):
-    """The API key lacks a role, or the resource belongs to another owner."""
+    """The API key lacks a role, or the resource belongs to another owner (403)."""
 
 
 class NotFoundError(ProblemError, status=404):
-    """There is no such model, job, dataset or training, or you may not see it."""
+    """There is no such model, job, dataset or training, or you may not see it (404)."""
 
 
 class NotAcceptableError(ProblemError, status=406):
-    """The result cannot be returned in the requested format."""
+    """The result cannot be returned in the requested format (406)."""
 
 
 class ConflictError(ProblemError, status=409):
-    """The current state does not allow the request: a job is running, or a name is in use."""
+    """The request is not possible now: for example, a job is running or a name is in use (409)."""
 
 
 class GoneError(ProblemError, status=410):
-    """The result has expired and was deleted."""
+    """The result of a job has expired and was deleted (410)."""
 
 
 class TooLargeError(ProblemError, status=413):
-    """The body is larger than this route accepts."""
+    """The body of the request is larger than its route accepts (413)."""
 
 
 class UnsupportedMediaError(ProblemError, status=415):
-    """The route does not read this content type."""
+    """The route does not read the content type of the request (415)."""
 
 
 class InvalidError(ProblemError, status=422):
-    """The request is well-formed but invalid. `errors` lists the fields."""
+    """The request is well-formed but invalid (422); `errors` has the fields that are wrong."""
 
 
 class TooManyRequestsError(ProblemError, status=429):
-    """A limit of the API key is exceeded.
+    """A limit of the API key is exceeded (429).
 
     `body["limit"]` is the name of the limit, if it is one of those that `Client.me` returns.
     """
 
 
 class InternalServerError(ProblemError, status=500):
-    """The model or the service failed. Look up `request_id` in the service's log."""
+    """The model or the service failed (500); search the service's log for `request_id`."""
 
 
 class ServiceUnavailableError(ProblemError, status=503):
-    """The service is overloaded or has no worker, and all retries failed."""
+    """The service is overloaded or has no worker, and so were all retries (503)."""
 
 
 class DeadlineExceededError(ProblemError, status=504):
-    """The deadline of the request passed before it was done; the service has stopped its work."""
+    """The deadline of the request passed before its result, and the work was stopped (504)."""
 
 
 class DiskFullError(ProblemError, status=507):
-    """The service has no disk space for the request."""
+    """The service has no disk space for the request (507)."""

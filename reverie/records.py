@@ -1,6 +1,6 @@
-"""The service's responses as frozen records.
+"""Define frozen records for the service's responses.
 
-`body` is the complete JSON object; `record["name"]` is any of its fields.
+`body` of a record is the complete JSON object, and `record["name"]` any of its fields.
 """
 
 import base64
@@ -14,12 +14,10 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Field(Generic[T]):
-    """A typed attribute that reads the JSON field of the same name from a record."""
+    """A descriptor of a record's attribute, which reads the JSON field of the same name."""
 
     def __init__(self, convert: Callable[[Any], T], doc: str) -> None:
-        """Set how to convert the JSON value to the attribute's value; `doc` is the attribute's
-        docstring.
-        """
+        """Set the function that converts the JSON value, and the docstring of the attribute."""
         self._convert, self.__doc__ = convert, doc
 
     def __set_name__(self, _owner: type, name: str) -> None:
@@ -46,12 +44,12 @@ class Record:
     body: Mapping[str, Any] = field(repr=False)
 
     def __getitem__(self, name: str) -> Any:
-        """Return a field by its JSON name."""
+        """Return the field `name` of the JSON object; raise KeyError if there is none."""
         return self.body[name]
 
 
 class OperationResult(Record):
-    """The result of an operation, with fields that depend on the operation."""
+    """The result of an operation; which fields it has depends on the operation."""
 
     model = Field(str, "The model's name.")
     version = Field(str, "The version that computed the result.")
@@ -59,15 +57,15 @@ class OperationResult(Record):
 
     @property
     def images(self) -> list[bytes]:
-        """The images, as PNG files."""
+        """The images of the result as the bytes of PNG files; empty if it has none."""
         return [base64.b64decode(image) for image in self.body.get("images", ())]
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file that was downloaded.
+    """A file that the client has downloaded.
 
-    `made_by` (model@version) and `seed` are set if it is a model's result.
+    `media` is its media type. `made_by` (a model@version) and `seed` are set for a model's result.
     """
 
     path: Path
@@ -87,7 +85,7 @@ class Caller(Record):
 
 
 class Model(Record):
-    """A model's card."""
+    """The card of a version of a model."""
 
     name = Field(str, "The model's name.")
     family = Field(str, "The family: vae, bihm, ebgan, superres or one of your own.")
@@ -98,7 +96,7 @@ class Model(Record):
 
 
 class Version(Record):
-    """A version of a model. Versions never change."""
+    """A version of a model; a version never changes."""
 
     model = Field(str, "The model's name.")
     version = Field(str, "The version number; use it in requests as model@version.")
@@ -116,22 +114,31 @@ class Job(Record):
 
     @property
     def position(self) -> int | None:
-        """The place of a queued job in the order of starting: 1 is the next; None if unknown."""
+        """The place of a queued job in the order in which jobs start, 1 for the next job.
+
+        None if the job is not queued or its place is not known.
+        """
         return self.body.get("position")
 
     @property
     def waiting_reason(self) -> str | None:
-        """Why the job is not run now, as a sentence; None if it is, or if that is unknown."""
+        """A sentence why the job does not run now; None if it runs or the reason is not known."""
         return self.body.get("waiting_reason")
 
     @property
     def estimated_start_s(self) -> float | None:
-        """The seconds until a queued job starts, as estimated when it was read; None if unknown."""
+        """The estimated seconds until a queued job starts, from when the job was read.
+
+        None if there is no estimate.
+        """
         return self.body.get("estimated_start_s")
 
     @property
     def estimated_remaining_s(self) -> float | None:
-        """The seconds until a running job ends, as estimated when it was read; None if unknown."""
+        """The estimated seconds until a running job ends, from when the job was read.
+
+        None if there is no estimate.
+        """
         return self.body.get("estimated_remaining_s")
 
     @property
@@ -141,17 +148,17 @@ class Job(Record):
 
     @property
     def model(self) -> str:
-        """The name of the model that runs or is trained."""
+        """The name of the model that the job runs or trains; "" if there is none."""
         return str(self.body.get("model") or "")
 
     @property
     def problem(self) -> Mapping[str, Any] | None:
-        """Why the job failed, as a problem (RFC 9457)."""
+        """The reason why the job failed, as a problem (RFC 9457); None if it did not fail."""
         return self.body.get("problem")
 
 
 class Delivery(Record):
-    """A request to the webhook of a job. While it fails, it is retried for a day."""
+    """A request to the webhook of a job; it is sent until it is accepted, for at most a day."""
 
     id = Field(str, "The `webhook-id` of every attempt.")
     event = Field(str, "job.running, job.paused, job.succeeded, job.failed or job.cancelled.")
@@ -162,7 +169,7 @@ class Delivery(Record):
 
 
 class Training(Job):
-    """A job that trains a model."""
+    """A job that trains a model on a dataset."""
 
     family = Field(str, "The model's family.")
     dataset = Field(str, "The dataset that the model is trained on.")
@@ -170,7 +177,7 @@ class Training(Job):
 
 
 class Dataset(Record):
-    """A dataset that models can be trained on."""
+    """The description of a dataset, on which models can be trained."""
 
     name = Field(str, "The dataset's name.")
     kind = Field(str, "pictures, vectors or photographs.")
@@ -179,15 +186,16 @@ class Dataset(Record):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one picture."""
+        """The channels, height and width of each picture."""
         return self.body["channels"], self.body["height"], self.body["width"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a job. `kind` is status, progress, message, metrics, checkpoint or preview.
+    """An event of a job.
 
-    Previews have no `id`, because they are not stored.
+    `kind` is status, progress, message, metrics, checkpoint or preview. `data` has the fields of
+    the event, and `id` its number in the job; previews have none, because they are not stored.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""A request of the client as a record, its uploads and downloads, and the rules for retries."""
+"""Define the client's requests, with their uploads and downloads, and when they are retried."""
 
 import email.utils
 import io
@@ -28,7 +28,7 @@ FormFiles: TypeAlias = dict[str, tuple[str, IO[bytes], str]]
 
 @dataclass(frozen=True)
 class Upload:
-    """Files to send as a multipart form, by the name of their form field.
+    """Files that a request sends as a multipart form, by the names of their form fields.
 
     `on_progress`, if it is set, is called with the number of bytes read so far.
     """
@@ -38,9 +38,9 @@ class Upload:
 
     @contextmanager
     def open(self) -> Iterator[FormFiles]:
-        """Open all files and yield them for httpx; `on_progress` is called with the bytes read so
-        far.
+        """Return a context manager that opens all files; its value is what httpx takes as `files`.
 
+        While httpx reads the files, `on_progress` is called with the number of bytes read so far.
         Raises OSError if a file cannot be read.
         """
         bytes_read = 0
@@ -59,7 +59,7 @@ class Upload:
 
 
 class _CountingReader(io.BufferedReader):
-    """A file that calls `count` with the size of each chunk that is read from it."""
+    """An open file that calls `count` with the number of bytes of each chunk read from it."""
 
     def __init__(self, path: Path, count: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path))
@@ -72,16 +72,17 @@ class _CountingReader(io.BufferedReader):
 
 
 class Download:
-    """Writes a response's body to a file.
+    """A file to which the body of a response is written, over several connections if necessary.
 
-    The bytes go to a hidden `.part` file, which is renamed when it is complete. After a broken
-    connection, the next request asks for the missing bytes only.
+    The bytes go to a hidden `.part` file, which is renamed when it is complete. If the connection
+    breaks, the next request asks only for the missing bytes.
     """
 
     def __init__(self, path: Path, media_type: str, on_progress: ByteProgress | None = None) -> None:
-        """Prepare to write a body of `media_type` to `path`; bodies of other types are not written.
+        """Prepare to write a body of `media_type` to the file `path`.
 
-        `on_progress` is called with the number of bytes received.
+        The body of a response of another type is not written. `on_progress` is called with the
+        number of bytes received so far.
         """
         self.path = path
         self.media_type = media_type
@@ -92,9 +93,10 @@ class Download:
         self._on_progress = on_progress
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of the next request.
+        """Return the headers of the next request for the file.
 
-        After a broken connection they ask for the missing bytes only, if the file is unchanged.
+        If a part of it was received, they ask only for the missing bytes, or for the whole file if
+        it has changed meanwhile.
         """
         headers = {"Accept-Encoding": "identity"}
         if self.size_bytes and self._etag:
@@ -102,10 +104,10 @@ class Download:
         return headers
 
     def open(self, response: httpx.Response) -> AbstractContextManager[IO[bytes] | None]:
-        """Return a context manager that opens the `.part` file for the body of a response.
+        """Return a context manager that opens the `.part` file for the body of `response`.
 
-        The file is opened to append for status 206, and from the start for 200. The context manager
-        gives None if the response has another status or another media type than expected.
+        The body is appended for status 206, and replaces the content for status 200. The value is
+        None if the response has another status, or another media type than expected.
         """
         if not response.is_error:
             self.response = response
@@ -117,7 +119,7 @@ class Download:
         return self._part.open("ab" if self.size_bytes else "wb")
 
     def write(self, file: IO[bytes], chunk: bytes) -> None:
-        """Write the next chunk of the body to the open file, and report the progress."""
+        """Write the next chunk of the body to the `.part` file, and report the number of bytes."""
         file.write(chunk)
         self.size_bytes += len(chunk)
         if self._on_progress is not None:
@@ -128,7 +130,7 @@ class Download:
         return response.status_code in {200, 206} and media_type == self.media_type
 
     def commit(self) -> None:
-        """Rename the complete `.part` file to its final name.
+        """Rename the `.part` file, which is complete, to the path of the download.
 
         Raises UnexpectedContentError if the last response did not have the expected media type.
         """
@@ -137,18 +139,19 @@ class Download:
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Delete the partial file, if there is one."""
+        """Delete the `.part` file, if there is one."""
         self._part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A request. Each attempt builds a new `httpx.Request` from it.
+    """A request of the client, from which a new `httpx.Request` is built for each attempt.
 
-    `upload` are files to send. `download` receives the body of a successful response.
-    `retry_if_lost` says whether to retry if the connection breaks after the request may have
-    reached the service. `deadline`, of the monotonic clock, is when the service stops the work;
-    after it nothing is retried.
+    `json` is the body, `params` the query parameters, and `upload` files to send instead of a body.
+    `download` gets the body of a successful response. `retry_if_lost` says whether to retry if the
+    connection breaks after the service may have received the request. `timeout_s` is the longest
+    silence of the service, None for the client's. `deadline`, on the monotonic clock, is when the
+    service stops the work; after that nothing is retried.
     """
 
     method: str
@@ -163,11 +166,11 @@ class ApiRequest:
     deadline: float | None = None
 
     def open_files(self) -> AbstractContextManager[FormFiles | None]:
-        """Return a context manager that opens the files to upload, or gives None without files."""
+        """Return a context manager that opens the files to upload, or has None without files."""
         return self.upload.open() if self.upload else nullcontext()
 
     def build(self, http: httpx.Client | httpx.AsyncClient, files: FormFiles | None = None) -> httpx.Request:
-        """Build the request for an httpx client. `files` are the open files to upload.
+        """Return the `httpx.Request` for one attempt; `files` are the open files to upload.
 
         Query parameters that are None are left out.
         """
@@ -186,10 +189,11 @@ class ApiRequest:
         )
 
     def may_retry(self, outcome: httpx.TransportError | httpx.Response) -> bool:
-        """Return whether to send the request again after the error or response `outcome`.
+        """Return whether to send the request again after `outcome`, an error or a response.
 
-        True for the statuses 429 and 503 and if no connection was made; with `retry_if_lost` also
-        for 502, 504 and a broken connection. False after the `deadline`.
+        That is so for the statuses 429 and 503, and if no connection was made; with
+        `retry_if_lost`, also for the statuses 502 and 504 and for a broken connection. After the
+        `deadline` it never is.
         """
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return False
@@ -203,16 +207,16 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class Delay:
-    """Time to wait before the next request."""
+    """A time to wait before the next request, in seconds."""
 
     seconds: float
 
     @classmethod
     def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> "Delay":
-        """Return the delay before the next attempt, at most 30 s.
+        """Return the delay before the next attempt of a request, at most `MAX_DELAY_S` seconds.
 
-        The response's `Retry-After` sets the delay. Without this header the delay is an exponential
-        backoff with jitter, after `attempt` attempts.
+        The header `Retry-After` of the response sets it. Without this header it is an exponential
+        backoff with jitter; `attempt` is the number of attempts so far.
         """
         retry_after = response.headers.get("retry-after", "") if response is not None else ""
         if retry_after.isdecimal():
@@ -224,7 +228,7 @@ class Delay:
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """Return the deadline of a request, `seconds` from now, of the monotonic clock; None for None.
+    """Return the time on the monotonic clock that is `seconds` from now; None if that is None.
 
     Raises ValueError if `seconds` is not above 0.
     """
@@ -236,5 +240,5 @@ def deadline_after(seconds: float | None) -> float | None:
 
 
 def path_of(*segments: str) -> str:
-    """Return the URL path of a resource: `/v1` and the segments, quoted."""
+    """Return the URL path of a resource: `/v1` and the percent-encoded `segments`."""
     return "/".join(("/v1", *(quote(segment, safe="@") for segment in segments)))

@@ -1,4 +1,4 @@
-"""The command line `reverie`. Every command is an HTTP request made by `reverie.Client`."""
+"""Define the command line `reverie`, whose commands send HTTP requests by `reverie.Client`."""
 
 import sys
 from collections.abc import Sequence
@@ -28,9 +28,10 @@ app.add_typer(jobs.app, name="jobs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; `argv` are the arguments, by default those of the process.
+    """Run the command line `argv`, by default that of the process.
 
-    Exit status: 0; 1 if the command was rejected or failed; 2 for wrong usage; 130 after Ctrl-C.
+    The exit status is 0 for success; 1 if the command was rejected or failed; 2 for wrong
+    arguments; 130 after Ctrl-C.
     """
     try:
         app(args=argv, prog_name="reverie")

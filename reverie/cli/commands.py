@@ -1,4 +1,4 @@
-"""The commands without a group: `reverie sample`, `upscale`, `me`, `families` and `train`."""
+"""Define the commands `reverie sample`, `upscale`, `me`, `families` and `train`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What all commands share: the context with client and output, and common options."""
+"""Define what all commands share: the context with client and output, and common options."""
 
 import json
 import shutil
@@ -19,15 +19,16 @@ from reverie.records import Record, SavedFile
 
 @dataclass(frozen=True)
 class CliContext:
-    """The client and the output of one invocation."""
+    """The client and the output of one call of the command line; prints results of commands."""
 
     client: Client
     output: Output
 
     def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
-        """Print the path, seed and size of a file that was written, described by `content`.
+        """Print the path, the model, the seed and the size of a file that was written.
 
-        Prints nothing if the file was standard output (`-`). With `--json`, prints JSON.
+        `content` is a word for what the file has. With `--json`, JSON is printed. If the result
+        went to standard output (`path` is `-`), nothing is printed.
         """
         if str(path) == "-":
             return
@@ -38,7 +39,7 @@ class CliContext:
         self.output.print_line(f"{path}: {content}{saved.made_by}{seed}, {format_size(saved.size_bytes)}")
 
     def print_record(self, record: Record, line: str) -> None:
-        """Print the JSON of a record with `--json`, otherwise `line`."""
+        """Print `line`, or the JSON of `record` with the option `--json`."""
         if self.output.as_json:
             self.output.print_json(record.body)
         else:
@@ -47,19 +48,22 @@ class CliContext:
     def print_records(
         self, records: Sequence[Record], headings: Sequence[str], rows: Sequence[Sequence[object]]
     ) -> None:
-        """Print the JSON of records with `--json`, otherwise a table with `headings` and `rows`."""
+        """Print a table with `headings` and `rows`, or with `--json` the JSON of `records`."""
         if self.output.as_json:
             self.output.print_json([record.body for record in records])
         else:
             self.output.print_table(headings, rows)
 
     def print_sharing(self, name: str, record: Record) -> None:
-        """Print whether the model or dataset `name` is shared or private."""
+        """Print whether a model or dataset is shared or private.
+
+        `record` is its description, which has a field `shared`, and `name` its name.
+        """
         self.print_record(record, f"{name} is {'shared' if record['shared'] else 'private'}")
 
 
 class CommandContext(typer.Context):
-    """Typer's context of a command, with the type of `obj`, which `reverie.cli` sets."""
+    """Typer's context of a command, whose `obj` is this program's `CliContext`."""
 
     obj: CliContext
 
@@ -88,10 +92,10 @@ WebhookEvents = Annotated[
 
 
 def webhook_option(url: str | None, events: Sequence[str] | None) -> dict[str, Any]:
-    """Return the keyword argument `webhook` of client methods; an empty dictionary without `url`.
+    """Return the argument `webhook` for methods of the client, as a dictionary to unpack.
 
-    `url` and `events` are the options `--webhook` and `--webhook-event`. Raises typer.BadParameter
-    for events without a URL.
+    `url` and `events` are the values of `--webhook` and `--webhook-event`. Without a URL the
+    dictionary is empty. Raises typer.BadParameter for events without a URL.
     """
     if url is None:
         if events:
@@ -106,10 +110,10 @@ Deadline = Annotated[
 
 
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Set options `a.b=value` in the nested dictionary `base` (None: a new one); return it.
+    """Return a nested dictionary of the options that `assignments` such as "a.b=value" set.
 
-    `base` is changed in place. A value is JSON, or else a string. Raises typer.BadParameter if
-    there is no `=`.
+    A value is JSON, or else a string. The options are added to `base`, which is changed in place;
+    None is an empty one. Raises typer.BadParameter for an assignment without "=".
     """
     options = {} if base is None else base
     for assignment in assignments or ():
@@ -130,9 +134,10 @@ def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None
 
 @contextmanager
 def output_path(path: Path) -> Iterator[Path]:
-    """Yield the path to write to.
+    """Return a context manager with the path to which a command writes its result.
 
-    For `-`, this is a temporary file, which is copied to standard output after the block.
+    If `path` is `-`, that is a temporary file, which is copied to standard output at the end of the
+    block; otherwise it is `path`.
     """
     if str(path) != "-":
         yield path

@@ -1,4 +1,4 @@
-"""Commands for datasets: `reverie datasets …`."""
+"""Define the commands `reverie datasets …`, which list, add, show, share and delete datasets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -114,7 +114,7 @@ def _save_preview(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     out: OutputPath = None,
 ) -> None:
-    """Save some of a dataset's pictures as one PNG."""
+    """Save pictures of a dataset as a grid in one PNG."""
     path = out or Path(f"{name}.png")
     with output_path(path) as target:
         saved = context.obj.client.save_dataset_preview(name, target, split=split, count=count)

@@ -1,4 +1,4 @@
-"""Commands for jobs, trainings among them: `reverie jobs …`."""
+"""Define the commands `reverie jobs …` for jobs, which include trainings."""
 
 import time
 from pathlib import Path
@@ -112,9 +112,9 @@ def _delete_job(context: CommandContext, job_id: JobId) -> None:
 
 
 def follow_job(cli: CliContext, job: Job) -> Job:
-    """Show a job's events until it ends, and return the job.
+    """Show the events of a job until it ends; return the ended job.
 
-    Ctrl-C exits with status 130; the job continues.
+    Ctrl-C ends the program with exit status 130; the job continues.
     """
     title = f"{job.kind} {job.model}"
     with ProgressBar(cli.output, f"{title} {job.status}") as bar:
@@ -129,7 +129,7 @@ def follow_job(cli: CliContext, job: Job) -> Job:
 
 
 def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
-    """Show a job's place in the queue while it is queued."""
+    """While a job is queued, show its position and when it will start; then return."""
     while job.status == "queued":
         job = cli.client.job(job.id)
         bar.update_from_job(job)
@@ -150,7 +150,7 @@ def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
 
 
 def print_job(cli: CliContext, job: Job) -> None:
-    """Print a job's status, and the version that a training published.
+    """Print the status of a job, and of a training or publication also the version it published.
 
     Raises JobFailedError if the job failed.
     """

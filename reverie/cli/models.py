@@ -1,4 +1,4 @@
-"""Commands for models and their versions: `reverie models …`."""
+"""Define the commands `reverie models …` for models and their versions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +60,7 @@ def _list_versions(context: CommandContext, name: ModelName) -> None:
 def _activate_version(
     context: CommandContext, name: ModelName, version: Annotated[str, typer.Argument(help="The version to activate.")]
 ) -> None:
-    """Activate a version. No request fails; to roll back, activate the version before."""
+    """Activate a version without failed requests. To roll back, activate the version before."""
     model = context.obj.client.activate_version(name, version)
     context.obj.print_record(model, f"{model.name}@{model.version} is active")
 
@@ -112,5 +112,5 @@ def _import_version(
 
 
 def format_version(version: Version) -> str:
-    """Return a sentence that says whether a version is active."""
+    """Return a sentence with the name of a version, which says whether it is active."""
     return f"{version.model}@{version.version} {'is active' if version.serves else 'is not active'}"

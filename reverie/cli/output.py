@@ -1,4 +1,4 @@
-"""Output of the commands.
+"""Print the output of commands: results, progress and messages.
 
 Results go to standard output; progress, messages and errors go to standard error.
 """
@@ -18,29 +18,32 @@ _NOT_SHOWN = {"steps", "images", "seconds"}  # counters among an epoch's metrics
 
 
 class Output:
-    """Prints text for people, or, with `as_json`, JSON for programs."""
+    """Prints results as text for people or, with `as_json`, as JSON for programs."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def print_line(self, text: str) -> None:
-        """Print a line of the result."""
+        """Print a line of a result on standard output."""
         sys.stdout.write(text + "\n")
 
     def print_json(self, body: Any) -> None:
-        """Print the JSON that the service returned."""
+        """Print `body`, the JSON of a response, with indentation on standard output."""
         self.print_line(json.dumps(body, indent=2, ensure_ascii=False))
 
     def print_table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print aligned columns. No cell is shortened, so that the output can be searched."""
+        """Print a table with aligned columns on standard output.
+
+        No cell is shortened, so that the output can be searched.
+        """
         lines = [list(headings), *([str(cell) for cell in row] for row in rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
         for line in lines:
             self.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def print_figures(self, model: Model) -> None:
-        """Print the metrics in a model's card as a table."""
+        """Print the metrics that a model's card has, as a table."""
         rows = [
             [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
             for figure in model.figures
@@ -48,18 +51,19 @@ class Output:
         self.print_table(["FIGURE", "VALUE", "UNIT", "DESCRIPTION"], rows)
 
     def print_message(self, text: str) -> None:
-        """Print a line on standard error."""
+        """Print a line for people on standard error."""
         self.stderr.print(text)
 
 
 class ProgressBar(Progress):
-    """A progress bar on a terminal. Elsewhere there is no bar, and each message is a line.
+    """A progress bar on standard error, with a line of text below it, the status line.
 
-    Below the bar is a line of text, if `set_status_line` has set one.
+    If standard error is no terminal, there is no bar, and each new status line or message is
+    printed as a line.
     """
 
     def __init__(self, output: Output, title: str) -> None:
-        """Prepare a bar with a title; entering the `with` block shows it."""
+        """Prepare a bar with the text `title`; the bar appears at the start of its `with` block."""
         columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         console = output.stderr
         self._output, self._status_line = output, ""
@@ -68,17 +72,24 @@ class ProgressBar(Progress):
         self._bar = self.add_task(title, total=1.0)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Yield the bar, then the line below it, shortened to the width of the terminal."""
+        """Yield the bar and then the status line, which is cut at the width of the terminal."""
         yield from super().get_renderables()
         if self._status_line:
             yield Text(self._status_line, no_wrap=True, overflow="ellipsis")
 
     def set_progress(self, share: float | None = None, title: str | None = None) -> None:
-        """Set the share that is done, 0 to 1, or the title; None leaves either as it is."""
+        """Set the finished share, from 0 to 1, and the title of the bar.
+
+        An argument that is None leaves its part of the bar as it is.
+        """
         self.update(self._bar, completed=share, description=title)
 
     def update_from_job(self, job: Job) -> None:
-        """Show the job's progress and, below the bar, its place in the queue while it waits."""
+        """Show a job's progress in the bar and, while it is queued, a status line.
+
+        The line has the job's position and expected start. Without a terminal it is printed when
+        the position changes.
+        """
         self.set_progress(job.progress)
         waiting = format_waiting(job)
         moved, self._place = (job.status, job.position) != self._place, (job.status, job.position)
@@ -86,19 +97,22 @@ class ProgressBar(Progress):
             self.set_status_line(waiting)
 
     def set_status_line(self, text: str) -> None:
-        """Replace the line below the bar; without a bar, print the line."""
+        """Replace the status line below the bar; without a terminal, print `text` as a line."""
         if self.disable:
             self.print_message(text)
         else:
             self._status_line = text
 
     def print_message(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar, which stays there."""
         self._output.print_message(text)
 
 
 def format_waiting(job: Job) -> str:
-    """Return why a job waits and for how long, on one line; "" for a job that does not wait."""
+    """Return a line with the position, expected start and reason of a queued job.
+
+    The line is "" for a job that is not queued.
+    """
     if job.status != "queued":
         return ""
     position = "" if job.position is None else f"position {job.position}"
@@ -108,7 +122,7 @@ def format_waiting(job: Job) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in whole seconds, minutes or hours."""
+    """Return a duration as text, rounded to whole seconds, minutes or hours."""
     for limit, size, unit in ((90, 1, "s"), (5400, 60, "min")):
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
@@ -116,9 +130,9 @@ def format_duration(seconds: float) -> str:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return an epoch's metrics on one line, losses first, such as `epoch 3 train_loss 103.2`.
+    """Return the metrics of an epoch as one line, such as `epoch 3 train_loss 103.2`.
 
-    Counters of steps, images and seconds are left out.
+    Losses come first. The numbers of steps, images and seconds are left out.
     """
     shown = {
         name: value for name, value in metrics.items() if name not in _NOT_SHOWN and isinstance(value, int | float)
@@ -133,12 +147,12 @@ def compact_json(value: Any) -> str:
 
 
 def format_number(value: float) -> str:
-    """Return an integer in full, any other number to five significant digits."""
+    """Return a number as text: an integer in full, any other with five significant digits."""
     return str(value) if isinstance(value, int) else f"{value:.5g}"
 
 
 def format_size(size_bytes: float) -> str:
-    """Return a size in B, kB, MB or GB, to three significant digits."""
+    """Return a size as text in B, kB, MB or GB (powers of 1000), with three significant digits."""
     for unit in ("B", "kB", "MB"):
         if size_bytes < 1000:
             return f"{size_bytes:.3g} {unit}"

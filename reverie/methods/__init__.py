@@ -1,4 +1,4 @@
-"""The methods of `Client` and `AsyncClient`, one file per resource of the HTTP API."""
+"""Define the methods of `Client` and `AsyncClient`, one file for each kind of resource."""
 
 from reverie.methods.datasets import DatasetMethods
 from reverie.methods.jobs import JobMethods, TrainingMethods
@@ -7,4 +7,7 @@ from reverie.methods.operations import OperationMethods
 
 
 class ApiMethods(OperationMethods, ModelMethods, DatasetMethods, TrainingMethods, JobMethods):
-    """All methods of the clients that call the HTTP API, except `events`."""
+    """All methods that `Client` and `AsyncClient` share, one for each use of the HTTP API.
+
+    The method `events` is not among them: each client has its own.
+    """

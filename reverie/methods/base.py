@@ -1,8 +1,7 @@
-"""The base of all client methods: retries, lists, downloads, and waiting for jobs.
+"""Define what client methods are built of: retries, lists, downloads, and waiting for jobs.
 
 A method is a generator that yields requests and delays and receives the responses, so it is written
-once for both clients ("sans I/O"). `Client.run_steps` executes these steps blocking, and
-`AsyncClient.run_steps` awaits them. See
+once for both clients ("sans I/O"). `Client` runs it blocking, and `AsyncClient` awaits it. See
 docs/decisions.md#client-methods-are-generators-written-once.
 """
 
@@ -52,13 +51,13 @@ _PAGE_SIZE = 100
 
 
 class ClientMethod(Generic[P, T]):
-    """Decorator that turns a generator function of steps into a client method.
+    """A decorator that makes a client method of a generator of requests and delays.
 
     The method blocks on `Client` and is a coroutine function on `AsyncClient`.
     """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
-        """Wrap the generator function `steps`; the method gets its signature and docstring."""
+        """Wrap the generator function `steps`, whose signature and docstring the method gets."""
         self.__doc__ = steps.__doc__
         self.__wrapped__ = steps
 
@@ -80,16 +79,20 @@ class ClientMethod(Generic[P, T]):
 
 
 class BaseMethods:
-    """Generators of requests and delays that several client methods use."""
+    """The base class of client methods: requests with retries, lists, downloads and waiting.
+
+    Each method here is a generator that yields requests and delays, for use by other methods.
+    """
 
     def __init__(self, retries: int) -> None:
-        """Set how many times at most a request is sent again."""
+        """Set the maximum number of times that a request is sent again."""
         self._retries = retries
 
     def _send(self, request: ApiRequest) -> Steps[httpx.Response]:
-        """Send a request with retries; return its successful response.
+        """Send a request, with retries, until it has a successful response; return that response.
 
-        Raises ProblemError for an error response, and UnreachableError if there is no response.
+        Raises ProblemError for an error response, and UnreachableError for none, when no more
+        retries are allowed.
         """
         attempt = 0
         while True:
@@ -109,28 +112,36 @@ class BaseMethods:
             yield Delay.before_retry(attempt, response)
 
     def _json(self, request: ApiRequest) -> Steps[Any]:
-        """Send a request with retries; return the JSON body of its response."""
+        """Send a request, with retries; return the JSON body of the successful response."""
         return (yield from self._send(request)).json()
 
     def _get(self, *segments: str) -> Steps[Any]:
-        """Return the JSON of a resource; `segments` are the parts of its path after `/v1`."""
+        """Send a GET request; return the JSON body of the successful response.
+
+        `segments` are the parts of the URL's path after `/v1`.
+        """
         return (yield from self._json(ApiRequest("GET", path_of(*segments))))
 
     def _post(self, *segments: str, **fields: Any) -> Steps[Any]:
-        """Send a POST request; return the JSON of its response.
+        """Send a POST request; return the JSON body of the successful response.
 
-        `segments` are the parts of its path after `/v1`, `fields` other fields of the `ApiRequest`.
+        `segments` are the parts of the URL's path after `/v1`, and `fields` further arguments of
+        `ApiRequest`.
         """
         return (yield from self._json(ApiRequest("POST", path_of(*segments), **fields)))
 
     def _delete(self, *segments: str) -> Steps[None]:
-        """Delete a resource; `segments` are the parts of its path after `/v1`."""
+        """Send a DELETE request, which is not repeated if its response is lost.
+
+        `segments` are the parts of the URL's path after `/v1`.
+        """
         yield from self._send(ApiRequest("DELETE", path_of(*segments), retry_if_lost=False))
 
     def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:
-        """Return the entries of a list, fetched page by page.
+        """Return the entries of the list at the URL path `path`, which is read page by page.
 
-        At most `limit` entries, or all if `limit` is None. `filters` are query parameters.
+        They are the first `limit` entries, or all if `limit` is None. `filters` are query
+        parameters.
         """
         entries: list[Any] = []
         after: str | None = None
@@ -152,11 +163,11 @@ class BaseMethods:
         on_progress: ByteProgress | None = None,
         send: Callable[[ApiRequest], Steps[httpx.Response]] | None = None,
     ) -> Steps[SavedFile]:
-        """Save a response's body to the file `path`; on an error, no file is written.
+        """Send a request and save the body of its response to the file `path`.
 
-        `send` is the method that sends the request, by default `_send`. `on_progress` is called
-        with the number of bytes received. Raises UnexpectedContentError if the body is not of
-        `media_type`.
+        `send` is the generator function that sends the request, by default `_send`. `on_progress`
+        is called with the number of bytes received. After an error there is no file. Raises
+        UnexpectedContentError if the body is not of `media_type`.
         """
         download = Download(Path(path), media_type, on_progress)
         try:
@@ -169,9 +180,10 @@ class BaseMethods:
         return SavedFile(download.path, download.size_bytes, media_type, str(headers.get("reverie-model", "")), seed)
 
     def _wait(self, job_id: str, timeout_s: float | None, on_progress: JobProgress | None) -> Steps[Job]:
-        """Poll a job until it ends, and return it; call `on_progress` with the job after each poll.
+        """Read a job again and again until it has ended; return it.
 
-        Raises StillRunningError after `timeout_s` seconds; None means no limit.
+        `on_progress` is called with the job each time. Raises StillRunningError after `timeout_s`
+        seconds; None means no limit.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         interval_s = 0.05
@@ -188,9 +200,10 @@ class BaseMethods:
             interval_s = min(1.5 * interval_s, 1.0)
 
     def _wait_for_success(self, accepted: httpx.Response, on_progress: JobProgress | None) -> Steps[Job]:
-        """Wait for the job in a 202 response, and return it.
+        """Wait until the job that a 202 response describes has succeeded; return the job.
 
-        Raises JobFailedError if the job failed or was cancelled.
+        `on_progress` is called with the job each time it is read. Raises JobFailedError if the job
+        failed or was cancelled.
         """
         job = yield from self._wait(accepted.json()["id"], None, on_progress)
         if job.status != "succeeded":
@@ -198,10 +211,10 @@ class BaseMethods:
         return job
 
     def _send_and_wait(self, request: ApiRequest, on_progress: JobProgress | None = None) -> Steps[httpx.Response]:
-        """Send a request; if it became a job (202), wait for the job; return the response with the
-        result.
+        """Send the request of an operation, and return the response that has the result.
 
-        Raises JobFailedError if the job failed or was cancelled.
+        If the request became a job (202), wait for the job, and call `on_progress` with it each
+        time it is read. Raises JobFailedError if the job failed or was cancelled.
         """
         response = yield from self._send(request)
         if response.status_code != 202:
@@ -213,17 +226,20 @@ class BaseMethods:
 
 
 def webhook_body(webhook: Webhook) -> dict[str, Any]:
-    """Return the JSON of a webhook, given as a URL or as a mapping of `url` and `events`."""
+    """Return the JSON object of a webhook that is a URL, or a mapping of `url` and `events`."""
     return {"url": webhook} if isinstance(webhook, str) else dict(webhook)
 
 
 def is_url(source: object) -> bool:
-    """Return whether a picture or dataset is given by an http or https URL."""
+    """Return whether `source`, a picture or dataset, is an http or https URL."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def media_type_of(path: FilePath) -> str:
-    """Return the media type for a file's suffix. Raises ValueError for an unknown suffix."""
+    """Return the media type of the file format that the suffix of `path` names.
+
+    Raises ValueError for an unknown suffix.
+    """
     path = Path(path)
     media_type = MEDIA_TYPES.get(path.suffix.lower())
     if media_type is None:

@@ -1,4 +1,4 @@
-"""Methods for datasets."""
+"""Define the client methods for datasets."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
 
 class DatasetMethods(BaseMethods):
-    """List, upload, share and delete datasets. They raise NotFoundError for an unknown name."""
+    """Client methods that list, upload, fetch, share and delete datasets.
+
+    They raise NotFoundError for an unknown name.
+    """
 
     @ClientMethod
     def datasets(self) -> Steps[list[Dataset]]:
@@ -47,14 +50,17 @@ class DatasetMethods(BaseMethods):
         shared: bool | None = None,
         on_progress: ByteProgress | None = None,
     ) -> Steps[Dataset]:
-        """Create a dataset from an IDX or NPZ file, or a ZIP of pictures; `labels` is an IDX file.
+        """Create a dataset from an IDX or NPZ file, or a ZIP of pictures; return its description.
 
-        `format` is "idx", "npz" or "zip"; by default it is detected. `kind` is "pictures" (one
-        image each, the default) or "photographs" (of any size, divided into patches). `resize` is
-        HEIGHTxWIDTH. `validation` and `test` are the shares held back, from 0 to 0.5. A new dataset
-        is private unless `shared`. `on_progress` is called with the number of bytes sent. The same
-        content under the same name returns the existing dataset. Raises InvalidError for a file
-        that cannot be read, ConflictError if the name is taken.
+        `labels` is an IDX file with a label for each picture. `format` is "idx", "npz" or "zip"; by
+        default it is detected. `kind` is "pictures" (one image each, the default) or "photographs"
+        (of any size, divided into patches). `resize` is HEIGHTxWIDTH in pixels, to which pictures
+        are scaled and cropped. `validation` and `test` are the shares of these splits, from 0 to
+        0.5. A new dataset is private unless `shared`. `on_progress` is called with the number of
+        bytes sent.
+
+        If a dataset of this name has the same content, it is returned. Raises InvalidError for a
+        file that cannot be read, and ConflictError if a dataset of this name has other content.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
         params = {"name": name, "format": format, "kind": kind, "resize": resize, "shared": shared}
@@ -78,13 +84,14 @@ class DatasetMethods(BaseMethods):
         webhook: Webhook | None = None,
         on_progress: JobProgress | None = None,
     ) -> Steps[Dataset]:
-        """Create a dataset that the service fetches: "mnist", "fashion-mnist", or a URL of a file.
+        """Create a dataset that the service downloads itself; return its description.
 
-        `name` is the new dataset's name, by default `source`; a URL needs one. The other arguments
-        are those of `upload_dataset`; of a dataset known by name only `validation` and `shared` can
-        be set. Waits for the job that fetches it, and calls `on_progress` with the job. `webhook`
-        is a URL, or a mapping of `url` and `events`, for a signed request when the job ends. Raises
-        JobFailedError if the job fails or is cancelled.
+        `source` is "mnist", "fashion-mnist" or the URL of a file. `name` is the new dataset's name,
+        by default `source`; a URL needs one. For a URL, the other options are those of
+        `upload_dataset`; otherwise only `validation` and `shared` can be set. The method waits for
+        the job that downloads the file, and calls `on_progress` with the job. `webhook` is a URL,
+        or a mapping of `url` and `events`, to which the service sends a signed request when the job
+        ends. Raises JobFailedError if the job fails or is cancelled.
         """
         fields: dict[str, Any] = {
             "source_url" if is_url(source) else "source": source,
@@ -108,16 +115,19 @@ class DatasetMethods(BaseMethods):
     def save_dataset_preview(
         self, name: str, path: FilePath, *, split: str = "train", count: int = 64
     ) -> Steps[SavedFile]:
-        """Save `count` pictures of a split as one PNG file `path`."""
+        """Save `count` pictures of a dataset's split as a grid in the PNG file `path`."""
         request = ApiRequest("GET", path_of("datasets", name, "preview"), params={"split": split, "count": count})
         return (yield from self._download(request, path, PNG))
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
-        """Let everybody use a dataset, or, with `shared=False`, only its owner."""
+        """Let everybody use a dataset or, with `shared=False`, only its owner; return it."""
         return Dataset((yield from self._json(ApiRequest("PATCH", path_of("datasets", name), json={"shared": shared}))))
 
     @ClientMethod
     def delete_dataset(self, name: str) -> Steps[None]:
-        """Delete a dataset. Raises ConflictError if an unfinished training uses it."""
+        """Delete a dataset.
+
+        Raises ConflictError if an unfinished training uses it.
+        """
         yield from self._delete("datasets", name)

@@ -1,4 +1,4 @@
-"""Methods for jobs of every kind, and for trainings, which are jobs."""
+"""Define the client methods for jobs, and for trainings, which are jobs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from reverie.requests import ApiRequest, ByteProgress, deadline_after, path_of
 
 
 class JobMethods(BaseMethods):
-    """List jobs, wait for them, get their results, cancel and delete them.
+    """Client methods that list jobs, wait for them, get their results, cancel and delete them.
 
     They raise NotFoundError for an unknown id.
     """
@@ -30,30 +30,30 @@ class JobMethods(BaseMethods):
     def jobs(
         self, *, status: str | None = None, kind: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Job]]:
-        """Return your jobs, newest first, at most `limit`; all of them with `limit=None`.
+        """Return your newest jobs, newest first: at most `limit`, or all if that is None.
 
-        `status` (such as "running"), `kind` (an operation such as "samples", or "training" and so
-        on) and `model` select jobs; None selects all.
+        `status` (such as "running"), `kind` (an operation such as "samples", or for example
+        "training") and `model` (a model's name) select jobs; None selects all.
         """
         return [Job(body) for body in (yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model))]
 
     @ClientMethod
     def job(self, job_id: str) -> Steps[Job]:
-        """Return the current state of a job."""
+        """Return a job in its present state."""
         return Job((yield from self._get("jobs", job_id)))
 
     @ClientMethod
     def wait(self, job_id: str, timeout_s: float | None = None, on_progress: JobProgress | None = None) -> Steps[Job]:
         """Wait until a job has succeeded, failed or been cancelled; return it.
 
-        `on_progress` is called with the job after each poll. Raises StillRunningError after
+        `on_progress` is called with the job each time it is read. Raises StillRunningError after
         `timeout_s` seconds; None means no limit.
         """
         return (yield from self._wait(job_id, timeout_s, on_progress))
 
     @ClientMethod
     def result(self, job_id: str) -> Steps[OperationResult]:
-        """Return the result of a succeeded job.
+        """Return the result of a job that has succeeded.
 
         Raises ConflictError if the job has not succeeded, and GoneError if the result has expired.
         """
@@ -62,11 +62,11 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def save_result(self, job_id: str, path: FilePath, *, on_progress: ByteProgress | None = None) -> Steps[SavedFile]:
-        """Save the result of a succeeded job as a file; return the file's path and format.
+        """Save the result of a job that has succeeded as the file `path`.
 
         The suffix of `path` chooses the format. `on_progress` is called with the number of bytes
-        received so far. Raises ConflictError if the job
-        has not succeeded, and GoneError if the result has expired.
+        received so far. Raises ConflictError if the job has not succeeded, and GoneError if the
+        result has expired.
         """
         media_type = media_type_of(path)
         request = ApiRequest("GET", path_of("jobs", job_id, "result"), headers={"Accept": media_type})
@@ -74,22 +74,24 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def preview(self, job_id: str) -> Steps[bytes]:
-        """Return a PNG of the intermediate result of a running job.
+        """Return a PNG of the unfinished images of a running job.
 
-        Raises NotFoundError if the job has no preview.
+        For a training these are images that its model has generated so far. Raises NotFoundError if
+        the job has no preview.
         """
         return (yield from self._send(ApiRequest("GET", path_of("jobs", job_id, "preview")))).content
 
     @ClientMethod
     def deliveries(self, job_id: str, limit: int | None = 20) -> Steps[list[Delivery]]:
-        """Return the requests to a job's webhook, newest first, at most `limit`; all with
-        `limit=None`.
+        """Return the newest requests to a job's webhook, newest first.
+
+        There are at most `limit`, or all if that is None.
         """
         return [Delivery(body) for body in (yield from self._list(path_of("jobs", job_id, "deliveries"), limit))]
 
     @ClientMethod
     def cancel(self, job_id: str) -> Steps[Job]:
-        """Cancel a job and return it; a cancelled job is returned unchanged.
+        """Cancel a job and return it; a job that is cancelled already is returned unchanged.
 
         Raises ConflictError if the job has succeeded or failed.
         """
@@ -97,21 +99,25 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def delete_job(self, job_id: str) -> Steps[None]:
-        """Delete a job and its files. Raises ConflictError if the job has not ended."""
+        """Delete a job that has ended, with its result and files.
+
+        Raises ConflictError if the job has not ended.
+        """
         yield from self._delete("jobs", job_id)
 
 
 class TrainingMethods(BaseMethods):
-    """Start, control and publish trainings.
+    """Client methods that start, watch, pause, resume and publish trainings.
 
-    A training is a job, so `wait`, `cancel`, `events` and so on apply too.
+    A training is a job, so methods for jobs, such as `wait` and `cancel`, work for it, too.
     """
 
     @ClientMethod
     def families(self) -> Steps[list[Mapping[str, Any]]]:
         """Return the descriptions of the families that can be trained, sorted by name.
 
-        Each has `name`, the JSON Schemas `config` and `training`, and the default `recipe`.
+        Each has `name`, the JSON Schemas `config` and `training` of a recipe's parts, and the
+        default `recipe`.
         """
         return (yield from self._get("families"))["data"]  # type: ignore[no-any-return]
 
@@ -131,16 +137,17 @@ class TrainingMethods(BaseMethods):
         deadline_s: float | None = None,
         webhook: Webhook | None = None,
     ) -> Steps[Training]:
-        """Start a training and return it without waiting.
+        """Start a training of a family on a dataset; return it without waiting for its end.
 
         When the training succeeds, the model `name` has a new version. `recipe` has the changes to
-        the family's default: `config`, `training`, `seed`. `summary` is a line for the card.
-        `serve` says when the new version becomes active: "if better", "always" or "never".
-        `evaluation` has the `count` of test pictures and the number `k` of importance samples per
-        picture. `gpus` is the number of devices. A new model is private unless `shared`. After
-        `deadline_s` seconds the training fails; its last checkpoint is kept. `webhook` is a URL, or
-        a mapping of `url` and `events`, for a signed request when it ends. Raises InvalidError for
-        an invalid recipe, ConflictError if the name is being trained already.
+        the family's default recipe: `config`, `training` and `seed`. `summary` describes the model
+        in its card. `serve` says when the new version becomes active: "if better" than the active
+        one, "always" or "never". `evaluation` has the `count` of test pictures and the number `k`
+        of importance samples per picture. `gpus` is the number of devices. A new model is private
+        unless `shared`. After `deadline_s` seconds the training fails; its last checkpoint is kept.
+        `webhook` is a URL, or a mapping of `url` and `events`, to which the service sends a signed
+        request when the training ends. Raises InvalidError for an invalid recipe, and ConflictError
+        if a training of this model is unfinished.
         """
         body: dict[str, Any] = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}}
         body |= {"summary": summary, "serve": serve, "gpus": gpus}
@@ -154,7 +161,7 @@ class TrainingMethods(BaseMethods):
     def estimate(
         self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
     ) -> Steps[Mapping[str, Any]]:
-        """Estimate a training from a few timed steps (a dry run), without training.
+        """Estimate the memory and time of a training from a few timed steps (a dry run).
 
         The result has, among others, the number of `parameters`, and the `memory_bytes` and
         `seconds` that the whole training would take. Raises InvalidError for an invalid recipe.
@@ -167,36 +174,42 @@ class TrainingMethods(BaseMethods):
     def trainings(
         self, *, status: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Training]]:
-        """Return your trainings, newest first, at most `limit`; all of them with `limit=None`.
+        """Return your newest trainings, newest first: at most `limit`, or all if that is None.
 
-        `status` and `model` select trainings; None selects all.
+        `status` and `model` (a model's name) select trainings; None selects all.
         """
         return [Training(body) for body in (yield from self._list("/v1/trainings", limit, status=status, model=model))]
 
     @ClientMethod
     def training(self, job_id: str) -> Steps[Training]:
-        """Return the current state of a training, with the last epoch's metrics."""
+        """Return a training in its present state, with the metrics of its last epoch."""
         return Training((yield from self._get("trainings", job_id)))
 
     @ClientMethod
     def metrics(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
-        """Return a training's metrics, one entry per epoch. `events` yields them as they happen."""
+        """Return the metrics of each epoch of a training so far, oldest first.
+
+        The method `events` yields them as they happen.
+        """
         return list((yield from self._get("trainings", job_id, "metrics"))["data"])
 
     @ClientMethod
     def checkpoints(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
-        """Return a training's checkpoints, oldest first. Only the file of the last one is kept."""
+        """Return descriptions of a training's checkpoints, oldest first.
+
+        Only the file of the last checkpoint is kept.
+        """
         return list((yield from self._get("trainings", job_id, "checkpoints"))["data"])
 
     @ClientMethod
     def save_curves(self, job_id: str, path: FilePath) -> Steps[SavedFile]:
-        """Save a plot of a training's losses as a PNG."""
+        """Save a plot of a training's losses as the PNG file `path`."""
         request = ApiRequest("GET", path_of("trainings", job_id, "curves.png"))
         return (yield from self._download(request, path, PNG))
 
     @ClientMethod
     def pause(self, job_id: str) -> Steps[Training]:
-        """Pause a training: write a checkpoint and stop. `resume` continues it.
+        """Pause a training after a checkpoint, from which `resume` continues it; return it.
 
         Raises ConflictError if the training has ended.
         """
@@ -204,7 +217,7 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def resume(self, job_id: str) -> Steps[Training]:
-        """Resume a paused training; a queued or running one continues unchanged.
+        """Resume a paused training; a queued or running one continues unchanged. Return it.
 
         Raises ConflictError if the training has ended.
         """
@@ -212,9 +225,9 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def publish(self, job_id: str) -> Steps[Job]:
-        """Publish the last checkpoint of a paused, failed or cancelled training as a version.
+        """Start to publish a training's last checkpoint as a version; return the job that does it.
 
-        Returns the job that publishes it. Raises ConflictError for another status, or if there is
-        no checkpoint.
+        The training must be paused, failed or cancelled. Raises ConflictError for another status,
+        or if there is no checkpoint.
         """
         return Job((yield from self._post("trainings", job_id, "publish", retry_if_lost=False)))

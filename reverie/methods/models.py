@@ -1,4 +1,4 @@
-"""Methods for models and their versions."""
+"""Define the client methods for models and their versions."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _ACTIVATION_TIMEOUT_S = 90.0
 
 
 class ModelMethods(BaseMethods):
-    """List, share, delete, export and import models, and activate their versions.
+    """Client methods that list, share, delete, export and import models, and activate versions.
 
     They raise NotFoundError for unknown names and versions.
     """
@@ -22,7 +22,10 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def model(self, name: str) -> Steps[Model]:
-        """Return the card of a model; `name` is its name, or name@version."""
+        """Return the card of a model; `name` is the model's name, or name@version.
+
+        Without a version it is the card of the active version.
+        """
         return Model((yield from self._get("models", name)))
 
     @ClientMethod
@@ -32,7 +35,7 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def activate_version(self, name: str, version: str) -> Steps[Model]:
-        """Activate a version and return the model.
+        """Make a version the active one of its model; return the model's card.
 
         Workers load the version before requests use it, so no request fails. Raises ConflictError
         if a worker cannot load it.
@@ -43,14 +46,15 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def share_model(self, name: str, shared: bool = True) -> Steps[Model]:
-        """Let everybody use a model, or, with `shared=False`, only its owner."""
+        """Let everybody use a model or, with `shared=False`, only its owner; return its card."""
         return Model((yield from self._json(ApiRequest("PATCH", path_of("models", name), json={"shared": shared}))))
 
     @ClientMethod
     def delete_model(self, name: str) -> Steps[None]:
         """Delete a model with all its versions.
 
-        Raises ConflictError if an unfinished job uses the model, or if it comes with the service.
+        Raises ConflictError if an unfinished job uses the model, or if the model is part of the
+        service.
         """
         yield from self._delete("models", name)
 
@@ -58,8 +62,8 @@ class ModelMethods(BaseMethods):
     def delete_version(self, name: str, version: str) -> Steps[None]:
         """Delete a version of a model.
 
-        Raises ConflictError if it is active, if an unfinished job uses it, or if it comes with the
-        service.
+        Raises ConflictError if the version is active, if an unfinished job uses it, or if it is
+        part of the service.
         """
         yield from self._delete("models", name, "versions", version)
 
@@ -67,9 +71,10 @@ class ModelMethods(BaseMethods):
     def export_version(
         self, name: str, path: FilePath, version: str | None = None, *, on_progress: ByteProgress | None = None
     ) -> Steps[SavedFile]:
-        """Save a version (by default the active one) as a safetensors file with its card.
+        """Save a version, by default the active one, as the safetensors file `path`.
 
-        `on_progress` is called with the number of bytes received.
+        The file's header has the version's card. `on_progress` is called with the number of bytes
+        received.
         """
         if version is None:
             version = str((yield from self._get("models", name))["version"])
@@ -80,12 +85,12 @@ class ModelMethods(BaseMethods):
     def import_version(
         self, name: str, file: FilePath, *, shared: bool | None = None, on_progress: ByteProgress | None = None
     ) -> Steps[Version]:
-        """Import an exported file as a version of the model `name`; return the version.
+        """Upload an exported file as a version of the model `name`; return the version.
 
-        The first version of a model becomes active, others do not. For a file that was imported
-        before, the existing version is returned. A new model is private unless `shared`.
-        `on_progress` is called with the number of bytes sent. Raises InvalidError if the file is
-        not a valid version of this model.
+        The first version of a model becomes active, later ones do not. If the file was imported
+        before, that version is returned. A new model is private unless `shared`. `on_progress` is
+        called with the number of bytes sent. Raises InvalidError if the file is not a valid version
+        of this model.
         """
         request = ApiRequest(
             "POST",

@@ -1,4 +1,4 @@
-"""Methods for operations: samples, encodings, upscales and so on."""
+"""Define the client methods that run operations: samples, encodings, upscales and so on."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ SEED_LIMIT = 2**63
 
 
 class OperationMethods(BaseMethods):
-    """Run the operations of a model.
+    """Client methods that run the operations of a model.
 
     Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
     you give no `seed`, the client draws one. A request that takes long becomes a job, and the
@@ -55,10 +55,10 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
-        """Run an operation, named by the last part of its route, such as "samples"; return its
-        result.
+        """Run an operation of a model and return its result.
 
-        `on_progress` is called with the job, if the request became one.
+        `operation` is the last part of the operation's route, such as "samples". If the request
+        became a job, `on_progress` is called with the job each time it is read.
         """
         options["deadline_s"] = deadline_s
         return (yield from self._run(operation, model, images, seed, options, on_progress))
@@ -77,10 +77,11 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Run an operation and save its result; the suffix .png, .npz or .json chooses the format.
+        """Run an operation of a model and save its result as the file `path`.
 
-        `operation` is the last part of its route, such as "samples". `on_progress` is called with
-        the job, if the request became one. Raises ValueError for another suffix.
+        `operation` is the last part of the operation's route, such as "samples". The suffix .png,
+        .npz or .json of `path` chooses the format. If the request became a job, `on_progress` is
+        called with the job each time it is read. Raises ValueError for an unknown suffix.
         """
         media_type = media_type_of(path)
         request = _operation_request(operation, media_type, _body(model, images, seed, options), deadline_s)
@@ -99,7 +100,10 @@ class OperationMethods(BaseMethods):
         deadline_s: float | None = None,
         **options: Any,
     ) -> Steps[Job]:
-        """Start an operation as a job; return the job without waiting for its end."""
+        """Start an operation of a model as a job; return the job without waiting for its end.
+
+        `operation` is the last part of the operation's route, such as "samples".
+        """
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
         body = _body(model, images, seed, options)
         deadline = deadline_after(deadline_s)
@@ -124,11 +128,12 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Enlarge a picture; the suffix .png, .jpg or .webp of `path` chooses the format.
+        """Enlarge a picture and save the result as the file `path`.
 
-        `image` is a file, the bytes of one, or a URL. Without `model`, the service uses its first
-        model that upscales. Options are `scale`, `method` and so on. `on_progress` is called with
-        the job, if the request became one.
+        `image` is the path of a file, its bytes, or a URL. The suffix .png, .jpg or .webp of `path`
+        chooses the format. Without `model`, the service uses its first model that upscales. Options
+        are, for example, `scale` and `method`. If the request became a job, `on_progress` is called
+        with the job each time it is read.
         """
         media_type = media_type_of(path)
         fields = {"model": model, "seed": _seed_or_random(seed), **_with_webhook(options)}
@@ -151,13 +156,14 @@ class OperationMethods(BaseMethods):
     def samples(
         self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Draw `count` samples; the result has `images`."""
+        """Draw `count` samples from a model; the result has them as `images`."""
         return (yield from self._run("samples", model, (), seed, {**options, "count": count}))
 
     @ClientMethod
     def manifold(self, /, model: str, *, seed: int | None = None, **options: Any) -> Steps[OperationResult]:
-        """Decode a grid of points of a two-dimensional latent space; the result has `images`, row
-        by row.
+        """Decode a grid of points of a model's two-dimensional latent space.
+
+        The result has `images` in the order of the grid's lines.
         """
         return (yield from self._run("manifold", model, (), seed, options))
 
@@ -165,10 +171,11 @@ class OperationMethods(BaseMethods):
     def encodings(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Compute the latent representation of each image, which depends on the model's family.
+        """Compute the latent representation of each image, whose form depends on the family.
 
-        The result has `mean` and `standard_deviation` (vae) or `code` (ebgan), with one entry per
-        image, or `layers` (bihm), with one entry per layer, which has one per image.
+        The result has `mean` and `standard_deviation` (vae) or `code` (ebgan), each with one entry
+        per image. For a bihm it has `layers`, with one entry per hidden layer, which has one entry
+        per image.
         """
         return (yield from self._run("encodings", model, images, seed, options))
 
@@ -176,7 +183,7 @@ class OperationMethods(BaseMethods):
     def reconstructions(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Encode images and decode them again; the result has `images`."""
+        """Encode images and decode the codes; the result has the reconstructions as `images`."""
         return (yield from self._run("reconstructions", model, images, seed, options))
 
     @ClientMethod
@@ -209,8 +216,9 @@ class OperationMethods(BaseMethods):
     def energies(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Compute the energy of each image, as the model's family defines it; the result has
-        `energies`.
+        """Compute the energy of each image, which each family defines in its way.
+
+        The result has `energies`, one per image.
         """
         return (yield from self._run("energies", model, images, seed, options))
 
@@ -218,9 +226,9 @@ class OperationMethods(BaseMethods):
     def likelihoods(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Estimate log p(x) of each image by importance sampling.
+        """Estimate log p(x) of each image by importance sampling, in nats.
 
-        The result has `log_p` and `standard_error`, with one entry per image, in nats.
+        The result has `log_p` and `standard_error`, each with one entry per image.
         """
         return (yield from self._run("likelihoods", model, images, seed, options))
 
@@ -239,20 +247,24 @@ class OperationMethods(BaseMethods):
 
     @ClientMethod
     def me(self) -> Steps[Caller]:
-        """Return the name, roles, limits and usage of the API key in use."""
+        """Return the name, roles, limits and usage of the API key that this client sends."""
         return Caller((yield from self._get("me")))
 
 
 # See docs/decisions.md#the-client-draws-the-seed-and-the-idempotency-key
 def _seed_or_random(seed: int | None) -> int:
-    """Return the seed, or else a random one. All retries of a request use the same seed."""
+    """Return `seed`, or a random one if it is None.
+
+    A request keeps its seed in all its retries.
+    """
     return secrets.randbelow(SEED_LIMIT) if seed is None else seed
 
 
 def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON body of a request; without a `seed` it has a random one.
+    """Return the JSON body of an operation's request; if `seed` is None, it has a random one.
 
-    Raises ValueError if some images are URLs and others are not, whose order would be lost.
+    Raises ValueError if some images are URLs and others are not: the two are sent in separate
+    fields, and their order would be lost.
     """
     body = {"model": model, "seed": _seed_or_random(seed), **_with_webhook(options)}
     urls = [image for image in images if is_url(image)]
@@ -264,9 +276,9 @@ def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapp
 
 
 def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options for a request's body.
+    """Return `options` with the option `webhook`, if it is set, in the form that the API takes.
 
-    The option `webhook`, if it is set, becomes a JSON object with `url` and, if given, `events`.
+    That is a JSON object with `url` and, if given, `events`.
     """
     webhook = options.get("webhook")
     return {**options, **({"webhook": webhook_body(webhook)} if webhook else {})}
