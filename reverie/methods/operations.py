@@ -156,7 +156,7 @@ class OperationMethods(BaseMethods):
     def samples(
         self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Draw `count` samples from a model; the result has them as `images`."""
+        """Draw `count` samples; the result has `images`."""
         return (yield from self._run("samples", model, (), seed, {**options, "count": count}))
 
     @ClientMethod
