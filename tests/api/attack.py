@@ -1,4 +1,6 @@
-"""For tests of hostile clients: an API process alone, raw connections, its memory and its latencies."""
+"""Helpers for tests of hostile clients: an API process alone, raw connections, the memory of a
+process, and the latency of other requests.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from tests.waiting import wait_until
 MIB = 1 << 20
 
 STALL_S = 0.5
-"""Longest time that a request may take beside an attack: many times what it takes, as other tests run beside it."""
+"""The most that another request may take during an attack: many times its usual latency, because
+other tests run at the same time.
+"""
 
 
 class BareApi:
-    """An API process without workers or queue server, for what never gets to them."""
+    """An API process without workers or queue server, for requests that do not reach them."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
         self.port = free_port()
@@ -58,17 +62,19 @@ class BareApi:
 
     @property
     def log(self) -> str:
-        """What the process has written."""
+        """The text that the process has written to its log."""
         return (self._folder / "api.log").read_text()
 
 
 def connect(port: int) -> socket.socket:
-    """A raw connection."""
+    """Open a TCP connection to a port of this machine."""
     return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
 def answer(connection: socket.socket, timeout_s: float = 30) -> bytes:
-    """Return all that arrives until the server closes the connection; a reset counts as closing."""
+    """Return all bytes that arrive until the server closes the connection; a reset counts as
+    closing.
+    """
     connection.settimeout(timeout_s)
     received = b""
     with contextlib.suppress(ConnectionResetError):
@@ -78,18 +84,18 @@ def answer(connection: socket.socket, timeout_s: float = 30) -> bytes:
 
 
 def send_all(connection: socket.socket, data: bytes) -> None:
-    """Send as much as the server takes."""
+    """Send the data; stop without an error if the server closes the connection."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.sendall(data)
 
 
 def status_of(response: bytes) -> int:
-    """The status of a raw response; 0 for none."""
+    """Return the status code of a raw HTTP response; 0 if there is none."""
     return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.1 ") else 0
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """Return the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -97,13 +103,13 @@ def rss_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used."""
+    """Return the CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Latencies:
-    """Times of one request sent again and again on one connection, in seconds."""
+    """Latencies, in seconds, of one request that is repeated on one connection."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -111,18 +117,21 @@ class Latencies:
 
     @property
     def worst(self) -> float:
-        """The longest."""
+        """The longest latency."""
         return max(self.seconds)
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median latency."""
         return sorted(self.seconds)[len(self.seconds) // 2]
 
 
 @contextlib.contextmanager
 def watched(url: str, method: str = "GET", path: str = "/healthz", body: object = None) -> Iterator[Latencies]:
-    """Send a request every 10 ms while the block runs, and time each; a status other than 200 is a failure."""
+    """Repeat a request every 10 ms while the block runs, and record its latencies.
+
+    A status other than 200 and a connection error are recorded as failures.
+    """
     found = Latencies()
     stop = threading.Event()
 

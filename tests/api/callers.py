@@ -1,4 +1,4 @@
-"""Applications in this process that ask for keys, and clients that have one."""
+"""Applications with API keys in the test process, and clients that send a key."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tests.stack import free_port
 
 
 def key_line(name: str, *more: str) -> str:
-    """A line of the key file for the key `NAME-key`."""
+    """Return the line of a key file for the key `NAME-key`."""
     return ":".join([name, hashlib.sha256(f"{name}-key".encode()).hexdigest(), *more])
 
 
 def key_file(folder: Path, *lines: str) -> Path:
-    """A key file of these lines."""
+    """Write a key file with these lines; return its path."""
     file = folder / "keys"
     file.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
 def bearer(name: str) -> dict[str, str]:
-    """The header of `NAME-key`."""
+    """Return the Authorization header with the key `NAME-key`."""
     return {"Authorization": f"Bearer {name}-key"}
 
 
 def app_settings(folder: Path, **settings: Any) -> Settings:
-    """Settings of an application without workers, its state in a folder."""
+    """Return the settings of an application without workers, with its state in `folder`."""
     given = {
         "state": folder / "state",
         "checkpoints": Path("checkpoints"),
@@ -56,7 +56,9 @@ def state_of(client: httpx.AsyncClient) -> AppState:
 
 @asynccontextmanager
 async def application(settings: Settings, *names: str) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """An application and a client of it for each name, which sends that name's key; "" sends none."""
+    """Run an application; yield one client per name, which sends the key of that name ("":
+    none).
+    """
     app = create_app(settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))

@@ -1,4 +1,4 @@
-"""Requests, responses and images that many tests of the HTTP interface use."""
+"""Requests, responses and images for tests of the HTTP interface."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ TINY = "tiny"
 
 
 def b64(data: bytes) -> str:
-    """Return base64 text, as in a JSON body."""
+    """Return the data in base64, as a JSON body has it."""
     return base64.b64encode(data).decode()
 
 
 def encode_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """Return an image as a file of this kind."""
+    """Return an image as a file of the format `kind`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -40,7 +40,9 @@ def decode_image_base64(text: str) -> np.ndarray:
 
 
 def problem(response: httpx.Response, status: int, *words: str) -> dict[str, Any]:
-    """Check that a response is a problem of this status whose detail has these words; return its body."""
+    """Check that a response is a problem of this status whose detail contains the words; return its
+    body.
+    """
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()

@@ -1,4 +1,4 @@
-"""How requests share passes, seen from outside: what the worker's log says of its batches."""
+"""How requests share batches, as the worker's log shows it."""
 
 import contextlib
 import statistics
@@ -17,7 +17,11 @@ CLIENTS, TIMES, PASS_S = 12, 6, 0.6
 
 @pytest.mark.timing
 def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, client: httpx.Client) -> None:
-    """Half the clients arrive while the other half's pass runs; two passes on, all of them share one."""
+    """Two groups of clients that send alternately soon share one batch.
+
+    Half of the clients start while the batch of the other half runs; later, the median batch has
+    more than three quarters of all clients.
+    """
     body = {"model": "faulty", "options": {"seconds": PASS_S}}
     assert client.post("/v1/samples", json={**body, "seed": 0}).is_success
 
@@ -40,7 +44,7 @@ def _batches(stack: Stack) -> list[int]:
 
 
 def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, client: httpx.Client) -> None:
-    """Soon after the last response, the completion stream is empty."""
+    """The completion streams are empty one second after the last response."""
     with ThreadPoolExecutor(16) as threads:
         body = {"model": "faulty", "count": 8}
         futures = [
@@ -56,7 +60,7 @@ def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, cli
 
 
 def test_the_queue_server_has_a_limit_of_memory(stack: Stack) -> None:
-    """`maxmemory` is set, and nothing is evicted."""
+    """The queue server has a `maxmemory` of 1 GiB and evicts nothing."""
     with redis.Redis(port=stack.queue_port) as queue:
         found = {**queue.config_get("maxmemory"), **queue.config_get("maxmemory-policy")}
     assert found == {"maxmemory": str(1 << 30), "maxmemory-policy": "noeviction"}
@@ -64,7 +68,9 @@ def test_the_queue_server_has_a_limit_of_memory(stack: Stack) -> None:
 
 @pytest.mark.timing
 def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Client) -> None:
-    """150 clients ask for 65 536 rows each and go: those beyond the budget are refused, and a sample waits little."""
+    """150 clients request 65 536 rows each and disconnect: requests beyond the budget are rejected,
+    and a sample of another client takes less than 2 s.
+    """
     body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.02}}
     assert client.post("/v1/samples", json={"model": "faulty"}).is_success
 
@@ -91,7 +97,7 @@ def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Cli
 
 
 def test_the_bytes_do_not_depend_on_slicing(client: httpx.Client) -> None:
-    """A request that is cut into many slices draws the rows that small requests draw."""
+    """The first rows of a request that is cut into many slices equal those of a small request."""
     whole = client.post(
         "/v1/samples", json={"model": "faulty", "count": 3000, "seed": 9, "options": {"seconds": 0.001}}
     )
@@ -101,7 +107,7 @@ def test_the_bytes_do_not_depend_on_slicing(client: httpx.Client) -> None:
 
 
 def test_a_refusal_names_the_limit(stack: Stack) -> None:
-    """503 with `Retry-After` and the name of the limit."""
+    """A request beyond the budget of rows gets 503 with `Retry-After` and the name of the limit."""
     body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.05}}
 
     def inference_request(seed: int) -> httpx.Response | None:

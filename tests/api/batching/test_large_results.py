@@ -1,4 +1,6 @@
-"""Large results of synchronous requests: on the disk while their rows arrive, and released when they have ended."""
+"""Large results of synchronous requests: rows are on the disk while they arrive, and memory is
+released when the request has ended.
+"""
 
 import asyncio
 import math
@@ -39,13 +41,13 @@ class _Bench:
         self.sender._scheduler.capacity[(entry.ref, "sample")] = CAPACITY
 
     def submit(self, rows: int = ROWS) -> PendingRequest:
-        """Queue a request."""
+        """Submit a request to the batch sender."""
         request = PendingRequest(self.entry, "sample", {}, 7, rows)
         self.sender.submit(request)
         return request
 
     def batch(self, request: PendingRequest) -> InFlightBatch | None:
-        """The next batch of a request's queue."""
+        """Return the next batch of a request's queue; None if there is none."""
         return self.sender._scheduler.next_batch(request.queue, 1)
 
     async def complete(self, batch: InFlightBatch) -> None:
@@ -76,7 +78,9 @@ def _check(fields: Fields, rows: int = ROWS) -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["disk", "full disk"])
 def test_rows_of_a_large_result_are_on_the_disk(tmp_path: Path, full: bool) -> None:
-    """Memory has none of them, unless the disk is full."""
+    """Rows of a large result are written to the disk as they arrive; they stay in memory only if
+    the disk is full.
+    """
 
     async def act(bench: _Bench) -> None:
         if full:
@@ -95,7 +99,7 @@ def test_rows_of_a_large_result_are_on_the_disk(tmp_path: Path, full: bool) -> N
 
 
 def test_a_disk_that_becomes_full_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written is read again."""
+    """If the disk becomes full halfway, later rows stay in memory and the result is complete."""
 
     async def act(bench: _Bench) -> None:
         request = bench.submit()
@@ -113,7 +117,7 @@ def test_a_disk_that_becomes_full_stops_no_result(tmp_path: Path, monkeypatch: p
 
 
 def test_a_small_result_stays_in_memory(tmp_path: Path) -> None:
-    """No file is made for it."""
+    """No file is created for a result of at most `LARGE_BYTES`."""
 
     async def act(bench: _Bench) -> None:
         request = bench.submit(rows := LARGE_BYTES // (PIXELS[0].nbytes + 4))
@@ -126,7 +130,9 @@ def test_a_small_result_stays_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_dropped_request_holds_nothing(tmp_path: Path) -> None:
-    """Also one whose rows arrive afterwards."""
+    """A dropped request holds no rows and no file, even if a completion with its rows arrives
+    later.
+    """
 
     async def act(bench: _Bench) -> None:
         request = bench.submit()
@@ -145,7 +151,9 @@ def test_a_dropped_request_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_was_sent_again_does_not_hold_the_result(tmp_path: Path) -> None:
-    """When its requests have ended, nothing refers to them any more."""
+    """The first, lost attempt of a retried batch keeps no reference to the result of its
+    requests.
+    """
 
     async def act(bench: _Bench) -> None:
         request = bench.submit()

@@ -1,4 +1,6 @@
-"""The batch scheduler by simulated time: what it may put into a batch, who comes next, and what cancelling costs."""
+"""The batch scheduler in simulated time: the contents of batches, the order of owners, the cost of
+cancelling, limits, and waiting for a fuller batch.
+"""
 
 from __future__ import annotations
 
@@ -26,36 +28,36 @@ WIDE = Limits(1 << 30, 1 << 30, 1 << 40)
 
 @dataclass
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that tests advance."""
 
     now: float = 0.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the simulated time in seconds."""
         return self.now
 
 
 def scheduler(limits: Limits = WIDE, clock: Clock | None = None) -> BatchScheduler:
-    """An empty scheduler whose model takes `LARGEST` rows a pass."""
+    """Return an empty scheduler, with room for `LARGEST` rows per batch."""
     made = BatchScheduler(limits, clock or Clock())
     made.capacity["model@1", "sample"] = (LARGEST, SLICE)
     return made
 
 
 def request(rows: int = 1, owner: str = "", **options: Any) -> PendingRequest:
-    """A request for so many rows."""
+    """Return a pending request of `rows` rows."""
     return PendingRequest(ENTRY, "sample", options, 7, rows, owner=owner)
 
 
 def finish(made: BatchScheduler, batch: InFlightBatch) -> list[PendingRequest]:
-    """Have the workers return a batch; return the requests that it completes."""
+    """Complete a batch as workers do; return the requests that it completes."""
     ended = [part.request for part in batch.slices if made.add_chunk(batch, part, {"row": part.first})]
     made.finish_batch(batch)
     return ended
 
 
 def rows_of(batch: InFlightBatch) -> int:
-    """Rows of a batch."""
+    """Return the number of rows in a batch."""
     return sum(part.rows for part in batch.slices)
 
 
@@ -69,7 +71,9 @@ EVENTS = st.lists(st.sampled_from(["finish", "finish late", "die", "lose", "prog
 
 @dataclass
 class Run:
-    """A scheduler under random events, and what was seen of it."""
+    """A scheduler under random events, with a record of the batches it sent and the requests it
+    completed.
+    """
 
     clock: Clock = field(default_factory=Clock)
     sent: list[InFlightBatch] = field(default_factory=list)
@@ -80,7 +84,7 @@ class Run:
         self.scheduler = scheduler(clock=self.clock)
 
     def send(self) -> None:
-        """Send what may leave."""
+        """Take all batches that the scheduler sends now, and check each one."""
         for queue in ("interactive", "bulk"):
             while (batch := self.scheduler.next_batch(queue, 1)) is not None:
                 assert 0 < rows_of(batch) <= LARGEST
@@ -100,7 +104,7 @@ class Run:
             assert starts[0] == 0
 
     def happen(self, event: str, one: PendingRequest, batch: InFlightBatch) -> None:
-        """Let something happen to a request or a batch."""
+        """Apply an event: the tick of the clock, or a change to the request `one` or to `batch`."""
         if event == "tick":
             self.clock.now += 0.1
         elif event in {"finish", "finish late"}:
@@ -119,7 +123,7 @@ class Run:
             self.scheduler.requeue(batch, isolate=event == "die")
 
     def drain(self) -> None:
-        """Complete what is left."""
+        """Send and complete batches until no request is left."""
         while len(self.scheduler):
             self.clock.now += 0.1
             self.send()
@@ -131,7 +135,11 @@ class Run:
 @settings(max_examples=150, deadline=None)
 @given(requests=REQUESTS, events=EVENTS, choices=st.randoms(use_true_random=False))
 def test_every_row_is_computed_once_whatever_happens(requests: Any, events: list[str], choices: Any) -> None:
-    """No pass is larger than the largest bucket; requests that are not cancelled complete exactly once, all rows."""
+    """Under random events, every request that is not cancelled completes exactly once with all its
+    rows.
+
+    No batch has more than `LARGEST` rows, and the scheduler keeps no state of finished requests.
+    """
     run = Run()
     waiting = [request(rows, owner, kind=kind) for rows, owner, kind in requests]
     for one in waiting:
@@ -155,7 +163,7 @@ def test_every_row_is_computed_once_whatever_happens(requests: Any, events: list
 
 
 def test_a_waiting_request_costs_the_same_whatever_its_rows() -> None:
-    """150 requests for 65 536 rows are taken and let go within a few milliseconds, with images too."""
+    """150 requests of 65 536 rows, with images, are submitted and cancelled in under 0.1 s."""
     made = scheduler()
     picture = {"images": np.zeros((65_536, 1, 1, 1), np.uint8)}
     started = time.process_time()
@@ -169,7 +177,7 @@ def test_a_waiting_request_costs_the_same_whatever_its_rows() -> None:
 
 
 def test_cancelling_costs_the_request_s_own_rows() -> None:
-    """Of 20 000 waiting requests, the last, the first and those between go at the same small price."""
+    """20 000 waiting requests are cancelled in under 1 s, whatever their position in the queue."""
     made = scheduler()
     waiting = [request(16, options=number % 50) for number in range(20_000)]
     for one in waiting:
@@ -183,7 +191,9 @@ def test_cancelling_costs_the_request_s_own_rows() -> None:
 
 
 def test_an_abandoned_batch_is_named_once_nobody_waits_for_it() -> None:
-    """A batch of two requests is given up when the second of them is cancelled."""
+    """`cancel` returns a batch of two requests when the second of them is cancelled, and only
+    then.
+    """
     made = scheduler()
     first, second = request(), request()
     made.submit(first)
@@ -196,7 +206,9 @@ def test_an_abandoned_batch_is_named_once_nobody_waits_for_it() -> None:
 
 
 def test_rows_are_sliced_by_the_capacity_of_the_moment() -> None:
-    """A request that came before any worker was heard of is cut by what the worker says when it is sent."""
+    """A request submitted before any worker has reported its capacity is sliced by the capacity
+    that is known when its batch is sent.
+    """
     made = BatchScheduler(WIDE, Clock())
     one = request(100)
     made.submit(one)
@@ -209,7 +221,7 @@ def test_rows_are_sliced_by_the_capacity_of_the_moment() -> None:
 
 
 def test_images_are_cut_with_their_rows() -> None:
-    """A slice carries the images that its rows read, each serving `per` rows."""
+    """A slice carries the images that its rows read; each image is repeated for its `per` rows."""
     made = scheduler()
     images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
     made.submit(PendingRequest(ENTRY, "sample", {}, 7, 40, {"images": images}, per=2))
@@ -225,7 +237,7 @@ def test_images_are_cut_with_their_rows() -> None:
 
 
 def served(made: BatchScheduler, queue: Any = "interactive") -> list[str]:
-    """Owners of the rows of the next batch, which ends."""
+    """Complete the next batch; return the owners of its slices."""
     batch = made.next_batch(queue, 1)
     assert batch is not None
     finish(made, batch)
@@ -233,7 +245,9 @@ def served(made: BatchScheduler, queue: Any = "interactive") -> list[str]:
 
 
 def test_a_backlog_in_many_groups_does_not_starve_another_owner() -> None:
-    """One owner's 500 kinds of request count as one owner: another's only request goes second at the latest."""
+    """One owner's backlog in 500 groups counts as one owner: another owner's request is in the
+    first or second batch.
+    """
     made = scheduler()
     for number in range(500):
         made.submit(request(1, "busy", kind=number))
@@ -242,7 +256,9 @@ def test_a_backlog_in_many_groups_does_not_starve_another_owner() -> None:
 
 
 def test_a_backlog_in_the_same_group_does_not_starve_another_owner() -> None:
-    """Within a pass owners take turns: another's request shares the next pass, though a thousand came before it."""
+    """Owners take turns within a batch: a request is in the next batch although another owner has a
+    thousand older ones in its group.
+    """
     made = scheduler()
     for _ in range(1000):
         made.submit(request(1, "busy"))
@@ -251,7 +267,7 @@ def test_a_backlog_in_the_same_group_does_not_starve_another_owner() -> None:
 
 
 def test_large_requests_take_turns_between_owners() -> None:
-    """Whoever has one large request gets every second slice beside somebody with twenty."""
+    """An owner with one large request gets every second slice beside an owner with twenty."""
     made = scheduler()
     for _ in range(20):
         made.submit(request(10_000, "busy"))
@@ -260,7 +276,9 @@ def test_large_requests_take_turns_between_owners() -> None:
 
 
 def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
-    """A single row does not wait for those of 15 rows that came before it, nor they for ever for single rows."""
+    """A request of one row joins a batch before older requests of 60 rows, and a stream of single
+    rows does not starve those.
+    """
     made = BatchScheduler(WIDE, Clock())
     made.capacity["model@1", "sample"] = (100, 60)
     clock = made._clock
@@ -291,7 +309,9 @@ def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
     rows=st.integers(1, SLICE),
 )
 def test_no_owner_starves(backlog: list[tuple[int, int, int]], rows: int) -> None:
-    """Before another owner's request at most one batch per owner passes on its queue, whatever waits and comes."""
+    """An owner's request waits for at most one batch of each other owner in its queue, whatever
+    they have submitted.
+    """
     made = scheduler()
     for one, owner, kind in backlog:
         made.submit(request(one, f"owner {owner}", kind=kind))
@@ -311,7 +331,9 @@ def test_no_owner_starves(backlog: list[tuple[int, int, int]], rows: int) -> Non
 
 
 def test_limits_name_what_is_full() -> None:
-    """Requests in all, requests of a key, and rows of a key's large requests each have a limit, which is named."""
+    """The error names the limit that is reached: all requests, a key's requests, or the rows of a
+    key's large requests.
+    """
     made = scheduler(Limits(5, 2, 1000))
     made.submit(request(600, "a"))
     with pytest.raises(QueueFullError, match="600 rows") as rows:
@@ -334,7 +356,9 @@ def test_limits_name_what_is_full() -> None:
 
 
 def test_small_requests_pass_though_large_ones_have_all_the_rows() -> None:
-    """The budget of rows is for large requests: without keys one client's must not refuse another's sample."""
+    """A request of up to one slice is accepted although large requests use the whole budget of
+    rows.
+    """
     made = scheduler(Limits(100, 100, 1000))
     made.submit(request(1000))
     with pytest.raises(QueueFullError) as full:
@@ -344,7 +368,7 @@ def test_small_requests_pass_though_large_ones_have_all_the_rows() -> None:
 
 
 def test_a_key_may_have_limits_of_its_own() -> None:
-    """They go before those of the settings, and 0 is no limit."""
+    """A key's own limits override those of the settings, and 0 means no limit."""
     made = scheduler(Limits(100, 2, 1000))
     for rows in (20_000, 20_000, 1, 1):
         one = request(rows, "a")
@@ -360,7 +384,7 @@ def test_a_key_may_have_limits_of_its_own() -> None:
 
 
 def test_a_request_larger_than_the_budget_passes_alone() -> None:
-    """A budget below `REVERIE_MAX_COUNT` still lets one such request in."""
+    """A request with more rows than the budget is accepted if no other large request waits."""
     made = scheduler(Limits(100, 100, 1000))
     first = request(5000)
     made.submit(first)
@@ -374,7 +398,9 @@ def test_a_request_larger_than_the_budget_passes_alone() -> None:
 
 
 def test_after_a_long_pass_the_next_waits_for_its_clients() -> None:
-    """A group with fewer rows than the last long pass waits a moment for more, and says when to look again."""
+    """After a slow batch of two requests, a lone request is held for 0.15 s for a second one to
+    arrive.
+    """
     clock = Clock()
     made = scheduler(clock=clock)
     for _ in range(2):

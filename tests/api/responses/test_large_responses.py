@@ -1,4 +1,6 @@
-"""Large responses: whole, in small pieces, and with bounded memory for clients that do not read."""
+"""Large responses are complete, are sent in small pieces, and need bounded memory if clients do not
+read.
+"""
 
 import asyncio
 import contextlib
@@ -41,7 +43,7 @@ def _write(out: BinaryIO) -> None:
 
 
 def _files_without_name() -> int:
-    """The number of open files of this process that have no name any more."""
+    """Return the number of open files of this process that have been unlinked."""
     links = []
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -50,7 +52,7 @@ def _files_without_name() -> int:
 
 
 class _Server:
-    """A server whose paths are the kinds of large responses."""
+    """A server with one path for each kind of large response."""
 
     def __init__(self, folder: Path) -> None:
         self.responses = LargeResponses(LIMIT, folder / "unfinished")
@@ -75,7 +77,7 @@ class _Server:
         self.server = uvicorn.Server(config)
 
     async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Respond by path."""
+        """Send the response of the requested path."""
         try:
             response: Response = await self.kinds[scope["path"]]()
             await response(scope, receive, send)
@@ -92,14 +94,14 @@ class _Server:
         return LimitedFileResponse(self.responses, self.file, {}, "a/b", "weights")
 
     def unsent_bytes(self) -> int:
-        """The bytes in the write buffers of all connections."""
+        """Return the bytes in the write buffers of all connections."""
         connections: Any = list(self.server.server_state.connections)
         return sum(connection.transport.get_write_buffer_size() for connection in connections)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[_Server]:
-    """A server that runs in a thread."""
+    """A running server, in a thread."""
     running = _Server(tmp_path)
     thread = threading.Thread(target=running.server.run)
     thread.start()
@@ -114,7 +116,9 @@ KINDS = ("/memory", "/written", "/pieces", "/file")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_response_is_complete(server: _Server, kind: str) -> None:
-    """Also the next one on the same connection, and nothing is held afterwards."""
+    """Two large responses on one connection are complete, and no memory stays reserved after
+    each.
+    """
     with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
         for _ in range(2):
             response = client.get(kind)
@@ -126,7 +130,11 @@ def test_a_large_response_is_complete(server: _Server, kind: str) -> None:
 @pytest.mark.timing
 @pytest.mark.parametrize("kind", KINDS)
 def test_clients_that_do_not_read_hold_a_bounded_memory(server: _Server, kind: str) -> None:
-    """The others are rejected with Retry-After; after the write time-out nothing is held."""
+    """Clients that do not read reserve no more than the limit; further requests get 503 with
+    `Retry-After`.
+
+    After the write time-out, memory, connections and files are released.
+    """
     request = f"GET {kind} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         _check_unread(server, request, stack)
@@ -137,7 +145,9 @@ def test_clients_that_do_not_read_hold_a_bounded_memory(server: _Server, kind: s
 
 
 def _check_unread(server: _Server, request: bytes, stack: contextlib.ExitStack) -> None:
-    """Send a request on many connections, and check what the server holds for them."""
+    """Send a request on many connections that do not read; check the reserved memory, the write
+    buffers and the statuses.
+    """
     connections: list[socket.socket] = []
     heads = []
     for _ in range(CLIENTS):
@@ -157,7 +167,9 @@ def _check_unread(server: _Server, request: bytes, stack: contextlib.ExitStack) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_that_disconnects_holds_nothing(server: _Server, kind: str) -> None:
-    """Its response ends at once."""
+    """If the client disconnects, memory and files are released at once, not at the write
+    time-out.
+    """
     connection = connect(server.port)
     connection.sendall(f"GET {kind} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert status_of(connection.recv(300)) == 200
@@ -170,7 +182,7 @@ def test_a_client_that_disconnects_holds_nothing(server: _Server, kind: str) -> 
 
 
 def test_a_slow_client_gets_all(server: _Server) -> None:
-    """One that stops for less than the write time-out."""
+    """A client that pauses for less than the write time-out receives the complete response."""
     with connect(server.port) as connection:
         connection.sendall(b"GET /written HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         head = connection.recv(300)
@@ -183,7 +195,7 @@ def test_a_slow_client_gets_all(server: _Server) -> None:
 
 
 class _Client:
-    """Receives a response; `reading` is set while it reads."""
+    """Receives a response; it accepts data only while `reading` is set."""
 
     def __init__(self) -> None:
         self.reading = asyncio.Event()
@@ -202,13 +214,13 @@ class _Client:
         return {"type": "http.disconnect"}
 
     def task(self, response: Response) -> asyncio.Task[None]:
-        """Send the response to this client."""
+        """Start a task that sends the response to this client."""
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "headers": []}
         return asyncio.create_task(response(scope, self.receive, self.send))
 
 
 def test_bodies_in_memory_leave_half_of_it_to_others(tmp_path: Path) -> None:
-    """Further bodies are moved to files, and are released from memory."""
+    """Bodies in memory take at most half of the budget; further ones are moved to files."""
 
     async def run() -> None:
         responses = LargeResponses(8 * MIB, tmp_path / "unfinished")
@@ -228,7 +240,9 @@ def test_bodies_in_memory_leave_half_of_it_to_others(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_stops_no_response_that_fits_into_memory(tmp_path: Path) -> None:
-    """One that does not fit is 507, before its status is sent."""
+    """On a full disk, a body that fits into memory is sent; a larger one raises before the status
+    is sent.
+    """
 
     async def run() -> None:
         responses = LargeResponses(8 * MIB, tmp_path / "unfinished")
@@ -246,7 +260,7 @@ def test_a_full_disk_stops_no_response_that_fits_into_memory(tmp_path: Path) -> 
 
 
 def test_a_small_response_is_sent_at_once(tmp_path: Path) -> None:
-    """From a file, too."""
+    """A body of at most `LARGE_BYTES` is held in memory, also if it was written to a file."""
 
     async def run() -> None:
         responses = LargeResponses(8 * MIB, tmp_path / "unfinished")
@@ -258,7 +272,7 @@ def test_a_small_response_is_sent_at_once(tmp_path: Path) -> None:
 
 
 def test_a_body_file_is_closed_when_it_is_released(tmp_path: Path) -> None:
-    """Its space is free again."""
+    """A file of a body is closed when its last reference is gone."""
     responses = LargeResponses(8 * MIB, tmp_path / "unfinished")
     made = responses.write_file(_write)
     assert isinstance(made, BodyFile)

@@ -1,4 +1,4 @@
-"""Media types of a result, without a service."""
+"""Content negotiation, rendering and range requests of results, without a service."""
 
 import hashlib
 import io
@@ -46,7 +46,9 @@ DATA = bytes(range(100))
     ],
 )
 def test_the_most_preferred_media_type_is_chosen(accept: str, media: str) -> None:
-    """Quality decides, then how exactly a form is named, then JSON goes before PNG and NPZ."""
+    """The media type with the highest quality is chosen; among equals, the most specific range
+    counts, then JSON before PNG and NPZ.
+    """
     assert negotiate(accept, PICTURES) == media
 
 
@@ -54,20 +56,24 @@ def test_the_most_preferred_media_type_is_chosen(accept: str, media: str) -> Non
     "accept", ["text/html", "image/jpeg", "application/json;q=0", "*/*;q=0", "*/*;q=x", "nonsense"]
 )
 def test_a_form_there_is_none_of_is_refused(accept: str) -> None:
-    """The refusal lists the forms that there are."""
+    """An `Accept` header without an available media type is rejected, and the error lists those
+    available.
+    """
     with pytest.raises(NotAcceptableError, match="image/png"):
         negotiate(accept, PICTURES)
 
 
 def test_numbers_have_no_png() -> None:
-    """A result without images is JSON or NPZ."""
+    """A result without images is available as JSON or NPZ only."""
     assert negotiate("image/png, application/x-npz;q=0.1", NUMBERS) == NPZ
     with pytest.raises(NotAcceptableError, match="application/x-npz, not as image/png"):
         negotiate("image/png", NUMBERS)
 
 
 def test_every_form_carries_the_same_pixels() -> None:
-    """JSON's PNGs, the PNG grid and the NPZ array hold what the model gave; seed and model come with each."""
+    """JSON, the PNG grid and NPZ contain the model's pixels; JSON and NPZ have its seed and name,
+    too.
+    """
     pixels = np.arange(3 * 1 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
     about = About("m", "2", 2**63 - 1, ("images[0]: RGB to L",))
     body = json.loads(render({"images": pixels}, about, JSON))
@@ -89,7 +95,7 @@ def test_every_form_carries_the_same_pixels() -> None:
 
 
 def test_rendering_twice_gives_the_same_bytes() -> None:
-    """An ETag is a hash of the body, so nothing in a body may depend on when it is made."""
+    """Rendering is deterministic, because the ETag is a hash of the body."""
     fields = {"log_p": np.array([-1.5, -2.5]), "k": 10}
     about = About("m", "1", 0)
     assert render(fields, about, NPZ) == render(fields, about, NPZ)
@@ -97,13 +103,15 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
 
 
 def test_a_grid_may_have_so_many_columns() -> None:
-    """Three pictures in one line, where near-square they would stand in two."""
+    """The number of columns of a PNG grid can be set: here three images in one line."""
     pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
     assert decode_image(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
 
 
 def test_numbered_fields_are_one_list_in_json() -> None:
-    """`layers.0` … `layers.10` come in the order of their numbers, whatever their widths; NPZ keeps their names."""
+    """JSON joins `layers.0` … `layers.10` to a list in numeric order, whatever their widths; NPZ
+    keeps the names.
+    """
     fields: dict[str, Any] = {
         f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)
     }
@@ -116,7 +124,9 @@ def test_numbered_fields_are_one_list_in_json() -> None:
 
 
 def test_the_acceptance_rate_covers_all_rows() -> None:
-    """Accepted over proposed, not the mean of the rows' own rates; without proposals there is none."""
+    """The acceptance rate is all accepted rows over all proposals, not the mean of the rows' rates;
+    it is omitted without proposals.
+    """
     fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
     assert with_acceptance_rate(fields)["acceptance_rate"] == 0.25
     assert About("m", "1", 0).headers(with_acceptance_rate(fields))["Reverie-Acceptance-Rate"] == "0.25"
@@ -130,7 +140,7 @@ def _request(**headers: str) -> Request:
 
 
 def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
-    """The response for data in memory."""
+    """Return the response with `data` to a request that may have a range or a condition."""
     status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
     return Response(data[begin:end], status, headers, media)
 
@@ -147,7 +157,7 @@ def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -
     ],
 )
 def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
-    """206 with the requested bytes and their Content-Range."""
+    """A range gets 206 with the requested bytes and `Content-Range`."""
     response = ranged(_request(range=wanted), DATA, NPZ, {})
     assert response.status_code == 206
     assert response.body == DATA[part[0] : part[1] + 1]
@@ -158,7 +168,7 @@ def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
     "wanted", ["", "bytes=-", "items=0-1", "bytes=0-1,5-6", "bytes=a-b", f"bytes=0-{'9' * 5000}", "bytes=²-³"]
 )
 def test_a_range_of_another_shape_is_ignored(wanted: str) -> None:
-    """The whole result comes, as RFC 9110 allows."""
+    """A range that is malformed or has several parts gets the whole result, as RFC 9110 allows."""
     response = ranged(_request(range=wanted), DATA, NPZ, {})
     assert (response.status_code, response.body) == (200, DATA)
     assert response.headers["accept-ranges"] == "bytes"
@@ -166,14 +176,16 @@ def test_a_range_of_another_shape_is_ignored(wanted: str) -> None:
 
 @pytest.mark.parametrize("wanted", ["bytes=100-", "bytes=200-300", "bytes=-0", "bytes=9-3"])
 def test_a_range_outside_is_refused(wanted: str) -> None:
-    """416 says how long the result is."""
+    """A range that cannot be satisfied gets 416 with the length of the result."""
     with pytest.raises(RangeError) as caught:
         ranged(_request(range=wanted), DATA, NPZ, {})
     assert caught.value.headers["Content-Range"] == "bytes */100"
 
 
 def test_a_known_result_is_not_sent_again() -> None:
-    """If-None-Match with its ETag, weak or among others or any, gives 304; another one gives the result."""
+    """`If-None-Match` with the ETag (weak, in a list, or `*`) gets 304; another ETag gets the
+    result.
+    """
     tag = ranged(_request(), DATA, NPZ, {}).headers["etag"]
     for seen in (tag, f'"x", {tag}', f"W/{tag}", "*"):
         response = ranged(_request(if_none_match=seen), DATA, NPZ, {})
@@ -183,7 +195,7 @@ def test_a_known_result_is_not_sent_again() -> None:
 
 
 def test_a_download_resumes_only_on_the_same_result() -> None:
-    """If-Range with its ETag gives the part; with another one, the whole."""
+    """`If-Range` with the ETag gets the range; another ETag gets the whole result."""
     tag = ranged(_request(), DATA, NPZ, {}).headers["etag"]
     assert ranged(_request(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
     assert ranged(_request(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA
@@ -193,7 +205,9 @@ def test_a_download_resumes_only_on_the_same_result() -> None:
     ("media", "rows", "most_bytes"), [(JSON, 10_000, 2 << 20), (PNG, 10_000, 2 << 20), (NPZ, 60_000, 36 << 20)]
 )
 def test_a_large_body_is_written_in_little_memory(media: str, rows: int, most_bytes: int) -> None:
-    """The same bytes as in memory, although the images are larger than what it takes."""
+    """A body written to a file needs less memory than its images and has the same bytes as
+    `render`.
+    """
     pixels = np.random.default_rng(0).integers(0, 2, (rows, 1, 28, 28), np.uint8)
     fields = {"images": pixels, "energies": np.arange(len(pixels), dtype=np.float32), "unit": "nats"}
     about = About("m", "1", 3, ("grey",))
@@ -208,7 +222,9 @@ def test_a_large_body_is_written_in_little_memory(media: str, rows: int, most_by
 
 
 def test_a_written_body_equals_the_rendered_one() -> None:
-    """For numbers of rows around the limits, and for fields of all kinds."""
+    """`write` and `render` give the same bytes for every kind of field and for row counts around
+    the chunk size.
+    """
     draw = np.random.default_rng(0)
     for rows in (0, 1, 2, 255, 256, 257, 600):
         fields: Fields = {

@@ -1,4 +1,4 @@
-"""Images of upscale jobs become files: once, complete, and in the requested format."""
+"""Results of upscale jobs are written to a file once, completely, and in the requested format."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ ORDER = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 3, alpha=False), SCALE, "
 
 
 class Bench:
-    """An upscale service over a store with one job's image, and how often its tiles were read."""
+    """An upscale service with one finished job; `reads` counts how often its tiles were read."""
 
     def __init__(self, folder: Path) -> None:
         self.blobs = Blobs(f"file://{folder / 'blobs'}")
@@ -50,7 +50,7 @@ class Bench:
         )
 
     def pieces(self, _job: Job) -> Iterator[Fields]:
-        """Its tiles, two at a time; none once it was deleted."""
+        """Yield the job's enlarged tiles, two at a time; none once the job is `gone`."""
         tiling = ORDER.layout.tiling
         self.reads += 1
         tiles = tiling.cut(lambda begin, end: PIXELS[begin:end], 0, tiling.count)[:, :, 4:-4, 4:-4]
@@ -60,11 +60,11 @@ class Bench:
             yield {"images": tiles[at : at + 2].repeat(SCALE, 2).repeat(SCALE, 3), "unit": "levels", "each": np.ones(2)}
 
     def inference_request(self, accept: str = "", **headers: str) -> Response:
-        """Return the response to one request."""
+        """Return the response to one request for the result."""
         return asyncio.run(self.respond(accept, **headers))
 
     async def respond(self, accept: str = "", **headers: str) -> Response:
-        """The same inside an event loop."""
+        """Return the response to one request for the result, inside an event loop."""
         listed = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         request = Request({"type": "http", "method": "GET", "path": "/", "headers": listed})
         return await self.room.respond(request, self.job, OutputFormat.read(accept, FORMATS), {})
@@ -72,7 +72,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    """One for each test."""
+    """A new bench."""
     return Bench(tmp_path)
 
 
@@ -83,7 +83,7 @@ async def _bytes(response: Any) -> bytes:
 
 
 def test_an_order_survives_its_job() -> None:
-    """What a job's request says of a picture is all there is to know."""
+    """An `UpscaleSpec` is restored from the summary that its job stores."""
     assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.summary))) == ORDER
     assert ORDER.size == (100, 140)
     clear = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 1, alpha=True), 3, "webp", 50)
@@ -91,7 +91,9 @@ def test_an_order_survives_its_job() -> None:
 
 
 def test_concurrent_requests_for_a_file_share_one_write(bench: Bench) -> None:
-    """And later ones get the file as it was written; nothing unfinished is left."""
+    """Five concurrent requests share one write, later ones get the same file, and no unfinished
+    file is left.
+    """
 
     async def all_at_once() -> list[bytes]:
         answers = await asyncio.gather(*(bench.respond() for _ in range(5)))
@@ -108,7 +110,9 @@ def test_concurrent_requests_for_a_file_share_one_write(bench: Bench) -> None:
 
 
 def test_json_has_the_fields_of_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Constants of the whole beside the picture; one too large for JSON is refused with what would work."""
+    """JSON has the picture and the model's per-request fields; one too large for JSON is rejected
+    with a media type that works.
+    """
     answer = bench.inference_request("application/json")
     body = orjson.loads(answer.body)
     assert (body["unit"], body["format"], body["width"], body["height"]) == ("levels", "png", 140, 100)
@@ -122,7 +126,9 @@ def test_json_has_the_fields_of_the_model(bench: Bench, monkeypatch: pytest.Monk
 
 
 def test_a_deleted_job_leaves_no_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job without tiles, or whose tiles go while its file is written, is gone and leaves nothing."""
+    """A job that is deleted before or while its file is written raises GoneError and leaves no
+    file.
+    """
     bench.gone = True
     with pytest.raises(GoneError):
         bench.inference_request()
@@ -141,7 +147,7 @@ def test_a_deleted_job_leaves_no_file(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_disk_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """507 with what would help; another fault of the store is 503."""
+    """A full disk is 507 with advice; another storage error is 503."""
     assert isinstance(storage_failed(OSError(errno.ENOSPC, "No space left on device")), FullError)
     assert isinstance(storage_failed(OSError(errno.EIO, "Input/output error")), OverloadedError)
 
