@@ -59,8 +59,8 @@ def queue_command(settings: Settings) -> list[str]:
 def _program(part: str, priority: int, stop_s: int, **more: object) -> dict[str, object]:
     """Return the section of supervisord's configuration that runs one part of the service.
 
-    `priority` is the part's place in the order of starts. supervisord kills the part if it still
-    runs `stop_s` seconds after SIGTERM. `more` are further options of the section.
+    Parts with a lower `priority` start earlier. supervisord kills the part if it still runs
+    `stop_s` seconds after SIGTERM. `more` are further options of the section.
     """
     return {
         "command": f"{sys.executable} -m workers.devserver --part {part}",

@@ -1,4 +1,4 @@
-"""Inference workers: Celery workers that keep models in memory (torch)."""
+"""Run inference workers: Celery workers that keep models in memory and run them with torch."""
 
 import os
 

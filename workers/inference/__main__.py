@@ -13,7 +13,10 @@ from core.startup import check, errors_end_the_program, load_settings
 
 
 def main() -> None:
-    """Run a worker until SIGTERM or SIGINT, which let it finish its current message."""
+    """Check settings and servers, then run an inference worker until SIGTERM or SIGINT.
+
+    The worker finishes its current message first.
+    """
     with errors_end_the_program():
         settings = load_settings()
         check(settings)

@@ -27,9 +27,9 @@ class BusyPoll:
         self._dense = False
 
     def message_received(self) -> None:
-        """Note that a message has arrived, and whether it came soon after the one before.
+        """Record whether a message, which has just arrived, came soon after the one before.
 
-        Soon is within `DENSE_GAP_S` seconds after the message before was handled.
+        That is within `DENSE_GAP_S` seconds after the previous message was handled.
         """
         self._dense = time.perf_counter() - self._handled_at <= DENSE_GAP_S
 

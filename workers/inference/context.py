@@ -43,7 +43,7 @@ _MAX_PREVIEW_TIMES = 32
 
 
 class InferenceContext:
-    """The settings, stores, models and counters of one worker process; it also runs operations."""
+    """The settings, stores, models and counters that the parts of one inference worker share."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the job store and the blob store, and prepare a connection to the queue server.

@@ -43,7 +43,7 @@ class JobRunner:
         self._running = False
 
     def run(self) -> None:
-        """Claim a job, or several small ones that fit in one batch, and run one time slice of it.
+        """Claim a job, or several small ones that fit in one batch, and run one time slice.
 
         The results are recorded in the job store. Returns at once if there is no job to claim, if
         this call interrupts a job that is running, or if earlier results still wait to be recorded.
@@ -245,9 +245,10 @@ class UnsavedReports:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record new reports and everything kept before in the job store; return the jobs' ids.
+        """Write new reports, and everything kept in memory, to the job store.
 
-        If the job store is not writable, everything is kept for the next call of `add` or `save`.
+        Returns the ids of the jobs that were recorded. If the job store is not writable, everything
+        is kept in memory for the next call of `add` or `save`.
         """
         with self._lock:
             self._reports.extend(reports)
@@ -255,11 +256,11 @@ class UnsavedReports:
         return self.save()
 
     def save(self) -> list[str]:
-        """Record everything kept in the job store; return the ids of the jobs that were recorded.
+        """Write everything kept in memory to the job store; return the ids of the recorded jobs.
 
-        A job whose claim is no longer valid is skipped and not kept. If the job store is not
-        writable, what is not recorded yet is kept. After any other error nothing is kept, and the
-        error is raised: the leases of the jobs expire, and they run again.
+        A job whose claim is no longer valid is dropped. If the job store is not writable, what is
+        not recorded yet stays in memory. After any other error nothing stays, and the error is
+        raised: the leases of the jobs expire, and they run again.
         """
         with self._lock:
             written: list[str] = []

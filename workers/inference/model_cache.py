@@ -60,9 +60,9 @@ _MAX_PARSED_OPTIONS = 256
 class BatchPlan:
     """The batch sizes that a worker uses for one operation of a model.
 
-    A forward pass has one of `batch_sizes`, in ascending order; the output of a row is
-    bit-identical in all of them. `slice_rows` is the number of rows that a worker runs in about one
-    time slice.
+    `batch_sizes`, in ascending order, are the numbers of rows that a forward pass may have; the
+    output of a row is bit-identical in all of them. `slice_rows` is the number of rows that a
+    worker runs in about one time slice.
     """
 
     batch_sizes: tuple[int, ...]

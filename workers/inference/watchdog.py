@@ -43,7 +43,8 @@ class Watchdog:
     def working(self, *work: str) -> Iterator[None]:
         """Return a context manager in which `advance` must be called at least once per time-out.
 
-        It may be nested. `work` has the names of what runs inside, for the log.
+        Otherwise the process is ended. Context managers may be nested. `work` has the names of what
+        runs inside, for the log.
         """
         before, self._work = self._work, work
         self._steps += 1

@@ -48,7 +48,7 @@ class AuxiliaryJobs:
         """Check a checkpoint that a client uploaded against its card; publish it as a version.
 
         The version becomes active if the model has no active version. If a crash interrupts this
-        method, a second call for the same job continues with the same version.
+        method, a second call for the same job continues with the same version number.
         """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
@@ -71,8 +71,8 @@ class AuxiliaryJobs:
     def publish(self, job: Job) -> None:
         """Publish the last checkpoint of the training that the job's request names.
 
-        That training has failed or was cancelled; a training that succeeds publishes its own
-        version.
+        That training was paused or cancelled, or has failed; a training that succeeds publishes a
+        version itself.
         """
         self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
 

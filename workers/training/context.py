@@ -124,7 +124,10 @@ class JobContext:
         self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))
 
     def _retry(self, write: Callable[[], object]) -> None:
-        """Call `write` every second until it raises no exception or this worker stops."""
+        """Call `write`, which writes to the job store, until it succeeds or this worker stops.
+
+        There is a second between two calls.
+        """
         while True:
             try:
                 write()

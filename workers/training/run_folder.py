@@ -1,10 +1,14 @@
 """Read the run folder of a training, whose files the training's child process writes.
 
-| file | content | | --- | --- | | `asked.json` | the recipe, written by the worker | |
-`metrics.jsonl` | one line per epoch | | `progress.json` | steps done, loss, and the last
-checkpoint's step | | `state.pt` | the last checkpoint | | `preview.png` | images that the model has
-generated | | `log` | standard error of the child processes | | `lock` | locked by the process that
-works in the folder; has its process id |
+| file | content |
+| --- | --- |
+| `asked.json` | the recipe, written by the worker |
+| `metrics.jsonl` | one line per epoch |
+| `progress.json` | steps done, loss, and the last checkpoint's step |
+| `state.pt` | the last checkpoint |
+| `preview.png` | images that the model has generated |
+| `log` | standard error of the child processes |
+| `lock` | locked by the process that works in the folder; has its process id |
 """
 
 import contextlib
