@@ -174,9 +174,9 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """Options of `inpaint`: how images are binarized, and how many Gibbs sweeps are done.
+    """Options of `inpaint`: how images are binarized, and how the Gibbs sampler works.
 
-    `pool` is the number of draws of p of which one starts the Gibbs chain.
+    `pool` is the number of draws of p, of which the Gibbs chain starts from one.
     """
 
     binarization: str = _BINARIZATION
@@ -200,7 +200,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, which returns −log p̃*(x): how images are binarized, and K (eq. 4)."""
+    """Options of `energy`: how images are binarized, and the number K of samples (BiHM eq. 4)."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -209,7 +209,7 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`: how images are binarized, and K (eqs. 4 and 5).
+    """Options of `log_likelihood`: how images are binarized, and the number K of samples.
 
     K is at least two, because the standard error of one sample is undefined.
     """
@@ -263,7 +263,7 @@ class Model(nn.Module):
         self.top.data.fill_(self.config.bias)
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, by name."""
+        """Return the description of each operation in the format of the card, keyed by name."""
         return describe(self)
 
     # The two directions
@@ -355,8 +355,8 @@ class Model(nn.Module):
     def sleep_loss(self, rows: RowStreams) -> PerImage:
         """Return −log q(h|x) in nats, per row the mean of `SLEEP_SAMPLES` draws (x, h) ~ p.
 
-        This is the sleep phase of wake-sleep (Hinton et al., 1995); only q has a gradient. It makes
-        q(h|x) cover p(h|x) on the images that p draws, which raises Z (BiHM eq. 7).
+        This is the sleep phase of wake-sleep (Hinton et al., 1995); only q has a gradient. The
+        gradient makes q(h|x) cover p(h|x) on the images that p draws, which raises Z (BiHM eq. 7).
         """
         with torch.no_grad():
             x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, SLEEP_SAMPLES, VISIBLE))
@@ -520,10 +520,10 @@ class Model(nn.Module):
     ) -> Figures:
         """Measure the model on binary `images`; return metrics in nats and percent for its card.
 
-        log Z is estimated first, with `z_samples` draws, and stored in `log_z`; by default there
-        are 1000 times `k`, at most five million. `k` is the number of importance samples per image.
-        With `precision` "bfloat16", matrix products are in bfloat16. `report` is called with the
-        number of images done.
+        log Z is first estimated with `z_samples` draws (by default 1000·`k`, at most five million)
+        and stored in `log_z`. `k` is the number of importance samples per image. With `precision`
+        "bfloat16", matrix products are in bfloat16. `report` is called with the number of images
+        done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -640,10 +640,10 @@ class Model(nn.Module):
         """Sample p* by choosing one of `options.pool` draws of p by their weights (BiHM §2.3).
 
         As in the authors' code, this is done in parts. Each call makes at most `POOL_PER_CALL`
-        draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the draw
-        kept so far with the probability (sum of the new weights)/(sum of all weights so far). Every
-        call but the last returns a `Continuation`, whose state is the next call's `state`; the last
-        call returns `images` and `effective_sample_size`.
+        draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). The chosen draw
+        replaces the one kept so far with the probability (sum of the new weights)/(sum of all
+        weights so far). Every call but the last returns a `Continuation`, whose state is the next
+        call's `state`; the last call returns `images` and `effective_sample_size`.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done

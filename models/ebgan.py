@@ -394,7 +394,7 @@ class Model(nn.Module):
                 layer.bias.data.zero_()
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, by name.
+        """Return the description of each operation in the format of the card, keyed by name.
 
         The operation `reconstruct` is missing for a plain GAN.
         """

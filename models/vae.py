@@ -114,7 +114,7 @@ def reparameterise(mean: Latents, log_variance: Latents, noise: LatentSamples) -
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """Return numbers whose gradient is the naive estimator, by the score function (AEVB §2.2).
+    """Return numbers whose gradient is the naive estimator of ∇_φ E_q[f(z)] (AEVB §2.2).
 
     The gradient is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x); the values have no meaning. `signal` is f(zₗ),
     which is treated as constant. `log_q` is log q_φ(zₗ|x), computed at samples zₗ without gradient.
@@ -266,7 +266,10 @@ _OUTPUT = option("means", choices=("means", "draws"), description="the mean of e
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: temperature and truncation of the prior; means or draws as pixels."""
+    """Options of `sample`: temperature and truncation of the prior, and the kind of output.
+
+    The output is the means of p(x|z) or draws from it.
+    """
 
     output: str = _OUTPUT
     temperature: float = option(1.0, above=0.0, maximum=2.0, description="standard deviation of the prior")
@@ -312,7 +315,10 @@ class InterpolateOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, which returns minus the lower bound (SGVB B): binarization and draws."""
+    """Options of `energy`, which returns minus the lower bound (SGVB B).
+
+    They are how images are binarized, and over how many samples of q(z|x) is averaged.
+    """
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -370,7 +376,7 @@ class Model(nn.Module):
                 parameter.data.copy_(values[0].view_as(parameter))
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, by name.
+        """Return the description of each operation in the format of the card, keyed by name.
 
         The operation `manifold` is only there for a model with two latent dimensions.
         """

@@ -115,10 +115,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load into a new model the `weights` from which its training starts, by name.
+    """Load the weights from which a training starts into its new model.
 
-    If the model has a method `warm_start`, that loads them, and may accept a part; otherwise all
-    weights of the model are required. Raises ValueError if names or shapes do not fit the model.
+    `weights` is keyed by name. If the model has a method `warm_start`, that loads them, and may
+    accept a part; otherwise all weights of the model are required. Raises ValueError if names or
+    shapes do not fit the model.
     """
     load_weights = getattr(model, "warm_start", None)
     if load_weights is not None:

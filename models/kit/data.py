@@ -135,10 +135,10 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
 
 
 def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
-    """Return images binarized once and for all (pixels 0 or 255), and the SHA-256 of them in hex.
+    """Return images binarized by a draw with a fixed seed (pixels 0 or 255), and their SHA-256.
 
-    The draw has a fixed seed, so that the result depends only on the images. Test images are drawn
-    with another fixed seed (`test`).
+    So the result depends only on the images. With `test`, for test images, another fixed seed is
+    used. The hash is in hex.
     """
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):

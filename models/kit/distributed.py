@@ -16,7 +16,7 @@ from models.kit.shapes import Float, Int, Tensor
 
 
 class ProcessGroup:
-    """The processes of one training, as seen by one of them, this process."""
+    """The group of processes that train one model, of which this process is one."""
 
     def __init__(self) -> None:
         """Join the other processes of the training, if torchrun has started several.

@@ -219,7 +219,7 @@ def describe_start(start: str) -> dict[str, Any]:
 
 
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the weights in the checkpoints from which a training starts, by name.
+    """Return the weights in the checkpoints from which a training starts, keyed by name.
 
     Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with parts,
     only the weights of these are loaded. If two checkpoints have a weight of the same name, that of

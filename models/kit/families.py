@@ -14,14 +14,15 @@ from models.kit.schema import json_schema
 
 
 def describe_families() -> dict[str, Any]:
-    """Return a description of each family that can be trained, by name.
+    """Return a description of each family that can be trained, keyed by name.
 
-    It has the fields "summary", "data", "players", "smallest_batches", "config", "training" and
-    "recipe". "data" is "photographs" for a family that enlarges images, otherwise "pictures".
-    "players" are the names of the submodules that have optimizers of their own. "smallest_batches"
-    are entries {"pictures", "when"}: the minimum batch size is the largest "pictures" whose JSON
-    Schema "when" matches the config, and 1 if none does. "config" and "training" are JSON Schemas.
-    "recipe" has config and training of `models/recipes/FAMILY.json`, the defaults for a new recipe.
+    A description has the fields "summary", "data", "players", "smallest_batches", "config",
+    "training" and "recipe". "data" is "photographs" for a family that enlarges images, otherwise
+    "pictures". "players" are the names of the submodules that have optimizers of their own.
+    "smallest_batches" are entries {"pictures", "when"}: the minimum batch size is the largest
+    "pictures" whose JSON Schema "when" matches the config, and 1 if none does. "config" and
+    "training" are JSON Schemas. "recipe" has config and training of `models/recipes/FAMILY.json`,
+    the defaults for a new recipe.
     """
     kinds = [(name, family(name).Model) for name in families()]
     trainable = [name for name, model in kinds if hasattr(model, "loss") or hasattr(model, "training_steps")]

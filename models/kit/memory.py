@@ -26,7 +26,7 @@ def min_bytes(recipe: Recipe) -> int:
     """Return a lower bound of the memory that a recipe's training needs, in bytes.
 
     It counts weights, gradients, optimizer state and averaged weights, but not activations, images
-    and torch itself. Nothing of that is allocated. Raises ValueError if the config is invalid.
+    and torch itself. No memory is allocated for them. Raises ValueError if the config is invalid.
     """
     with torch.device("meta"):
         model = family(recipe.family).Model(recipe.config)

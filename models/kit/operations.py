@@ -42,7 +42,7 @@ Result = dict[str, Any] | Continuation
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the descriptions of a model's operations, by method, except those in `without`.
+    """Return the descriptions of a model's operations, keyed by method, except those in `without`.
 
     Each has the fields "inputs" (names of image parameters), "options" (a JSON Schema), "unit", and
     "sliced" (whether it runs in several calls).
@@ -66,7 +66,7 @@ def options_of(model: nn.Module, operation: str) -> type:
 
 @cache
 def _operations(model: Any) -> dict[str, dict[str, Any]]:
-    """Return the type hints of each method of the class `model` that is an operation, by name."""
+    """Return the type hints of each operation of the class `model`, keyed by the method's name."""
     methods = {name: method for name, method in inspect.getmembers(model, inspect.isfunction) if name[0] != "_"}
     hints = {name: typing.get_type_hints(inspect.unwrap(method)) for name, method in methods.items()}
     return {name: hint for name, hint in hints.items() if hint.get("rows") is RowStreams and "options" in hint}

@@ -28,10 +28,10 @@ class OptimizerStep:
 
 
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each submodule that has an optimizer of its own, by its name.
+    """Return the parameters of each submodule that has an optimizer of its own.
 
-    The class constant `OPTIMIZED_MODULES` of the model has these names. Without it the result has
-    one entry, `WHOLE_MODEL`, with all parameters.
+    They are keyed by the submodule's name, which the class constant `OPTIMIZED_MODULES` of the
+    model has. Without that constant the result has one entry, `WHOLE_MODEL`, with all parameters.
     """
     names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:
@@ -42,7 +42,7 @@ def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def build_optimizers(
     parameters: Mapping[str, list[nn.Parameter]], training: Training, count: int
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return an optimizer for each entry of `parameters`, by the name of its submodule.
+    """Return an optimizer for each entry of `parameters`, keyed by the name of its submodule.
 
     `count` is the number of training images. Raises ValueError if the recipe has optimizers or
     learning rates for another number of submodules.

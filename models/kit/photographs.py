@@ -55,7 +55,7 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Return the paths of the 47 photographs, by name; download their packages if they are missing.
+    """Return the paths of the 47 photographs, keyed by name; download their packages if necessary.
 
     Raises ValueError if that is not possible.
     """

@@ -115,10 +115,9 @@ class Run(Trainer):
     def finish_epoch(self, report: Callable[[dict[str, Any]], None]) -> str:
         """Finish an epoch after its last step: validate, and write metrics.
 
-        After the last epoch, and if the previous ones are old enough, a checkpoint and a preview
-        are also written. `report` is then called with the metrics. Returns why the training ends
-        here ("early stop", "not a number" or "diverged"), or "" if it does not end or has no more
-        epochs.
+        A checkpoint and a preview are written after the last epoch, at an early stop, and otherwise
+        if the previous one is old enough. Then `report` is called with the metrics. Returns "early
+        stop", "not a number" or "diverged" if the training ends here for that reason, otherwise "".
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()
@@ -141,8 +140,8 @@ class Run(Trainer):
     def _end_epoch(self) -> dict[str, Any]:
         """Validate, keep the weights if they are the best so far, and return the epoch's metrics.
 
-        The metrics, by name, are also appended to `metrics.jsonl`. The counters and sums of the
-        epoch are reset for the next one.
+        The metrics, keyed by name, are also appended to `metrics.jsonl`. The counters and sums of
+        the epoch are reset for the next one.
         """
         line: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -225,9 +224,10 @@ class Run(Trainer):
             self.folder.write("preview.png", picture)
 
     def touch_progress(self) -> None:
-        """Set the modification time of `progress.json` to now, at intervals of `PROGRESS_EVERY_S`.
+        """Set the modification time of `progress.json` to now, unless that was done just before.
 
-        Work without optimizer steps calls this often, so that a supervisor sees progress.
+        Just before is less than `PROGRESS_EVERY_S` seconds ago. Work without optimizer steps calls
+        this often, so that a supervisor sees progress.
         """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             (self.folder.path / "progress.json").touch()

@@ -136,7 +136,7 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
 
 
 def common_progress(done: Int[Tensor, "B"]) -> int:
-    """Return the number, such as the steps done, that all rows of `done` have; 0 without rows.
+    """Return the number that every row of `done` has, such as the steps done; 0 without rows.
 
     Raises ValueError if rows differ.
     """
@@ -147,7 +147,7 @@ def common_progress(done: Int[Tensor, "B"]) -> int:
 
 @dataclass(frozen=True)
 class ImportanceWeights:
-    """The sums that describe the importance weights w of each row, to which weights can be added.
+    """Statistics of the importance weights w of each row, to which weights can be added.
 
     They are log Σw, log Σw² and the number of weights.
     """

@@ -59,7 +59,7 @@ class Scattering(nn.Module):
     norms: Tensor
 
     def __init__(self, scales: int = 2, angles: int = 8) -> None:
-        """Create the wavelets of J = `scales` scales and L = `angles` angles, and the low-pass."""
+        """Create the wavelets (J = `scales`, L = `angles`) and the low-pass filter."""
         super().__init__()
         self.scales, self.angles = scales, angles
         slant = 4.0 / angles

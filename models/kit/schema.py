@@ -66,7 +66,7 @@ def importance_samples(default: int, minimum: int = 2, maximum: int = 100_000) -
 def json_schema(cls: type) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of an options dataclass.
 
-    By the schema all fields are optional, have their defaults, and no other fields are allowed.
+    In the schema every field is optional and has its default; no other fields are allowed.
     """
     hints = typing.get_type_hints(cls)
     properties: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def to_json(instance: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass instance as JSON values by name; tuples become lists."""
+    """Return the JSON values of a dataclass instance, keyed by field; tuples become lists."""
     values = dataclasses.asdict(instance)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -89,8 +89,8 @@ class Model(nn.Module):
     def initialise(self, rows: RowStreams) -> None:
         """Draw weights from He's normal distribution, and set biases to zero.
 
-        At the end of a residual branch the weights are a tenth of that. The wavelets of the
-        scattering are left as they are.
+        Weights at the end of a residual branch have a tenth of that standard deviation. The
+        wavelets of the scattering are left as they are.
         """
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
         with torch.no_grad():
@@ -106,10 +106,10 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of `upscale` in the format of the card, by name.
+        """Return the description of the operation `upscale` in the format of the card.
 
-        It has the `margin` of a tile in pixels. Without statistics the method "statistics" is
-        missing.
+        It is keyed by the operation's name and has the `margin` of a tile in pixels. With the
+        objective "regression", the method "statistics" is missing from its options.
         """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
@@ -125,8 +125,8 @@ class Model(nn.Module):
     def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:  # noqa: ARG002
         """Enlarge tiles by the factor s = `scale` and remove their margins of m pixels.
 
-        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model without statistics treats
-        the method "statistics" as "mse". Total variation and the gradient descent run in several
+        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. With the objective "regression",
+        the method "statistics" means "mse". Total variation and the gradient descent run in several
         calls; every call but the last returns a `Continuation`. `state` is None in the first call,
         later the state of the previous `Continuation`. `rows` has no effect. Raises ValueError for
         a scale that the model does not have.

@@ -29,8 +29,8 @@ def draw_by_scale(
     """Draw a scale and a crop for each image.
 
     Returns three values: the crops of all images at low resolution, which have one size; the crops
-    at high resolution, by scale; and the indices of their images, by scale. A scale that no image
-    draws has no crops, and an empty tensor of indices.
+    at high resolution, keyed by scale; and the indices of their images, keyed by scale. A scale
+    that no image draws has no crops, and an empty tensor of indices.
     """
     images, uniform = _draw_symmetry(images, rows)
     if config.shuffle_channels:

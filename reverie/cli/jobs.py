@@ -1,4 +1,4 @@
-"""Define the commands `reverie jobs …` for jobs, which include trainings."""
+"""Define the commands `reverie jobs …` for jobs of every kind, trainings included."""
 
 import time
 from pathlib import Path
@@ -129,7 +129,7 @@ def follow_job(cli: CliContext, job: Job) -> Job:
 
 
 def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
-    """While a job is queued, show its position and when it will start; then return."""
+    """Show the position and expected start of a job until it is no longer queued."""
     while job.status == "queued":
         job = cli.client.job(job.id)
         bar.update_from_job(job)

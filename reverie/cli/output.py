@@ -109,7 +109,7 @@ class ProgressBar(Progress):
 
 
 def format_waiting(job: Job) -> str:
-    """Return a line with the position, expected start and reason of a queued job.
+    """Return a line with the position and expected start of a queued job, and why it waits.
 
     The line is "" for a job that is not queued.
     """

@@ -28,9 +28,9 @@ State = dict[str, Any]  # arrays with one entry per row, by name
 class SliceResult:
     """The intermediate result of an operation that did not finish within its time slice.
 
-    `state` has arrays with one entry per row, by name; the operation continues from it. `done` is
-    the share of the operation that is finished, 0 to 1. `preview` has the unfinished images, uint8
-    (B, C, H, W), or is None if the operation has none.
+    `state` has arrays with one entry per row, keyed by name; the operation continues from it.
+    `done` is the share of the operation that is finished, 0 to 1. `preview` has the unfinished
+    images, uint8 (B, C, H, W), or is None if the operation has none.
     """
 
     state: State

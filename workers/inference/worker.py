@@ -110,7 +110,7 @@ class InferenceWorker:
 class CandidateLoader:
     """Loads candidates, the versions that are to become active, while the worker does its work.
 
-    `refused` has the error of each candidate that could not be loaded, by `name@version`.
+    `refused` has the error of each candidate that could not be loaded, keyed by `name@version`.
     """
 
     def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:

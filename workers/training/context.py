@@ -154,7 +154,7 @@ class JobContext:
         self.queue_server.set(preview_key(job_id), image, ex=PREVIEW_TTL_S)
 
     def inference_workers(self) -> dict[str, dict[str, Any]]:
-        """Return the last heartbeat of each live inference worker, by worker id.
+        """Return the last heartbeat of each live inference worker, keyed by worker id.
 
         A worker is live if its heartbeat is younger than `HEARTBEAT_AGE_S` seconds. Raises
         RedisError if the queue server cannot be reached.

@@ -33,7 +33,7 @@ class Measurement:
 
 # See docs/decisions.md#the-first-figure-of-a-card-decides-which-version-is-better
 class VersionPublisher:
-    """Publishes the checkpoints of trainings as versions, and activates them if they are better."""
+    """Publishes checkpoints of trainings as versions, and activates them as the request says."""
 
     def __init__(self, context: JobContext, children: ChildProcesses) -> None:
         """Keep the worker's context and child processes; publish nothing yet."""
