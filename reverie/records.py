@@ -127,7 +127,7 @@ class Job(Record):
 
     @property
     def estimated_start_s(self) -> float | None:
-        """The estimated seconds until a queued job starts, from when the job was read.
+        """The seconds until a queued job starts, as estimated when the job was read.
 
         None if there is no estimate.
         """
@@ -135,7 +135,7 @@ class Job(Record):
 
     @property
     def estimated_remaining_s(self) -> float | None:
-        """The estimated seconds until a running job ends, from when the job was read.
+        """The seconds until a running job ends, as estimated when the job was read.
 
         None if there is no estimate.
         """

@@ -28,7 +28,7 @@ FormFiles: TypeAlias = dict[str, tuple[str, IO[bytes], str]]
 
 @dataclass(frozen=True)
 class Upload:
-    """Files that a request sends as a multipart form, by the names of their form fields.
+    """Files that a request sends as a multipart form, keyed by the names of their form fields.
 
     `on_progress`, if it is set, is called with the number of bytes read so far.
     """

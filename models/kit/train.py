@@ -41,9 +41,9 @@ def train(
 
     SIGTERM and SIGINT stop the training after a checkpoint. Validation, by which the best epoch is
     chosen, uses the first `training.validation` images of `held_back`; if that is None, the last of
-    `images`. `start` has weights to start from, by name. `report` is called with the metrics of
-    each epoch. Raises ValueError if `out` has a run and `resume` is False, or if the recipe differs
-    from that run's.
+    `images`. `start` has weights to start from, keyed by name. `report` is called with the metrics
+    of each epoch. Raises ValueError if `out` has a run and `resume` is False, or if the recipe
+    differs from that run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")

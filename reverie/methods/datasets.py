@@ -121,7 +121,10 @@ class DatasetMethods(BaseMethods):
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
-        """Let everybody use a dataset or, with `shared=False`, only its owner; return it."""
+        """Let everybody use a dataset or, with `shared=False`, only its owner.
+
+        Returns the dataset's description.
+        """
         return Dataset((yield from self._json(ApiRequest("PATCH", path_of("datasets", name), json={"shared": shared}))))
 
     @ClientMethod

@@ -137,7 +137,7 @@ class TrainingMethods(BaseMethods):
         deadline_s: float | None = None,
         webhook: Webhook | None = None,
     ) -> Steps[Training]:
-        """Start a training of a family on a dataset; return it without waiting for its end.
+        """Start a training of a family on a dataset; return the training without waiting for it.
 
         When the training succeeds, the model `name` has a new version. `recipe` has the changes to
         the family's default recipe: `config`, `training` and `seed`. `summary` describes the model
@@ -209,17 +209,18 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def pause(self, job_id: str) -> Steps[Training]:
-        """Pause a training after a checkpoint, from which `resume` continues it; return it.
+        """Pause a training after it has written a checkpoint; return the training.
 
-        Raises ConflictError if the training has ended.
+        `resume` continues it from there. Raises ConflictError if the training has ended.
         """
         return Training((yield from self._post("trainings", job_id, "pause")))
 
     @ClientMethod
     def resume(self, job_id: str) -> Steps[Training]:
-        """Resume a paused training; a queued or running one continues unchanged. Return it.
+        """Resume a paused training from its last checkpoint; return the training.
 
-        Raises ConflictError if the training has ended.
+        A queued or running training continues unchanged. Raises ConflictError if the training has
+        ended.
         """
         return Training((yield from self._post("trainings", job_id, "resume")))
 

@@ -53,8 +53,8 @@ class ModelMethods(BaseMethods):
     def delete_model(self, name: str) -> Steps[None]:
         """Delete a model with all its versions.
 
-        Raises ConflictError if an unfinished job uses the model, or if the model is part of the
-        service.
+        Raises ConflictError if an unfinished job uses the model, or if the model was installed with
+        the service.
         """
         yield from self._delete("models", name)
 
@@ -62,8 +62,8 @@ class ModelMethods(BaseMethods):
     def delete_version(self, name: str, version: str) -> Steps[None]:
         """Delete a version of a model.
 
-        Raises ConflictError if the version is active, if an unfinished job uses it, or if it is
-        part of the service.
+        Raises ConflictError if the version is active, if an unfinished job uses it, or if it was
+        installed with the service.
         """
         yield from self._delete("models", name, "versions", version)
 
