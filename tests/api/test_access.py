@@ -1,4 +1,6 @@
-"""Host, origin, key, rate and role: what a request passes before its route, and what is logged of it."""
+"""Hosts, origins, keys, roles and rate limits, which a request passes before its route, and their
+log lines.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ from tests.api.helpers import MODEL, problem
 
 
 def test_every_route_that_changes_something_has_a_rule(tmp_path: Path) -> None:
-    """None falls back to the rule of unknown routes, and no rule is for a route that is not there."""
+    """Every route with an unsafe method has its own rule of roles, and every rule has a route."""
     app = create_app(app_settings(tmp_path))
     described = app.openapi()["paths"].items()
     routes = {(method.upper(), path) for path, methods in described for method in methods}
@@ -66,7 +68,9 @@ def test_every_route_that_changes_something_has_a_rule(tmp_path: Path) -> None:
     ],
 )
 def test_a_key_without_the_role_is_refused(tmp_path: Path, method: str, path: str, needed: str) -> None:
-    """403, and the problem names the role; with the role the request reaches its route."""
+    """A key without the required role gets 403, which names the role; a key with it reaches the
+    route.
+    """
 
     async def visit() -> None:
         other = "train" if needed == "run" and "jobs" not in path else "read"
@@ -88,7 +92,9 @@ def test_a_key_without_the_role_is_refused(tmp_path: Path, method: str, path: st
 
 
 def test_too_many_wrong_keys_from_one_address(tmp_path: Path) -> None:
-    """Ten are 401, then 429 says how long to wait; a good key goes on working, and a missing one is no wrong one."""
+    """After ten wrong keys an address gets 429 with `Retry-After`; valid keys still work, and a
+    missing key does not count.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
@@ -105,7 +111,9 @@ def test_too_many_wrong_keys_from_one_address(tmp_path: Path) -> None:
 
 
 def test_forwarded_addresses_count_where_the_proxy_is_trusted(tmp_path: Path) -> None:
-    """Behind a trusted proxy each client has its own count; without trust the header changes nothing."""
+    """Behind a trusted proxy, wrong keys are counted by forwarded address; otherwise the header is
+    ignored.
+    """
 
     async def visit(trusted: str, last: int) -> None:
         keys = key_file(tmp_path, key_line("ann"))
@@ -137,13 +145,17 @@ NETWORKS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1"))
     ],
 )
 def test_the_address_of_a_client(peer: str, forwarded: str, counted: str) -> None:
-    """The last one that no trusted proxy has; IPv6 addresses count by their network."""
+    """The client is the last forwarded address that is no trusted proxy's; IPv6 addresses count by
+    their /64 network.
+    """
     assert client_address(peer, {b"x-forwarded-for": forwarded.encode()}, NETWORKS) == counted
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
 def test_a_window_holds_as_many_requests_as_the_limit(limit: int) -> None:
-    """Not one more, whatever the portions in which they are taken; each owner has its own."""
+    """An owner gets exactly `limit` requests per window, whatever other owners use; 0 means no
+    limit.
+    """
     rates = RateLimits(10)
     assert sum(rates.request("ann", limit) for _ in range(3 * limit + 5)) in {limit, 2 * limit}
     assert rates.request("bob", limit)
@@ -151,7 +163,9 @@ def test_a_window_holds_as_many_requests_as_the_limit(limit: int) -> None:
 
 
 def test_the_header_says_what_is_left_of_the_window() -> None:
-    """The fields of the draft: the policy, and what remains, one less with each request; none without a limit."""
+    """`RateLimit-Policy` and `RateLimit` state the limit and what remains; both are omitted without
+    a limit.
+    """
     rates = RateLimits(10)
     remaining = []
     for _ in range(4):
@@ -169,7 +183,9 @@ def test_the_header_says_what_is_left_of_the_window() -> None:
 
 
 def test_too_many_requests_a_second(tmp_path: Path) -> None:
-    """429 with `Retry-After` and the limit's name; a key's own limit goes before the setting."""
+    """Beyond the rate limit a request gets 429 with `Retry-After` and the limit's name; a key's own
+    limit overrides the setting.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "requests_per_second=100"))
@@ -193,7 +209,9 @@ def test_too_many_requests_a_second(tmp_path: Path) -> None:
 
 
 def test_log_lines_name_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each line of the access log; and the audit log has refused keys and actions, with resource and outcome."""
+    """The access log has the owner of each request; the audit log has rejected keys and changes
+    with resource and outcome.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("eve", "read"))
@@ -244,7 +262,7 @@ def test_log_lines_name_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ],
 )
 def test_hosts(settings: dict[str, str], good: list[str], bad: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a loopback address its own names, elsewhere those that are set."""
+    """On a loopback address only its own names are allowed; `allowed_hosts` replaces them."""
     monkeypatch.delenv("REVERIE_ALLOWED_HOSTS")
     check = HostCheck(allowed_hosts(app_settings(Path(), **{"allowed_hosts": "", **settings})))
     for _ in range(2):
@@ -253,7 +271,9 @@ def test_hosts(settings: dict[str, str], good: list[str], bad: list[str], monkey
 
 
 def test_another_host_is_misdirected(tmp_path: Path) -> None:
-    """A page that rebinds its name to this address gets nothing; probes may use any."""
+    """A request for a host that is not allowed gets 421 (protection from DNS rebinding), except
+    health checks.
+    """
 
     async def visit() -> None:
         async with application(app_settings(tmp_path, allowed_hosts="x,localhost"), "") as (client,):
@@ -284,7 +304,9 @@ def test_another_host_is_misdirected(tmp_path: Path) -> None:
 def test_a_request_names_one_host(
     tmp_path: Path, version: str, hosts: list[str], path: str, status: int | dict[str, int], allowed: str
 ) -> None:
-    """HTTP/1.1 requires it on every route; HTTP/1.0 does not, and is no way around the allowed hosts."""
+    """An HTTP/1.1 request needs exactly one Host header; HTTP/1.0 may omit it if every host is
+    allowed.
+    """
 
     async def visit() -> None:
         async with application(app_settings(tmp_path, allowed_hosts=allowed), "") as (client,):
@@ -326,13 +348,15 @@ def test_a_request_names_one_host(
     ],
 )
 def test_allowed_origins(origin: str, host: str, allowed: bool) -> None:
-    """The service's own and those that are set; never `null`."""
+    """The service's own origin and the configured ones are allowed, and never `null`."""
     assert OriginCheck(("https://friend.example",)).allows(origin.encode(), host.encode()) == allowed
     assert OriginCheck(("*",)).allows(origin.encode(), host.encode()) == (origin != "null")
 
 
 def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
-    """Any request that changes something is refused, with or without keys; without an Origin it passes."""
+    """An unsafe request from another origin is rejected with 403; without an Origin header it is
+    allowed.
+    """
 
     async def visit() -> None:
         async with application(app_settings(tmp_path), "") as (client,):
@@ -354,7 +378,9 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_description_needs_no_key(tmp_path: Path) -> None:
-    """Nor do the page and its files, unless the setting says otherwise; a wrong key is refused there as elsewhere."""
+    """`/openapi.json` and `/docs` need no key if `public_openapi` is set; a wrong key is rejected
+    there, too.
+    """
 
     async def visit(settings: Settings, *, public: bool) -> None:
         async with application(settings, "", "wrong") as (nobody, stranger):
@@ -372,7 +398,9 @@ def test_the_description_needs_no_key(tmp_path: Path) -> None:
 
 
 def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
-    """Its preflight needs no key; what it sends is answered with the headers that let it read the answer."""
+    """A preflight of an allowed origin needs no key, and its requests get the CORS headers; other
+    origins are rejected.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
@@ -394,7 +422,9 @@ def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
 
 
 def test_pages_have_security_headers(tmp_path: Path) -> None:
-    """The documentation's own script runs, no other does, and no page may frame it; JSON has none of it."""
+    """`/docs` has a Content-Security-Policy that allows only its own scripts and no frames; JSON
+    responses have none.
+    """
 
     async def visit() -> None:
         async with application(app_settings(tmp_path), "") as (client,):
@@ -417,7 +447,7 @@ def test_pages_have_security_headers(tmp_path: Path) -> None:
     asyncio.run(visit())
 
 
-# --- where it may listen ---
+# --- network settings ---
 
 PUBLIC = {"host": "0.0.0.0"}  # noqa: S104
 
@@ -438,13 +468,15 @@ PUBLIC = {"host": "0.0.0.0"}  # noqa: S104
     ],
 )
 def test_settings_under_which_the_service_does_not_listen(settings: dict[str, object], message: str) -> None:
-    """One sentence says what to set."""
+    """Unsafe or invalid network settings raise an error that says what to set."""
     with pytest.raises(ValueError, match=message):
         check_settings(app_settings(Path(), **{"allowed_hosts": "", **settings}))
 
 
 def test_settings_under_which_it_listens(tmp_path: Path) -> None:
-    """Loopback without more; a public address with keys, or for everybody under names that are set."""
+    """A loopback address needs no settings; a public one needs API keys, or anonymous access with
+    allowed hosts.
+    """
     keys = key_file(tmp_path, key_line("ann"))
     for settings in (
         {},
@@ -461,7 +493,7 @@ def test_settings_under_which_it_listens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["api", "workers.devserver"])
 def test_a_refused_start_is_one_sentence(tmp_path: Path, root: Path, module: str) -> None:
-    """And status 1, without a traceback, before anything listens or is made."""
+    """A rejected start prints one sentence, exits with status 1 and creates no state folder."""
     environment = {"REVERIE_HOST": "0.0.0.0", "REVERIE_STATE": str(tmp_path / "state"), "PATH": "/usr/bin"}  # noqa: S104
     done = subprocess.run(
         [sys.executable, "-m", module], cwd=root, env=environment, capture_output=True, text=True, check=False
@@ -473,7 +505,7 @@ def test_a_refused_start_is_one_sentence(tmp_path: Path, root: Path, module: str
 
 
 def test_a_key_that_is_revoked_is_refused_by_a_running_service(tmp_path: Path) -> None:
-    """Within a second, without a restart."""
+    """A revoked key is rejected within a second, without a restart."""
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
@@ -488,7 +520,7 @@ def test_a_key_that_is_revoked_is_refused_by_a_running_service(tmp_path: Path) -
 
 
 def test_a_real_client_has_the_defaults(client: httpx.Client) -> None:
-    """The service that tests start on 127.0.0.1 knows its own names, and refuses others."""
+    """A service on 127.0.0.1 with default settings rejects other hosts and origins."""
     assert client.get("/v1/models").status_code == 200
     problem(client.get("/v1/models", headers={"Host": "evil.example"}), 421)
     problem(client.post("/v1/samples", json={"model": MODEL}, headers={"Origin": "https://evil.example"}), 403)

@@ -1,4 +1,4 @@
-"""Health, metrics, pages and limits of the application as a whole."""
+"""Health checks, metrics, documentation pages and limits of the whole application."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from tests.stack import Stack, free_port
 
 
 def test_health_and_readiness(client: httpx.Client) -> None:
-    """The process lives; a live worker has its models warm."""
+    """`/healthz` reports a live process, `/readyz` the ready workers and their loaded models."""
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
@@ -36,7 +36,7 @@ def test_health_and_readiness(client: httpx.Client) -> None:
     [("*/*", "text/plain", parse_text), ("application/openmetrics-text", "application/openmetrics-text", parse_open)],
 )
 def test_metrics_can_be_parsed(client: httpx.Client, accept: str, media: str, parse: Callable[[str], Any]) -> None:
-    """In both formats; requests are counted by route and status."""
+    """Both metrics formats can be parsed, and requests are counted by method, route and status."""
     post_samples(client)
     client.get("/v1/models/none")
     page = client.get("/metrics", headers={"Accept": accept})
@@ -64,7 +64,7 @@ def test_metrics_can_be_parsed(client: httpx.Client, accept: str, media: str, pa
 
 
 def test_the_page_of_the_docs_needs_nobody_else(client: httpx.Client) -> None:
-    """Every script, style and picture of /docs comes from this service."""
+    """Every script, style sheet and image of `/docs` comes from this service."""
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     sources = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
@@ -77,7 +77,7 @@ def test_the_page_of_the_docs_needs_nobody_else(client: httpx.Client) -> None:
 
 
 def test_a_misspelt_setting_is_refused_at_start(tmp_path: Path, root: Path) -> None:
-    """The process ends at once and says which."""
+    """The process exits with an error that names the unknown setting."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
     environment = {**kept, "REVERIE_STATE": str(tmp_path), "REVERIE_COUNT_MAX": "3"}
     command = [sys.executable, "-m", "api"]
@@ -87,7 +87,7 @@ def test_a_misspelt_setting_is_refused_at_start(tmp_path: Path, root: Path) -> N
 
 
 def _alone(folder: Path, **chosen: Any) -> Settings:
-    """Settings of an API process without queue server or worker."""
+    """Return the settings of an API process without queue server or worker."""
     return Settings(
         state=folder,
         checkpoints=Path("checkpoints"),
@@ -98,7 +98,9 @@ def _alone(folder: Path, **chosen: Any) -> Settings:
 
 
 def test_requests_do_not_pile_up(tmp_path: Path) -> None:
-    """Up to the limit requests wait and then become jobs; the others get 503 at once, with Retry-After."""
+    """At most `max_waiting` requests wait and then become jobs; the others get 503 with
+    `Retry-After` at once.
+    """
     limit, crowd = 50, 1000
 
     async def rush() -> list[httpx.Response]:
@@ -122,7 +124,9 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> None:
-    """Each response has images or is 503 with Retry-After, and the service works on afterwards."""
+    """Each of 10 000 concurrent requests gets 200 or 503 with `Retry-After`, and the service works
+    afterwards.
+    """
 
     async def inference_request(seed: int, gate: asyncio.Semaphore) -> int:
         body = orjson.dumps({"model": MODEL, "seed": seed, "count": 4})
@@ -148,7 +152,9 @@ def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> No
 
 
 def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
-    """Unfinished jobs are accepted up to the limit; the next one is rejected, with an Idempotency-Key or without."""
+    """Unfinished jobs are accepted up to the limit; the next one is rejected, with an
+    Idempotency-Key or without.
+    """
 
     async def rush() -> None:
         app = create_app(_alone(tmp_path, max_queued_jobs=5))
@@ -172,7 +178,7 @@ def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
 
 
 def test_an_unusable_database_is_reported(tmp_path: Path) -> None:
-    """503 and when to come back, and no word of SQL."""
+    """A database error is 503 with `Retry-After`, without SQL in the detail."""
 
     async def inference_request() -> httpx.Response:
         chosen = _alone(tmp_path)

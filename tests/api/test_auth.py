@@ -1,4 +1,4 @@
-"""API keys: the file, the command that edits it, and what a running service makes of it."""
+"""API keys: the key file, the command that edits it, and its reload by a running service."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.api.callers import key_file, key_line
 
 
 def caller_of(keys: Keys, key: str) -> Caller:
-    """Return the caller that a key names; it must name one."""
+    """Return the caller with a key, which must be valid."""
     caller = keys.caller(f"Bearer {key}".encode())
     assert caller
     return caller
 
 
 def test_without_a_file_everybody_is_let_in() -> None:
-    """The caller has no name then, and every role."""
+    """Without a key file every caller is anonymous and has all roles."""
     assert Keys(None).caller(b"") is Keys(None).caller(b"Bearer x") is ANONYMOUS
     assert not Keys(None).used
 
 
 def test_a_key_names_its_caller(tmp_path: Path) -> None:
-    """By its hash; a missing, unknown or differently sent key names nobody."""
+    """A key is looked up by its hash; a missing, unknown or malformed one has no caller."""
     keys = Keys(key_file(tmp_path, "# who may call", "", key_line("ann"), key_line("bob")))
     assert caller_of(keys, "ann-key").name == "ann"
     bob = keys.caller(b"bearer  bob-key ")
@@ -56,7 +56,9 @@ def test_a_key_names_its_caller(tmp_path: Path) -> None:
     ],
 )
 def test_roles_of_a_key(tmp_path: Path, roles: tuple[str, ...], granted: set[str]) -> None:
-    """A line without roles has all but `admin`; `run` and `train` include `read`, `admin` everything."""
+    """Without roles a key has all but `admin`; `run` and `train` include `read`, and `admin`
+    includes all.
+    """
     caller = caller_of(Keys(key_file(tmp_path, key_line("ann", *roles))), "ann-key")
     assert caller.roles == granted
 
@@ -70,7 +72,7 @@ def test_roles_of_a_key(tmp_path: Path, roles: tuple[str, ...], granted: set[str
     ],
 )
 def test_a_line_of_another_shape_is_refused(tmp_path: Path, line: str) -> None:
-    """With its number and without its words, which may be a secret."""
+    """The error of a malformed line has its number but none of its words, which may be secret."""
     with pytest.raises(ValueError, match=r"^line 2 of the key file ") as raised:
         Keys(key_file(tmp_path, "", line))
     assert "secret" not in str(raised.value)
@@ -78,14 +80,14 @@ def test_a_line_of_another_shape_is_refused(tmp_path: Path, line: str) -> None:
 
 
 def test_a_record_survives_the_file() -> None:
-    """What is written is read again as the same."""
+    """Formatting and parsing a record gives the same record."""
     record = KeyRecord("ann", "0" * 64, frozenset({"read", "run"}), 1_800_000_000.0, {"trainings": 2})
     assert KeyRecord.parse(record.format()) == record
     assert parse_keys(f"# a comment\n\n{record.format()}\n") == [record]
 
 
 def test_an_expired_key_is_unknown(tmp_path: Path) -> None:
-    """From the second on that its line names, without a reload."""
+    """A key is rejected from the second of its expiry, without a reload."""
     keys = Keys(key_file(tmp_path, key_line("ann", "", "expires=20200101T000000Z"), key_line("bob")))
     assert keys.caller(b"Bearer ann-key") is None
     file = tmp_path / "soon"
@@ -98,7 +100,9 @@ def test_an_expired_key_is_unknown(tmp_path: Path) -> None:
 
 
 def test_keys_are_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A changed or replaced file counts; a broken or missing one leaves the keys as they are and is logged."""
+    """A changed or replaced file is loaded; an invalid or missing one keeps the previous keys and
+    is logged.
+    """
     monkeypatch.setattr(auth, "_CHECK_S", 0.0)
     file = key_file(tmp_path, key_line("ann"))
     keys = Keys(file)
@@ -115,7 +119,7 @@ def test_keys_are_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
 
 
 def test_the_file_is_not_looked_at_for_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice a second at most."""
+    """The file is checked for changes at most twice a second."""
     keys = Keys(key_file(tmp_path, key_line("ann")))
     looks = []
     monkeypatch.setattr(Keys, "_reload", lambda self, path: looks.append(path))
@@ -129,13 +133,15 @@ def test_the_file_is_not_looked_at_for_each_request(tmp_path: Path, monkeypatch:
 
 
 def run(capsys: pytest.CaptureFixture[str], file: Path, *words: str) -> tuple[int, str]:
-    """Run `python -m api keys`."""
+    """Run `python -m api keys` in this process; return its exit status and output."""
     status = main(["--file", str(file), *words])
     return status, capsys.readouterr().out
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is printed once, only its hash is kept, and the file is for its owner alone; comments stay."""
+    """A new key is printed once; the file keeps only its hash, has mode 600, and keeps its
+    comments.
+    """
     file = tmp_path / "keys"
     status, made = run(capsys, file, "add", "ann", "--roles", "read,run", "--limit", "unfinished_jobs=3")
     assert status == 0
@@ -158,7 +164,7 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_of_two_keys_one_is_revoked_by_its_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The other stays."""
+    """Revoking one of two keys of a name by its id keeps the other valid."""
     file = tmp_path / "keys"
     first, second = (run(capsys, file, "add", "ann")[1].strip() for _ in range(2))
     assert run(capsys, file, "revoke", "ann", "--id", digest_of(first)[:12])[0] == 0
@@ -171,7 +177,9 @@ def test_of_two_keys_one_is_revoked_by_its_id(tmp_path: Path, capsys: pytest.Cap
     [(["--keep", "0"], False), (["--keep", "1h"], True), (["--keep", "until-revoked"], True), ([], True)],
 )
 def test_a_rotated_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: list[str], valid: bool) -> None:
-    """The new one has the roles and limits of the old one, which stays valid for the time that was stated."""
+    """The new key has the roles and limits of the old one, which stays valid for the time that
+    `--keep` states.
+    """
     file = tmp_path / "keys"
     old = run(capsys, file, "add", "ann", "--roles", "run", "--limit", "trainings=1")[1].strip()
     new = run(capsys, file, "rotate", "ann", *keep)[1].strip()
@@ -188,7 +196,7 @@ def test_a_rotated_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], keep:
 
 
 def test_a_name_without_a_key_cannot_be_rotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor is a file rewritten that cannot be read."""
+    """Rotating an unknown name fails, and an invalid key file is not overwritten."""
     file = tmp_path / "keys"
     assert main(["--file", str(file), "rotate", "ann"]) == 1
     assert "keys add ann" in capsys.readouterr().err
@@ -216,7 +224,7 @@ def test_a_name_without_a_key_cannot_be_rotated(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused(tmp_path: Path, words: list[str]) -> None:
-    """With status 2, and no file is made."""
+    """Invalid arguments exit with status 2, and no file is created."""
     with pytest.raises(SystemExit) as raised:
         main(["--file", str(tmp_path / "keys"), *words])
     assert raised.value.code == 2
@@ -224,7 +232,7 @@ def test_a_command_that_makes_no_sense_is_refused(tmp_path: Path, words: list[st
 
 
 def test_the_command_is_part_of_the_api(tmp_path: Path, root: Path) -> None:
-    """`python -m api keys` takes the file from REVERIE_API_KEYS."""
+    """`python -m api keys` edits the file of REVERIE_API_KEYS."""
     file = tmp_path / "folder" / "keys"
     environment = {**os.environ, "REVERIE_API_KEYS": str(file)}
     command = [sys.executable, "-m", "api", "keys", "add", "ann"]

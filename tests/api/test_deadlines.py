@@ -1,4 +1,4 @@
-"""The deadline of a request, `Request-Timeout`: work stops, and the response or the job is a 504."""
+"""Deadlines by `Request-Timeout`: the work stops, and the response or the job fails with 504."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SLOW: dict[str, Any] = {"model": TINY, "seed": 3, "count": 1, "steps": 500, "sec
 
 
 def _busy_rows(client: httpx.Client) -> int:
-    """Rows that have waited or run for synchronous requests, from the metrics."""
+    """Return the number of synchronous requests that wait or run, from the metrics."""
     line = next(one for one in client.get("/metrics").text.splitlines() if one.startswith("reverie_waiting_requests "))
     return int(float(line.rpartition(" ")[2]))
 
 
 def test_a_synchronous_request_gets_504_at_its_deadline(client: httpx.Client) -> None:
-    """The response comes at the deadline, names it, and nothing is left that waits."""
+    """A synchronous request gets 504 at its deadline and no longer waits."""
     started = time.monotonic()
     response = client.post("/v1/samples", json=SLOW, headers={"Request-Timeout": "0.5"})
     problem(response, 504, "deadline")
@@ -34,7 +34,7 @@ def test_a_synchronous_request_gets_504_at_its_deadline(client: httpx.Client) ->
 
 
 def test_a_request_that_is_done_in_time_is_as_without_a_deadline(client: httpx.Client) -> None:
-    """The bytes are the same."""
+    """A request that meets its deadline gets the same bytes as without one."""
     body = {"model": TINY, "seed": 3, "count": 2}
     bounded = client.post("/v1/samples", json=body, headers={"Request-Timeout": "60"})
     assert bounded.status_code == 200
@@ -43,7 +43,9 @@ def test_a_request_that_is_done_in_time_is_as_without_a_deadline(client: httpx.C
 
 @pytest.mark.parametrize("prefer", ["respond-async", "wait=1"], ids=["queued", "adopted"])
 def test_a_job_fails_with_504_at_its_deadline(client: httpx.Client, prefer: str) -> None:
-    """Also one that began as a synchronous request; it says until when it had time, and stops."""
+    """A job, also one that began as a synchronous request, fails with 504 at `deadline_at` and
+    frees the worker.
+    """
     response = client.post("/v1/samples", json=SLOW, headers={"Request-Timeout": "2.5", "Prefer": prefer})
     assert response.status_code == 202, response.text
     job = response.json()
@@ -56,11 +58,13 @@ def test_a_job_fails_with_504_at_its_deadline(client: httpx.Client, prefer: str)
     problem(client.get(f"/v1/jobs/{job['id']}/result"), 409, "failed")
     assert _busy_rows(client) == 0
     quick = {"model": TINY, "seed": 3, "count": 1}
-    assert client.post("/v1/samples", json=quick, headers={"Prefer": "wait=30"}).status_code == 200  # no worker hangs
+    assert client.post("/v1/samples", json=quick, headers={"Prefer": "wait=30"}).status_code == 200  # the worker is free
 
 
 def test_a_retry_with_a_key_finds_the_job_of_the_first_deadline(client: httpx.Client) -> None:
-    """The first request's deadline counts; while it waits for the job, the second keeps its own."""
+    """A retry with an Idempotency-Key finds the job with the first deadline, and waits no longer
+    than its own deadline.
+    """
     headers = {"Idempotency-Key": "a deadline", "Request-Timeout": "3", "Prefer": "wait=1"}
     first = client.post("/v1/samples", json=SLOW, headers=headers)
     assert first.status_code == 202
@@ -72,7 +76,7 @@ def test_a_retry_with_a_key_finds_the_job_of_the_first_deadline(client: httpx.Cl
 
 
 def test_an_upload_stops_at_its_deadline(client: httpx.Client, tmp_path: Path) -> None:
-    """Its conversion ends, and nothing is kept of it."""
+    """The conversion of an upload stops at the deadline, and no dataset is left."""
     file = tmp_path / "many.npz"
     np.savez_compressed(file, images=np.zeros((60_000, 64, 64), np.uint8))
     with file.open("rb") as opened:
@@ -86,7 +90,7 @@ def test_an_upload_stops_at_its_deadline(client: httpx.Client, tmp_path: Path) -
 
 
 def test_an_upscale_stops_at_its_deadline(client: httpx.Client, digit: bytes) -> None:
-    """A synchronous upscale, too."""
+    """A synchronous upscale gets 504 at its deadline."""
     response = client.post(
         "/v1/upscales?model=enlarge&seconds=1",
         content=digit,
@@ -96,7 +100,7 @@ def test_an_upscale_stops_at_its_deadline(client: httpx.Client, digit: bytes) ->
 
 
 def test_a_training_ends_at_its_deadline_and_keeps_its_checkpoint(client: httpx.Client, stack: Stack) -> None:
-    """Its process stops, and what it has reached can be published."""
+    """A training fails with 504 at its deadline, and its process stops."""
     digits(stack.state / "state" / "datasets", "late-digits")
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 100_000, "batch_size": 50}}
     body = {"family": "vae", "dataset": "late-digits", "name": "late", "recipe": recipe}
@@ -111,7 +115,7 @@ def test_a_training_ends_at_its_deadline_and_keeps_its_checkpoint(client: httpx.
 
 
 def _stopped(stack: Stack, job_id: str) -> bool:
-    """Whether no process works in the run folder of a training any more."""
+    """Return whether no process has the job's id in its command line."""
     lines = [Path(f"/proc/{entry.name}/cmdline") for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     try:
         return not any(job_id.encode() in line.read_bytes() for line in lines if line.exists())
@@ -121,7 +125,9 @@ def _stopped(stack: Stack, job_id: str) -> bool:
 
 @pytest.mark.parametrize("value", ["0", "-5", "-0.001", "1e300", "99999999999"])
 def test_a_deadline_in_the_past_or_too_far_away_is_invalid(client: httpx.Client, value: str) -> None:
-    """A number is needed that makes sense; the response says which do."""
+    """A deadline that is not in the allowed range is rejected, and the problem says what is
+    valid.
+    """
     response = client.post("/v1/samples", json={"model": TINY}, headers={"Request-Timeout": value})
     if value == "1e300":
         problem(response, 400, "1e300", "30")
@@ -133,7 +139,7 @@ def test_a_deadline_in_the_past_or_too_far_away_is_invalid(client: httpx.Client,
     "value", ["soon", "", "5s", "NaN", "inf", "1,2", "٣", "2026-01-01T00:00:00Z", "0x10", "1" * 400]
 )
 def test_a_deadline_that_is_no_number_is_malformed(client: httpx.Client, value: str) -> None:
-    """On every route."""
+    """A value of `Request-Timeout` that is not a decimal number is 400 on every route."""
     headers = {"Request-Timeout": value.encode()}
     for response in (
         client.post("/v1/samples", json={"model": TINY}, headers=headers),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`gpus`: no more than the devices of the training workers, whose heartbeats say how many they have."""
+"""`gpus`: at most the number of devices that the heartbeats of training workers report."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.waiting import wait_until
 
 
 def training_body(**more: Any) -> dict[str, Any]:
-    """A training."""
+    """Return the body of a training."""
     return {"family": "vae", "dataset": "device-digits", "name": "devices", **more}
 
 
 @pytest.fixture(scope="module")
 def dataset(stack: Stack) -> None:
-    """Something to train on, and a training worker that has counted its devices."""
+    """A dataset to train on, and a training worker that has reported its devices."""
     digits(Path(stack.state / "state" / "datasets"), "device-digits")
     wait_until(lambda: limits(stack.url) == {1}, "a training worker has counted its devices")
 
 
 def limits(url: str) -> set[int]:
-    """The most devices of a training, as the families' schemas have them."""
+    """Return the maxima of `gpus` in the schemas of the families."""
     return {family["gpus"]["maximum"] for family in httpx.get(f"{url}/v1/families").json()["data"]}
 
 
@@ -39,7 +39,9 @@ def limits(url: str) -> set[int]:
 def test_more_devices_than_there_are_are_refused(
     stack: Stack, client: httpx.Client, dataset: None, gpus: int, dry_run: bool
 ) -> None:
-    """Before anything runs, and for a dry run too; the families' schema says the limit."""
+    """More devices than the workers have are rejected at once, also for a dry run; the families'
+    schemas have the limit.
+    """
     response = client.post("/v1/trainings", json=training_body(gpus=gpus, dry_run=dry_run))
     assert response.status_code == 422, response.text
     assert response.json()["errors"] == [
@@ -50,7 +52,9 @@ def test_more_devices_than_there_are_are_refused(
 
 
 def test_a_network_that_cannot_fit_is_refused_at_once(client: httpx.Client, dataset: None) -> None:
-    """By its configuration: the dry run takes the time of a process's start."""
+    """A network that cannot fit into memory is rejected by its configuration, without being
+    built.
+    """
     body = training_body(dry_run=True, recipe={"config": {"hidden": [8192] * 9}})
     response = client.post("/v1/trainings", json=body, headers={"Prefer": "wait=60"}, timeout=90)
     assert response.status_code == 422, response.text
@@ -61,7 +65,9 @@ def test_a_network_that_cannot_fit_is_refused_at_once(client: httpx.Client, data
 
 
 def test_without_a_training_worker_the_number_of_devices_is_unknown(tmp_path: Path) -> None:
-    """503 that says so, also where only a dead one's heartbeat remains; a worker with devices is taken at its word."""
+    """Without a live training worker, two GPUs are 503; with one, the number in its heartbeat is
+    the limit.
+    """
     bare = Stack(tmp_path)
     try:
         bare.start("queue")

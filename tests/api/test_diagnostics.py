@@ -1,4 +1,6 @@
-"""Diagnostics in results, whatever the family: acceptance, weights, layers, previews of long runs."""
+"""Diagnostics in results, for any family: acceptance rates, importance weights, layers, and
+previews of long jobs.
+"""
 
 import io
 import json
@@ -26,7 +28,7 @@ IMAGE = b64(png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 
 
 def tiny(client: httpx.Client, /, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """Samples of the tiny family."""
+    """Return the response to a request for samples of the family `tiny`."""
     return client.post("/v1/samples", json={"model": TINY, "seed": 3, **fields}, headers=headers)
 
 
@@ -34,7 +36,7 @@ def tiny(client: httpx.Client, /, headers: dict[str, str] | None = None, **field
 
 
 def test_samples_drawn_by_rejection_say_how_many_it_took(client: httpx.Client) -> None:
-    """Per row whether it was accepted and after how many proposals; their ratio over the request, in every form."""
+    """Each row has `accepted` and `proposals`; the request has their ratio, in every media type."""
     body = tiny(client, count=40, threshold=0.3).json()
     assert all(np.mean(decode_image_base64(image)) < 0.31 * 255 for image in _accepted(body))
     assert 0 < sum(body["accepted"]) < 40
@@ -52,7 +54,7 @@ def test_samples_drawn_by_rejection_say_how_many_it_took(client: httpx.Client) -
 
 
 def test_a_job_has_the_same_result_as_a_synchronous_request(client: httpx.Client) -> None:
-    """A job's result has the rate of all its slices together, as a synchronous response has."""
+    """The acceptance rate of a job covers all its slices, as that of a synchronous response."""
     payload = {"model": TINY, "seed": 3, "count": 3000, "threshold": 0.3}
     job_id = create_job(client, "/v1/samples", **payload)
     finished_job(client, job_id)
@@ -62,7 +64,9 @@ def test_a_job_has_the_same_result_as_a_synchronous_request(client: httpx.Client
 
 
 def test_a_threshold_that_no_sample_meets_still_returns(client: httpx.Client) -> None:
-    """What was found comes back with an acceptance rate of zero, and soon."""
+    """If no proposal is accepted, the request ends after all proposals with an acceptance rate of
+    0.
+    """
     response = tiny(client, count=5, threshold=0.0)
     body = response.json()
     assert response.elapsed.total_seconds() < 5
@@ -72,7 +76,7 @@ def test_a_threshold_that_no_sample_meets_still_returns(client: httpx.Client) ->
 
 
 def test_other_operations_have_no_acceptance_fields(client: httpx.Client) -> None:
-    """Where nothing was rejected there is no rate."""
+    """Samples without rejection have no acceptance rate."""
     for response in (tiny(client), post_samples(client)):
         assert "acceptance_rate" not in response.json()
         assert "reverie-acceptance-rate" not in response.headers
@@ -82,11 +86,11 @@ def _accepted(body: dict[str, Any]) -> list[str]:
     return [image for image, kept in zip(body["images"], body["accepted"], strict=True) if kept]
 
 
-# --- numbers of any name ---
+# --- fields of results ---
 
 
 def test_fields_of_any_name_pass_through(client: httpx.Client) -> None:
-    """Numbers a row come as lists, numbers of the model as they are, and what is no number as null."""
+    """Per-row numbers are lists, per-model numbers are scalars, and non-finite numbers are null."""
     payload = {"model": TINY, "seed": 3, "images": [IMAGE, IMAGE]}
     body = client.post("/v1/likelihoods", json=payload).json()
     assert (body["log_z"], body["log_z_standard_error"], body["k"]) == (-1.25, 0.5, 10)
@@ -100,7 +104,7 @@ def test_fields_of_any_name_pass_through(client: httpx.Client) -> None:
 
 
 def test_a_sample_size_beyond_the_limit_is_refused(client: httpx.Client) -> None:
-    """422 names the option and the limit."""
+    """An option outside its range is 422, with the option and the limit."""
     payload = {"model": TINY, "images": [IMAGE]}
     problem(client.post("/v1/likelihoods", json={**payload, "k": 1001}), 422, "options.k", "1000")
     problem(client.post("/v1/likelihoods", json={**payload, "k": 1}), 422, "options.k", "2")
@@ -108,7 +112,7 @@ def test_a_sample_size_beyond_the_limit_is_refused(client: httpx.Client) -> None
 
 
 def test_layers_are_a_list_of_layers(client: httpx.Client) -> None:
-    """`layers` holds, bottom up, a list of one code an image for each layer; NPZ holds an array for each."""
+    """JSON has a list of layers, each with one code per image; NPZ has one array per layer."""
     payload = {"model": TINY, "images": [IMAGE] * 4, "seed": 1}
     body = client.post("/v1/encodings", json=payload).json()
     assert set(body) == {"model", "version", "seed", "layers"}
@@ -123,7 +127,9 @@ def test_layers_are_a_list_of_layers(client: httpx.Client) -> None:
 
 
 def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
-    """Events say that there is a preview, at most two a second, and its link leads to a picture of what was reached."""
+    """Events announce previews, at most two a second; the link leads to an image of the current
+    state.
+    """
     job_id = create_job(client, "/v1/samples", model=TINY, count=4, steps=60, seconds=0.05, seed=3)
     here = f"/v1/jobs/{job_id}"
     shown: list[tuple[float, float]] = []
@@ -151,7 +157,9 @@ def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
 
 
 def test_a_request_that_became_a_job_can_be_watched_too(client: httpx.Client) -> None:
-    """After waiting in vain, the same run shows where it is; cancelling ends it and the pictures of it."""
+    """A request that became a job has a preview; cancelling it stops the work and removes the
+    preview.
+    """
     payload = {"model": TINY, "steps": 500, "seconds": 0.05, "seed": 3}
     job = client.post("/v1/samples", json=payload, headers={"Prefer": "wait=1"}).json()
     assert job["links"]["preview"] == f"/v1/jobs/{job['id']}/preview"
@@ -167,7 +175,7 @@ def test_a_request_that_became_a_job_can_be_watched_too(client: httpx.Client) ->
 
 
 def test_a_watched_run_is_cancelled_between_two_slices(client: httpx.Client) -> None:
-    """A job of half a minute ends at once when it is cancelled, and the worker is free."""
+    """A long job stops within two seconds of being cancelled, and the worker is free."""
     job_id = create_job(client, "/v1/samples", model=TINY, steps=500, seconds=0.06)
     job_when(client, job_id, lambda job: 0 < job["progress"] < 0.5)
     started = time.monotonic()
@@ -179,7 +187,7 @@ def test_a_watched_run_is_cancelled_between_two_slices(client: httpx.Client) -> 
 
 
 def test_a_run_without_pictures_has_no_preview(client: httpx.Client) -> None:
-    """404 says so."""
+    """The preview of a job without one is 404."""
     job_id = create_job(client, "/v1/samples", model=TINY, seconds=0.5)
     problem(client.get(f"/v1/jobs/{job_id}/preview"), 404, "no preview")
     finished_job(client, job_id)

@@ -1,4 +1,6 @@
-"""Connections that take too much: heads, chunks, pipelines, time. Others are served meanwhile, memory stays bounded."""
+"""Excessive connections: large heads, chunks, pipelines and slow clients. Other requests are served
+and memory stays bounded.
+"""
 
 import asyncio
 import contextlib
@@ -75,7 +77,9 @@ def _raw(api: BareApi, data: bytes, timeout_s: float = 30) -> bytes:
     ],
 )
 def test_an_excessive_request_is_rejected_at_once(api: BareApi, data: bytes, status: int) -> None:
-    """With a problem, for little CPU and memory; other requests take less than 100 ms meanwhile."""
+    """An excessive or malformed request is rejected with a problem at little cost of CPU and
+    memory; other requests stay fast.
+    """
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:
         response = _raw(api, data)
@@ -94,7 +98,7 @@ def test_an_excessive_request_is_rejected_at_once(api: BareApi, data: bytes, sta
 
 
 def test_headers_just_within_the_limit_are_read(api: BareApi) -> None:
-    """63 kB of headers, and 63 kB of query, sent in pieces of all sizes."""
+    """63 kB of headers, or of a query, are accepted, however they are cut into packets."""
     for data in (
         GET + b"X: " + b"a" * 63_000 + b"\r\nConnection: close\r\n\r\n",
         b"GET /healthz?" + b"a" * 63_000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -108,7 +112,9 @@ def test_headers_just_within_the_limit_are_read(api: BareApi) -> None:
 
 
 def test_responses_to_pipelined_requests_keep_their_order(api: BareApi) -> None:
-    """As many as fit; one client that sends a million without reading is cut off after those."""
+    """Pipelined responses are in order; a client that pipelines 300 000 requests without reading is
+    cut off.
+    """
     few = _raw(
         api, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" + GET + b"Connection: close\r\n\r\n"
     )
@@ -123,7 +129,9 @@ def test_responses_to_pipelined_requests_keep_their_order(api: BareApi) -> None:
 
 
 def test_a_long_body_before_a_long_head_is_no_long_head(api: BareApi) -> None:
-    """Bytes of a body do not count for the head of the request that follows in the same packet."""
+    """Bytes of a body do not count toward the limit of the next request's head in the same
+    packet.
+    """
     body = b" " * 60_000
     first = POST + b"Content-Length: 60000\r\n\r\n" + body
     second = GET + b"X: " + b"a" * 50_000
@@ -136,7 +144,9 @@ def test_a_long_body_before_a_long_head_is_no_long_head(api: BareApi) -> None:
 
 
 def test_another_protocol_is_declined(api: BareApi) -> None:
-    """An offered upgrade to WebSocket or HTTP/2 is ignored; a request with a body is its connection's last."""
+    """An upgrade to WebSocket or HTTP/2 is ignored; the connection closes after such a request with
+    a body.
+    """
     for offer in (b"websocket", b"h2c"):
         upgrade = b"Connection: Upgrade\r\nUpgrade: " + offer + b"\r\n"
         last = GET + b"Connection: close\r\n\r\n"
@@ -150,7 +160,9 @@ def test_another_protocol_is_declined(api: BareApi) -> None:
 
 
 def test_http_1_0_and_continue_work(api: BareApi) -> None:
-    """HTTP/1.0 closes after the response; `Expect` gets 100, or an error before the body is sent."""
+    """HTTP/1.0 closes after the response; `Expect: 100-continue` gets 100, or an error before the
+    body is sent.
+    """
     assert status_of(_raw(api, b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
     expect = b"Expect: 100-continue\r\nConnection: close\r\n"
     with connect(api.port) as connection:
@@ -161,11 +173,13 @@ def test_http_1_0_and_continue_work(api: BareApi) -> None:
     assert status_of(_raw(api, POST + expect + b"Content-Length: 99999999\r\n\r\n")) == 413
 
 
-# --- time ---
+# --- time-outs ---
 
 
 def test_headers_that_do_not_arrive_time_out(api: BareApi) -> None:
-    """Neither one that stops nor one that trickles, the first or a later one; a silent connection is just closed."""
+    """A request head that is incomplete after the time-out gets 408; a connection without any bytes
+    is closed.
+    """
     with connect(api.port) as silent, connect(api.port) as half, connect(api.port) as later, connect(api.port) as drip:
         half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
         drip.sendall(b"GET /")
@@ -186,7 +200,7 @@ def test_headers_that_do_not_arrive_time_out(api: BareApi) -> None:
 
 
 def test_bodies_that_trickle_are_not_waited_for(api: BareApi, subtests: pytest.Subtests) -> None:
-    """On every route, whether they stop or go on a byte at a time; all at the same time."""
+    """A body that stops, or comes byte by byte, gets 408 on every route that takes one."""
     paths = ("/v1/samples", "/v1/upscales", "/v1/trainings", "/v1/datasets?name=slow", "/v1/models/some/versions")
     cases = [(path, pause_s) for path in paths for pause_s in (0.2, 60)]
     with ThreadPoolExecutor(len(cases)) as pool:
@@ -197,7 +211,7 @@ def test_bodies_that_trickle_are_not_waited_for(api: BareApi, subtests: pytest.S
 
 
 def _trickle(api: BareApi, path: str, pause_s: float) -> bytes:
-    """Send a body a byte at a time; return what arrives within 4 s."""
+    """Send a body one byte at a time; return what arrives within 4 s."""
     kind = "application/zip" if "datasets" in path else "application/octet-stream"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
     with connect(api.port) as connection:
@@ -214,7 +228,7 @@ def _trickle(api: BareApi, path: str, pause_s: float) -> bytes:
 
 
 def test_a_slow_honest_upload_goes_on(api: BareApi) -> None:
-    """Several times as long as the time-outs, at a rate above the least one."""
+    """An upload above the minimum rate is accepted although it takes several times the time-out."""
     size = 60 * 400
     head = f"POST /v1/datasets?name=honest HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
     head += "Content-Type: application/zip\r\n\r\n"
@@ -224,11 +238,13 @@ def test_a_slow_honest_upload_goes_on(api: BareApi) -> None:
             connection.sendall(bytes(400))
             time.sleep(0.05)
         connection.settimeout(20)
-        assert status_of(connection.recv(1000)) == 422  # it came whole, and is no ZIP
+        assert status_of(connection.recv(1000)) == 422  # complete, but no ZIP
 
 
 def test_an_idle_connection_is_closed(api: BareApi) -> None:
-    """After the idle time-out, also if the response was sent before the end of the body."""
+    """A connection is closed after the idle time-out, also if the last request's body is
+    incomplete.
+    """
     unfinished = GET + b"Content-Length: 10\r\n\r\n12345"
     with connect(api.port) as idle, connect(api.port) as early:
         idle.sendall(GET + b"\r\n")
@@ -240,7 +256,9 @@ def test_an_idle_connection_is_closed(api: BareApi) -> None:
 
 
 def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
-    """A slow one that goes on reading gets the whole answer."""
+    """A client that stops reading is cut off; a slow one that goes on reading gets all
+    responses.
+    """
     paths = ["/docs/static/swagger-ui-bundle.js"] * 40
     inference_request = b"".join(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths)
     size = len(httpx.get(api.url + paths[0]).content)
@@ -259,7 +277,9 @@ def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
 
 
 def test_clients_that_read_too_slowly_share_a_bounded_memory(tmp_path: Path) -> None:
-    """Of any response: those that stall for the longest time are cut off, long before the write time-out."""
+    """If unread responses exceed the memory limit, the connections stalled for longest are cut off
+    before the write time-out.
+    """
     path = "/docs/static/swagger-ui-bundle.js"
     with contextlib.ExitStack() as opened:
         api = opened.enter_context(BareApi(tmp_path, max_inflight_response_bytes=MIB, write_timeout_s=60))
@@ -275,7 +295,9 @@ def test_clients_that_read_too_slowly_share_a_bounded_memory(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("limit", [3, 10])
 def test_the_write_buffers_of_all_connections_are_limited(limit: int) -> None:
-    """The connections that stall for the longest time are to be closed."""
+    """`add` returns the connections to close, stalled for longest first, once all buffers exceed
+    the limit.
+    """
     stalled = StalledWrites(limit)
     buffers = [cast("asyncio.Transport", _Buffer(size)) for size in (2, 1, 2, 4)]
     excess = [one for buffer in buffers for one in stalled.add(buffer)]
@@ -288,7 +310,7 @@ def test_the_write_buffers_of_all_connections_are_limited(limit: int) -> None:
 
 
 class _Buffer:
-    """A connection with a write buffer."""
+    """A transport with a write buffer of a given size."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -301,7 +323,9 @@ class _Buffer:
 
 
 def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
-    """A flood of connections that send nothing, half a head, or a trickle of a body keeps nobody out."""
+    """At the limit of connections, idle and unfinished ones are closed for new ones; if all have
+    requests, a new one gets 503.
+    """
     with BareApi(tmp_path, max_connections=100, header_timeout_s=30, body_timeout_s=30) as api:
         rss = rss_bytes(api.process.pid)
         starts = (b"", b"GET / HT", POST + b"Content-Length: 9\r\n\r\n", GET + b"\r\n")
@@ -317,7 +341,7 @@ def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
         assert rss_bytes(api.process.pid) < rss + 16 * MIB
         for connection in held:
             connection.close()
-        working = [connect(api.port) for _ in range(110)]  # all at work: the rest is refused, in words
+        working = [connect(api.port) for _ in range(110)]  # none of these is idle, so a further one gets 503
         for connection in working:
             send_all(connection, starts[2] + b"x" * 8)
         time.sleep(0.5)

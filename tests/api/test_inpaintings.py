@@ -1,4 +1,4 @@
-"""Inpaintings over HTTP: images, one mask for all of them, several results each."""
+"""Inpaintings over HTTP: images, one mask for all of them, and several results per image."""
 
 import io
 from collections.abc import Callable
@@ -27,12 +27,12 @@ PATH = "/v1/inpaintings"
 
 
 def picture(seed: int) -> bytes:
-    """A black-and-white picture of the tiny family's size."""
+    """Return a black-and-white image of the size that the family `tiny` takes."""
     return png(np.random.default_rng(seed).integers(0, 2, (1, SIDE, SIDE), np.uint8) * np.uint8(255))
 
 
 def mask(lines: int = 4, level: int = 255) -> bytes:
-    """The lower lines hidden."""
+    """Return a mask that hides the lowest `lines` lines."""
     pixels = np.zeros((1, SIDE, SIDE), np.uint8)
     if lines:
         pixels[:, -lines:] = level
@@ -43,7 +43,9 @@ IMAGES = [picture(0), picture(1)]
 
 
 def inpainted(client: httpx.Client, /, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """Return the response for two images with the lower half hidden; `fields` replace fields of the body."""
+    """Return the response for two images with the lower half hidden; `fields` replace fields of the
+    body, None removes one.
+    """
     payload = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, **fields}
     return client.post(
         PATH, json={name: value for name, value in payload.items() if value is not None}, headers=headers
@@ -51,7 +53,7 @@ def inpainted(client: httpx.Client, /, headers: dict[str, str] | None = None, **
 
 
 def test_each_image_gets_count_results(client: httpx.Client) -> None:
-    """Answers come image by image, keep what is shown, and differ where it is hidden."""
+    """Results come image by image, keep the visible pixels, and differ in the hidden ones."""
     body = inpainted(client, count=3).json()
     assert set(body) == {"model", "version", "seed", "images", "binarization"}
     responses = [decode_image_base64(image) for image in body["images"]]
@@ -62,7 +64,7 @@ def test_each_image_gets_count_results(client: httpx.Client) -> None:
 
 
 def test_a_result_depends_on_its_row_only(client: httpx.Client) -> None:
-    """Result j of image i is row i·count + j: with one image, more results begin with the same ones."""
+    """Result j of image i is row i·count + j and depends only on that row."""
     few = inpainted(client, count=2, images=[b64(IMAGES[0])]).json()["images"]
     many = inpainted(client, count=400, images=[b64(IMAGES[0])]).json()["images"]
     assert many[:2] == few
@@ -71,7 +73,7 @@ def test_a_result_depends_on_its_row_only(client: httpx.Client) -> None:
 
 
 def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
-    """Files, base64, a data URL and a mixture of them give the same bytes; so does a job."""
+    """Files, base64, a data URL and a mixture of them give the same bytes, as does a job."""
     whole = {"model": TINY, "seed": 5, "count": 2}
     files = [("images", ("a.png", IMAGES[0])), ("images", ("b.png", IMAGES[1]))]
     responses = [
@@ -91,7 +93,9 @@ def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
 
 
 def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
-    """The same files under the same Idempotency-Key are the same request; another mask is another one."""
+    """The mask is part of the content that an Idempotency-Key identifies: another mask under the
+    key is rejected.
+    """
 
     def send(hidden: bytes) -> httpx.Response:
         files = [("images", ("a.png", IMAGES[0])), ("mask", ("mask.png", hidden))]
@@ -104,7 +108,7 @@ def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
 
 
 def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
-    """A PNG has the results of an image side by side, directly and as a job's result; NPZ has them in order."""
+    """A PNG has one line of results per image, also as a job's result; NPZ has them in order."""
     grid = decode_image(inpainted(client, {"Accept": "image/png"}, count=5).content)
     assert grid.shape == (2 * SIDE, 5 * SIDE)
     arrays = inpainted(client, {"Accept": "application/x-npz"}, count=5)
@@ -121,7 +125,7 @@ def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
 
 
 def test_grey_images_are_binarized_and_the_response_says_how(client: httpx.Client) -> None:
-    """A threshold or a seeded draw; either way what is shown is black or white."""
+    """Grey images are binarized by a threshold or a seeded draw, which the response names."""
     grey = b64(png(np.full((1, SIDE, SIDE), 100, np.uint8)))
     shown = {}
     for how in ("threshold", "draw"):
@@ -134,7 +138,9 @@ def test_grey_images_are_binarized_and_the_response_says_how(client: httpx.Clien
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_orientation_is_honoured_in_images_and_masks(client: httpx.Client, kind: str) -> None:
-    """Files that say how they must be turned are the same request as upright ones, but for the conversions."""
+    """Images and masks with an EXIF orientation give the results of upright ones, and list the
+    conversion.
+    """
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {"exif": exif, **({"lossless": True} if kind == "WEBP" else {})}
@@ -153,7 +159,7 @@ def test_orientation_is_honoured_in_images_and_masks(client: httpx.Client, kind:
 
 
 def test_a_mask_of_any_kind_is_read_as_grey(client: httpx.Client) -> None:
-    """A coloured mask is converted, which the response lists; 128 is white, 127 is not."""
+    """A colour mask is converted, which the response lists; 128 is white, 127 is not."""
     colour = encode_image(Image.fromarray(decode_image(mask())).convert("RGB"))
     body = inpainted(client, mask=b64(colour)).json()
     assert body["conversions"] == ["mask: RGB to L"]
@@ -177,20 +183,22 @@ def test_a_mask_of_any_kind_is_read_as_grey(client: httpx.Client) -> None:
     ],
 )
 def test_a_wrong_mask_is_refused(client: httpx.Client, sent: Callable[[], Any], words: list[str]) -> None:
-    """422 says what is wrong with it and what would work."""
+    """An invalid mask is 422, which says why and what would work."""
     body = problem(inpainted(client, mask=sent()), 422, *words)
     assert [error["field"] for error in body["errors"]] == ["mask"]
 
 
 def test_two_masks_of_a_form_are_refused(client: httpx.Client) -> None:
-    """As two files, or as a file and a field."""
+    """Two masks, as files or as a file and a field, are rejected."""
     files = [("images", ("a.png", IMAGES[0])), ("mask", ("m.png", mask())), ("mask", ("n.png", mask()))]
     problem(client.post(PATH, data={"model": TINY}, files=files), 422, "mask", "2 were sent")
     problem(client.post(PATH, data={"model": TINY, "mask": b64(mask())}, files=files[:2]), 422, "mask", "2 were sent")
 
 
 def test_other_bad_requests_are_rejected(client: httpx.Client, digit: bytes) -> None:
-    """No images or of another size, too many results, a raw body, a model without the operation, a mask elsewhere."""
+    """Missing or wrong images, too many results, a raw body, and a mask for another operation are
+    rejected.
+    """
     problem(inpainted(client, images=[]), 422, "at least one image")
     problem(inpainted(client, images=[b64(digit)]), 422, "images[0]", "8×8")
     problem(inpainted(client, count=0), 422, "count", "65536")

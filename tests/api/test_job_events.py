@@ -1,4 +1,6 @@
-"""Event streams: one read of a job for all who listen, a limit for each caller, and others stay fast."""
+"""Event streams: one read of a job for all its listeners, a limit per caller, and fast requests
+beside a thousand streams.
+"""
 
 import asyncio
 import contextlib
@@ -34,7 +36,7 @@ from tests.waiting import wait_until
 
 
 class _Store:
-    """Events of one job, and how often they were read."""
+    """Events of one job, and a count of how often they are read."""
 
     def __init__(self) -> None:
         self.rows: list[Event] = []
@@ -71,7 +73,9 @@ async def _heard(events: JobEvents, seq: int, until: int, updates: list[Update])
 
 
 def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each gets the events after its own number, in order, and hears of a preview once."""
+    """300 listeners share the reads of a job; each gets the events after its own number, in
+    order.
+    """
     monkeypatch.setattr(job_events, "RETRY_S", 0.01)
 
     async def run() -> None:
@@ -103,7 +107,7 @@ def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_deleted_job_ends_its_streams() -> None:
-    """Also for who listens to a job that was never there."""
+    """The streams of a job end when it is deleted."""
 
     async def run() -> None:
         store = _Store()
@@ -120,7 +124,7 @@ def test_a_deleted_job_ends_its_streams() -> None:
 
 
 def test_silence_is_broken_before_proxies_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an update without events."""
+    """Without events, an empty update is sent at intervals, so that proxies keep the connection."""
     monkeypatch.setattr(job_events, "KEEP_ALIVE_S", 0.05)
 
     async def run() -> None:
@@ -136,7 +140,7 @@ def test_silence_is_broken_before_proxies_give_up(monkeypatch: pytest.MonkeyPatc
 
 
 def test_each_caller_has_a_limit_of_its_own() -> None:
-    """Which counts what is open now."""
+    """A caller may have a limited number of streams open at the same time."""
     limit = StreamLimit(2)
     with limit.hold("ann"), limit.hold("ann"):
         with pytest.raises(TooManyRequestsError):
@@ -153,7 +157,7 @@ PER_KEY, JOBS_PER_KEY = 50, 10
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service with twenty keys."""
+    """A service with twenty keys and no training worker."""
     folder = tmp_path_factory.mktemp("crowd")
     lines = [f"{key}:{hashlib.sha256(key.encode()).hexdigest()}" for key in KEYS]
     (folder / "keys").write_text("\n".join(lines) + "\n")
@@ -163,7 +167,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _queued(owner: str) -> Job:
-    """A job that no worker claims."""
+    """Return a job that no worker claims."""
     return Job(kind=TRAINING, method=TRAINING, owner=owner, model="none")
 
 
@@ -200,13 +204,15 @@ def _drain(connections: list[socket.socket], stop: threading.Event, received: di
 
 
 def _having(received: dict[socket.socket, bytes], text: bytes) -> int:
-    """The number of streams on which a text has come."""
+    """Return the number of streams on which a text has arrived."""
     return sum(text in data for data in list(received.values()))
 
 
 @pytest.mark.timing
 def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
-    """Twenty keys with fifty streams each: the median of a small request stays within three times that of idle."""
+    """With a thousand open streams, the median latency of a sample is at most three times the idle
+    one.
+    """
     authorization = {"Authorization": f"Bearer {KEYS[0]}"}
     with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
         store = JobStore(f"sqlite:///{crowd.state / 'state' / 'jobs.sqlite3'}")
@@ -242,11 +248,13 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
                 connection.close()
         assert crowded_ms <= max(3 * idle_ms, 25), (idle_ms, crowded_ms)
         assert post_samples(client).status_code == 200
-        assert client.get(f"/v1/jobs/{first}/events").status_code == 200  # all were given back
+        assert client.get(f"/v1/jobs/{first}/events").status_code == 200  # all places are free again
 
 
 def test_streams_are_opened_at_a_pace() -> None:
-    """A burst at once, then one after the other; those that would wait too long are rejected, and a pause helps."""
+    """A burst of streams opens at once, further ones at a fixed rate; those that would wait too
+    long are rejected.
+    """
     now = 0.0
     pace = OpeningPace(lambda: now)
     delays = [pace.delay_s() for _ in range(OPENING_BURST + 1 + OPENINGS_PER_SECOND)]

@@ -1,4 +1,4 @@
-"""The jobs of an API process, with a real job store and blob store and no worker."""
+"""The job service of an API process, with a real job store and blob store and no worker."""
 
 import asyncio
 import contextlib
@@ -82,14 +82,14 @@ def _run(folder: Path, act: Callable[[JobService, JobStore], Awaitable[None]], *
 
 
 async def _adopted(job_service: JobService) -> tuple[Job, PendingRequest]:
-    """Return the job of a request that runs in this process, and the request."""
+    """Return a job that was adopted from a pending request of this process, and the request."""
     inference_request = _ask()
     call = _call(inference_request)
     return await job_service.adopt(inference_request, call), call
 
 
 async def _waiting(job_store: JobStore, job: Job) -> Job:
-    """The job once it has been put back."""
+    """Wait until a job is queued again without a charged attempt; return it."""
     async with asyncio.timeout(10):
         while True:
             found = job_store.get(job.id)
@@ -109,7 +109,9 @@ async def _ended(job_service: JobService, job: Job) -> Job:
 
 @pytest.mark.parametrize("fields", [SMALL, LARGE], ids=["small", "large"])
 def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> None:
-    """Running at once under this process's lease, and succeeded with the call's result when it comes."""
+    """An adopted job runs under this process's lease and succeeds with the result of its
+    request.
+    """
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
@@ -117,7 +119,7 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
         assert held is not None
         assert held.status == "running"
         assert held.lease_holder is not None
-        assert job_store.claim("worker", 3, 8) == []  # nobody runs it a second time
+        assert job_store.claim("worker", 3, 8) == []  # no worker can claim it
         call.result.set_result(fields)
         done = await _ended(job_service, job)
         assert done.status == "succeeded"
@@ -128,7 +130,7 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
 
 
 def test_an_adopted_request_that_fails_fails_its_job(tmp_path: Path) -> None:
-    """With the same problem."""
+    """If its request fails, an adopted job fails with the same problem."""
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
@@ -141,7 +143,9 @@ def test_an_adopted_request_that_fails_fails_its_job(tmp_path: Path) -> None:
 
 
 def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
-    """Its job goes back for a worker to take when there may be room, says why, and is not charged."""
+    """If the result cannot be stored, the job is queued again with the reason and without a charged
+    attempt.
+    """
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
@@ -158,7 +162,9 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
 
 
 def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -> None:
-    """A job ends with the reason, also if the blob store stays full or unavailable."""
+    """If the result still cannot be stored after `storage_wait_s`, the job fails with the
+    reason.
+    """
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
@@ -172,7 +178,7 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
 
 
 def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path) -> None:
-    """Who waited would have got 507; a job waits."""
+    """If a worker reports a full disk (507), an adopted job is queued again with the reason."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
@@ -183,7 +189,7 @@ def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path) -> None:
 
 
 def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> None:
-    """No 202 without a row, and no row without its pictures; nothing is left of it."""
+    """A job whose images cannot be stored is rejected with 503 or 507, and no row is left."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = InferenceRequest(
@@ -207,7 +213,7 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
 
 
 def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
-    """The database is full: its error goes up, and what was stored before goes."""
+    """If the row cannot be inserted, the error is raised and the stored images are deleted."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = InferenceRequest(
@@ -222,7 +228,7 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
 
 
 def test_a_stopping_process_hands_over_its_jobs(tmp_path: Path) -> None:
-    """A worker may take the job at once."""
+    """When the API process stops, a worker can claim its adopted jobs at once."""
     ids = []
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
@@ -236,7 +242,7 @@ def test_a_stopping_process_hands_over_its_jobs(tmp_path: Path) -> None:
 
 
 def test_many_jobs_are_committed_together(tmp_path: Path) -> None:
-    """Each is in the job store when its `create` returns."""
+    """Of 50 concurrent creations, each job is committed when its `create` returns."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         async def one() -> None:
@@ -251,7 +257,7 @@ def test_many_jobs_are_committed_together(tmp_path: Path) -> None:
 
 
 def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
-    """LookupError, whether its rows or its blob went."""
+    """A result whose rows expired or whose blob was deleted raises LookupError."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         for fields in (SMALL, LARGE):
@@ -272,7 +278,7 @@ def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dump", [FIRST, LAST])
 def test_a_state_folder_of_an_earlier_release_is_served(tmp_path: Path, dump: str) -> None:
-    """Its jobs are listed and shown, and its paused training goes on when it is resumed."""
+    """Jobs of an earlier release are listed, and its paused training can be resumed."""
     settings = Settings(state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0", log_level="error")
     load(dump, tmp_path / "ledger.sqlite3")
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:

@@ -1,4 +1,4 @@
-"""Large JSON: refused before it is parsed where parsing would stop the process, and errors stay small."""
+"""Large JSON is scanned and rejected before costly parsing, and error responses stay small."""
 
 from collections.abc import Callable, Iterator
 
@@ -33,14 +33,16 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "one wide escape": lambda: rb'{"model":"x","a":"\ud83d\ude00' + b"a" * (31 * MIB) + b'"}',
     "escapes": lambda: b'{"model":"x","a":"' + rb"\/" * (15 * MIB) + b'"}',
 }
-"""Bodies by name, made only for the test that sends them."""
+"""Bodies by name, each created only for its test."""
 
 
 @pytest.mark.timing
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales"])
 @pytest.mark.parametrize("kind", COSTLY)
 def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> None:
-    """It costs little CPU and no memory beyond its own, and other requests are served meanwhile."""
+    """JSON that would be costly to parse is rejected at little cost, while other requests are
+    served.
+    """
     body = COSTLY[kind]()
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:
@@ -54,7 +56,7 @@ def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> 
 
 @pytest.mark.timing
 def test_a_form_is_no_way_around(api: BareApi) -> None:
-    """Fields of a form are JSON, too, and count together."""
+    """The JSON values in the fields of a form are limited together."""
     fields = {f"f{number}": f"[{','.join(['[]'] * 15_000)}]" for number in range(200)}
     rss = rss_bytes(api.process.pid)
     with watched(api.url) as latencies:
@@ -67,7 +69,9 @@ def test_a_form_is_no_way_around(api: BareApi) -> None:
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_control_routes_take_little(api: BareApi, method: str, chunked: bool) -> None:
-    """413 for a larger body, stated or not; what fits may nest and may have long numbers."""
+    """Control routes take at most 64 KiB of JSON, with or without Content-Length, and few errors
+    are listed.
+    """
     path = {"POST": "/v1/trainings", "PATCH": "/v1/models/x"}[method]
 
     def send(body: bytes) -> httpx.Response:
@@ -84,7 +88,7 @@ def test_control_routes_take_little(api: BareApi, method: str, chunked: bool) ->
 
 
 def test_a_thousand_images_are_still_read(client: httpx.Client, digit: bytes) -> None:
-    """As PHP writes them with escaped slashes, and as data URLs wrapped into lines."""
+    """A large body of 1024 images with escaped slashes and wrapped base64 is accepted."""
     text = b64(digit)
     lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
     images = [f"data:image/png;base64,{lines}"] * 1024
@@ -96,7 +100,7 @@ def test_a_thousand_images_are_still_read(client: httpx.Client, digit: bytes) ->
 
 
 def test_the_scan_counts_at_the_limits() -> None:
-    """Exactly as many values as may be pass; an escape across two blocks is seen."""
+    """Exactly `MAX_VALUES` values are accepted, and an escape that spans two blocks is found."""
     pad = b" " * json_scan.SCAN_BYTES
     json_scan.scan([pad, b"," * json_scan.MAX_VALUES])
     with pytest.raises(CostlyJsonError):
@@ -110,7 +114,7 @@ def test_the_scan_counts_at_the_limits() -> None:
 
 
 def test_a_problem_is_small() -> None:
-    """However many errors there are, and however long their texts."""
+    """The number of errors in a problem and the length of its texts are limited."""
     errors = [{"field": "f" * 10_000, "detail": "d" * 10_000}] * 100
     body = orjson.loads(respond("id", api_errors.problem(422, "x", "d" * 1_000_000, errors=errors)).body)
     assert len(body["errors"]) == MAX_ERRORS
@@ -136,7 +140,7 @@ def test_a_problem_is_small() -> None:
     ],
 )
 def test_a_form_with_a_strange_header_is_refused(api: BareApi, path: str, parameters: str) -> None:
-    """By 400, before its parts are looked for."""
+    """A form with an invalid boundary or charset is 400."""
     headers = [(b"Content-Type", f"multipart/form-data; {parameters}".encode())]
     body = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n--b--\r\n'
     problem(httpx.post(api.url + path, content=body, headers=headers), 400)

@@ -1,4 +1,4 @@
-"""What every request passes."""
+"""The request middleware: keys, request ids, errors, disconnected clients and rejected uploads."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ def _digest(key: str) -> str:
 
 
 def test_keys_close_everything_but_health_and_the_description(tmp_path: Path) -> None:
-    """Without a good key there is no model, job, metric or page to be had; a job is its owner's alone."""
+    """Without a valid key only health checks are served; a job is visible to its owner only."""
     file = tmp_path / "keys"
     file.write_text(f"ann:{_digest('a')}\nbob:{_digest('b')}\n")
     chosen = Settings(
@@ -63,16 +63,18 @@ def test_keys_close_everything_but_health_and_the_description(tmp_path: Path) ->
             assert (await client.get("/v1/jobs", headers=bob)).json()["data"] == []
             assert len((await client.get("/v1/jobs", headers=ann)).json()["data"]) == 1
             theirs = await client.post("/v1/samples", json={"model": MODEL}, headers={**headers, **bob})
-            assert theirs.headers["location"] != here  # a key of idempotency is one owner's, too
+            assert theirs.headers["location"] != here  # Idempotency-Keys belong to an owner
 
     asyncio.run(visit())
 
 
-# --- ids, limits, faults ---
+# --- request ids, errors and disconnected clients ---
 
 
 def test_a_request_goes_by_one_id_everywhere(client: httpx.Client, stack: Stack) -> None:
-    """A given X-Request-Id is echoed, and stands in the log of the API and of the worker, and in the job."""
+    """The X-Request-Id of a request is in the response, in the logs of API and worker, and in the
+    job.
+    """
     response = post_samples(client, {"X-Request-Id": "trace-7"})
     assert response.headers["x-request-id"] == "trace-7"
     job_id = create_job(client, "/v1/samples", model=MODEL)
@@ -87,13 +89,13 @@ def test_a_request_goes_by_one_id_everywhere(client: httpx.Client, stack: Stack)
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 121, "é"])
 def test_an_id_that_could_spoil_a_log_is_replaced(client: httpx.Client, given: str) -> None:
-    """One is made up instead."""
+    """An invalid X-Request-Id is replaced by a new one."""
     response = client.get("/healthz", headers=[(b"X-Request-Id", given.encode())])
     assert len(response.headers["x-request-id"]) == 32
 
 
 async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """What the front sends for a GET, with `wire` as what arrives."""
+    """Return what the middleware sends for a GET request; `wire` are the messages that arrive."""
     sent: list[dict[str, Any]] = []
     waiting = wire if wire is not None else [{"type": "http.request", "body": b""}]
 
@@ -114,7 +116,7 @@ async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | N
 
 
 def test_a_fault_of_ours_is_a_problem_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
-    """A 500 contains only the request id under which the log has the rest."""
+    """An unexpected exception is a 500 with the request id; its details are in the log only."""
 
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError("a secret")
@@ -128,7 +130,9 @@ def test_a_fault_of_ours_is_a_problem_with_its_id(caplog: pytest.LogCaptureFixtu
 
 
 def test_an_error_after_the_response_has_started_closes_the_connection() -> None:
-    """The status can no longer change, and half a response must not look complete."""
+    """An exception after the start of a response is raised, so that the server closes the
+    connection.
+    """
 
     async def halfway(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -139,7 +143,7 @@ def test_an_error_after_the_response_has_started_closes_the_connection() -> None
 
 
 def test_a_client_that_has_left_gets_no_response() -> None:
-    """That it left is no fault of ours."""
+    """A disconnected client gets no response and causes no error."""
 
     async def left(*_: Any) -> None:
         raise ClientDisconnect
@@ -148,7 +152,9 @@ def test_a_client_that_has_left_gets_no_response() -> None:
 
 
 def test_a_refused_upload_is_read_on_before_the_end() -> None:
-    """The response is sent at once; the connection closes after what the client still sends."""
+    """After an early rejection, the rest of the body is read before the connection closes, so that
+    the client can read the response.
+    """
 
     async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 413, "headers": []})
@@ -165,7 +171,9 @@ def test_a_refused_upload_is_read_on_before_the_end() -> None:
 
 @pytest.mark.parametrize(("reads", "responses"), [(1, 3), (3, 2)])
 def test_an_upload_refused_half_way_is_read_on(reads: int, responses: int) -> None:
-    """So that its client reads the response; an upload that is rejected at its end gets it at once."""
+    """A rejection before the end of the body keeps reading; one at its end completes the response
+    at once.
+    """
 
     async def refusing(_scope: Any, receive: Any, send: Any) -> None:
         for _ in range(reads):
@@ -181,7 +189,9 @@ def test_an_upload_refused_half_way_is_read_on(reads: int, responses: int) -> No
 
 
 def test_a_client_that_leaves_is_not_waited_for(stack: Stack, client: httpx.Client) -> None:
-    """Its request is dropped before its turn, and that is no error in the log."""
+    """A queued request whose client disconnects is dropped and logged with status 499, not as an
+    error.
+    """
     busy = create_job(client, "/v1/samples", model="faulty", seconds=2.5)
     job_when(client, busy, lambda job: job["status"] == "running")
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=stack.url, timeout=0.2) as hasty:

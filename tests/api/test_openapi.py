@@ -1,4 +1,4 @@
-"""The service held to its own description."""
+"""Responses of the service conform to its OpenAPI description."""
 
 import re
 from collections.abc import Iterator
@@ -40,15 +40,19 @@ CHECKS = [
     unsupported_method,
 ]
 ABOUT_A_TRAINING = {"POST /v1/trainings/{job_id}/publish"}
-"""Requests with a body about a training that does not exist here."""
+"""Operations on a training that does not exist in these tests, so that none of their requests
+succeeds.
+"""
 
 URL_FIELDS = {"image_url", "mask_url", "webhook"}
 MOST = {"count": 20, "n": 20, "size": 4, "steps": 12, "draws": 20, "k": 50, "seconds": 0.01}
-"""What the tests ask for at most of each: more is as good up to the limits, and keeps the worker for long."""
+"""The largest values that the tests send: larger ones are valid but would occupy the worker for
+long.
+"""
 
 
 def _bounded(value: Any) -> Any:
-    """The same with large numbers of rows and steps made small."""
+    """Return a request body with large numbers of rows and steps reduced."""
     if isinstance(value, dict):
         return {name: _smaller(name, _bounded(inner)) for name, inner in value.items()}
     return value
@@ -60,9 +64,9 @@ def _smaller(name: str, value: Any) -> Any:
 
 
 def _granted(case: Any, files: dict[str, bytes]) -> None:
-    """Name what is there where the description cannot know it.
+    """Replace generated names by those of existing models, datasets and versions.
 
-    Files replace URLs, which lead nowhere.
+    Images replace URLs, which lead nowhere.
     """
     if isinstance(case.body, dict):
         fields = {name: value for name, value in case.body.items() if name not in URL_FIELDS}
@@ -81,7 +85,7 @@ def _granted(case: Any, files: dict[str, bytes]) -> None:
         case.path_parameters, case.body = {"name": "for-descriptions"}, {"shared": True}
     elif case.operation.path.removeprefix("/v1/") in RESPONSES and isinstance(case.body, dict) and "model" in case.body:
         listed = _schema(case.operation)["properties"]["model"]["examples"]
-        known = [name for name in listed if name in files] or listed  # others may have been trained meanwhile
+        known = [name for name in listed if name in files] or listed  # other tests may have trained more
         case.body["model"] = known[len(repr(case.body)) % len(known)]
     elif case.operation.label == "POST /v1/models/{name}/versions":
         file = (ROOT / "checkpoints" / MODEL / "1" / "model.safetensors").read_bytes()
@@ -90,7 +94,7 @@ def _granted(case: Any, files: dict[str, bytes]) -> None:
 
 
 def _pictures_of(path: str) -> dict[str, Any]:
-    """Placeholders of the pictures that a route needs, which `_pictured` replaces."""
+    """Return placeholders of the images that a route needs, which `_pictured` replaces."""
     operation = next((one for one in OPERATIONS if path == f"/v1/{one.path}"), None)
     if operation is None or not operation.images:
         return {}
@@ -99,14 +103,14 @@ def _pictures_of(path: str) -> dict[str, Any]:
 
 
 def _schema(operation: Any) -> dict[str, Any]:
-    """The schema of an operation's JSON body."""
+    """Return the schema of an operation's JSON body."""
     name = operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     found: dict[str, Any] = operation.schema.raw_schema["components"]["schemas"][name]
     return found
 
 
 def _pictured(case: Any, files: dict[str, bytes]) -> None:
-    """Put real pictures where the description can only ask for text or bytes."""
+    """Replace generated text and bytes by real images and files."""
     if case.operation.label == "POST /openai/v1/images/edits":
         transparent = Image.new("LA", (8, 8), (100, 0))
         transparent.putpixel((0, 0), (100, 255))
@@ -128,7 +132,7 @@ def _pictured(case: Any, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def files(digit: bytes) -> dict[str, bytes]:
-    """A picture that each model takes."""
+    """Images by the model that takes them."""
     small = png(np.full((1, 8, 8), 100, np.uint8))
     return {name: digit if one == MODEL else small for one in (MODEL, FAULTY, TINY) for name in (one, f"{one}@1")}
 
@@ -136,7 +140,9 @@ def files(digit: bytes) -> dict[str, bytes]:
 def test_every_response_is_one_that_the_description_has(
     stack: Stack, files: dict[str, bytes], subtests: pytest.Subtests
 ) -> None:
-    """No 500, and no status, content type or body that the description does not have."""
+    """Generated requests get only the statuses, content types and bodies that the description has,
+    and never a 500.
+    """
     small_digits(stack.state / "state" / "datasets", "for-descriptions")
     description = schemathesis.openapi.from_url(f"{stack.url}/openapi.json")
     operations = [
@@ -148,14 +154,14 @@ def test_every_response_is_one_that_the_description_has(
         with subtests.test(operation.label):
             good = _try(operation, GenerationMode.POSITIVE, 8, files)
             if operation.body and operation.label not in ABOUT_A_TRAINING:
-                assert good & {200, 201, 202}  # what the description calls good is good
+                assert good & {200, 201, 202}  # valid requests succeed
         if operation.body or operation.query:
             with subtests.test(f"{operation.label}, gone wrong"):
                 _try(operation, GenerationMode.NEGATIVE, 12, {})
 
 
 def _try(operation: Any, mode: GenerationMode, examples: int, files: dict[str, bytes]) -> set[int]:
-    """Send that many requests; return their statuses."""
+    """Send `examples` generated requests; return their statuses."""
     statuses = set()
 
     @given(case=operation.as_strategy(generation_mode=mode))
@@ -183,7 +189,7 @@ def _try(operation: Any, mode: GenerationMode, examples: int, files: dict[str, b
 
 
 def test_the_examples_work(client: httpx.Client) -> None:
-    """The response to every example body of the description is as it shows."""
+    """Every example body of the description gets 200."""
     paths = client.get("/openapi.json").json()["paths"]
     tried = 0
     for path, methods in paths.items():
@@ -200,7 +206,7 @@ def _reference(name: str) -> dict[str, str]:
 
 
 def _references(part: Any) -> Iterator[str]:
-    """Every `$ref` below a part of the description."""
+    """Yield every `$ref` in a part of the description."""
     if isinstance(part, list):
         for one in part:
             yield from _references(one)
@@ -212,7 +218,9 @@ def _references(part: Any) -> Iterator[str]:
 
 
 def test_the_description_is_one(client: httpx.Client) -> None:
-    """It is valid OpenAPI whose references resolve; it has each operation's limits and options, and asks for no key."""
+    """The description is valid OpenAPI, its references resolve, and operations have their limits
+    and options.
+    """
     description = client.get("/openapi.json").json()
     schemathesis.openapi.from_dict(description).validate()
     samples = description["paths"]["/v1/samples"]["post"]
@@ -222,7 +230,7 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     assert samples["requestBody"]["content"]["application/json"]["schema"] == _reference("SamplesBody")
     fields = schemas["SamplesBody"]["properties"]
     assert fields["model"]["type"] == "string"
-    assert {FAULTY, TINY, MODEL} <= set(fields["model"]["examples"])  # others may have been trained since the start
+    assert {FAULTY, TINY, MODEL} <= set(fields["model"]["examples"])  # other tests may have trained more
     assert "enum" not in fields["model"]
     options = sorted(one["$ref"] for one in fields["options"]["anyOf"])
     assert options == sorted(_reference(f"{family}SamplesOptions")["$ref"] for family in ("Faulty", "Tiny", "Vae"))
@@ -254,7 +262,7 @@ def test_the_description_is_one(client: httpx.Client) -> None:
 
 
 def test_links_lead_to_operations(client: httpx.Client) -> None:
-    """A job, a training and a dataset link to what can be done with them; each parameter of a link exists."""
+    """Jobs, trainings and datasets have OpenAPI links, whose operations and parameters exist."""
     paths = client.get("/openapi.json").json()["paths"]
     operations = {one["operationId"]: one for methods in paths.values() for one in methods.values()}
     links = {
@@ -273,7 +281,7 @@ def test_links_lead_to_operations(client: httpx.Client) -> None:
 
 
 def test_responses_of_operations_are_as_modelled(client: httpx.Client, digit: bytes) -> None:
-    """Routes render bytes without the models, which name every field that comes all the same."""
+    """The response models have every field that the operations return."""
     picture = b64(digit)
     for path, model in RESPONSES.items():
         body: dict[str, Any] = {"model": MODEL, "seed": 1}
@@ -303,7 +311,7 @@ def test_responses_of_operations_are_as_modelled(client: httpx.Client, digit: by
     ],
 )
 def test_another_method_is_refused_with_those_that_are_allowed(client: httpx.Client, path: str, allowed: str) -> None:
-    """`Allow` has the methods of all routes of a path."""
+    """A method that a path does not have is 405, with the allowed ones in `Allow`."""
     response = client.put(path)
     assert response.headers["allow"] == allowed
     problem(response, 405, allowed)
@@ -311,19 +319,19 @@ def test_another_method_is_refused_with_those_that_are_allowed(client: httpx.Cli
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/jobs", "/v1/me", "/v1/models/none/versions/1", "/v1/families"])
 def test_unknown_query_parameters_are_refused(client: httpx.Client, path: str) -> None:
-    """The problem names them; so does that of an operation with a JSON body."""
+    """An unknown query parameter is 422, which names it."""
     for response in (client.get(f"{path}?colour=red"), client.post("/v1/samples?colour=red", json={"model": MODEL})):
         assert problem(response, 422, "colour")["errors"][0]["field"] == "query.colour"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/trainings", "/v1/datasets"])
 def test_unknown_cursors_are_refused(client: httpx.Client, path: str) -> None:
-    """Instead of a page that looks as if the list had ended."""
+    """An unknown cursor is 422, rather than an empty page."""
     assert problem(client.get(f"{path}?after=none"), 422, "none")["errors"][0]["field"] == "query.after"
 
 
 def test_an_integer_without_end_is_named(client: httpx.Client) -> None:
-    """Of a JSON body, whichever parser reads it."""
+    """An integer of 5000 digits in a JSON body is 400."""
     number = b"1" * 5000
     json = {"Content-Type": "application/json"}
     for path, words in (("/v1/trainings", "5000 digits"), ("/v1/samples", "infinity"), ("/v1/datasets", "infinity")):

@@ -1,4 +1,4 @@
-"""Datasets and models have owners: what is private, what is shared, and what nobody owns."""
+"""Owners of datasets and models: private, shared and unowned resources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Visit = Callable[..., Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Keys of two owners, of an administrator and of one who may read alone."""
+    """Settings with keys of two owners, an administrator, and one key that may only read."""
     lines = [key_line("ann"), key_line("bob"), key_line("root", "admin"), key_line("eve", "read")]
     return app_settings(tmp_path, api_keys=key_file(tmp_path, *lines))
 
@@ -46,19 +46,19 @@ def visit(settings: Settings, act: Visit) -> None:
 
 
 async def upload(client: httpx.AsyncClient, name: str, data: bytes = b"", **fields: str) -> httpx.Response:
-    """Upload a dataset."""
+    """Return the response to the upload of a dataset."""
     files = {"file": ("upload", data or packed(zipped()))}
     return await client.post("/v1/datasets", files=files, data={"name": name, **fields})
 
 
 def training(dataset: str, name: str, **more: Any) -> dict[str, Any]:
-    """The body of a training."""
+    """Return the body of a training."""
     recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1, "batch_size": 5}}
     return {"family": "vae", "dataset": dataset, "name": name, "recipe": recipe, **more}
 
 
 def publish(settings: Settings, name: str, version: str = "1") -> Path:
-    """Put a version where a training worker would."""
+    """Write a version where a training worker would; return its path."""
     path = settings.state / "checkpoints" / name / version / "model.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(with_card(SHIPPED.read_bytes(), name=name))
@@ -66,7 +66,9 @@ def publish(settings: Settings, name: str, version: str = "1") -> Path:
 
 
 async def model_of(client: httpx.AsyncClient, settings: Settings, name: str, **more: Any) -> None:
-    """A model of this client's: a training claims its name, a version is published, the training is gone."""
+    """Create a model of the client's key: a training reserves the name, a version is published, the
+    training is cancelled.
+    """
     if (await client.get("/v1/datasets/training-data")).status_code == 404:
         assert (await upload(client, "training-data", shared="true")).status_code == 201
     created = await client.post("/v1/trainings", json=training("training-data", name, **more))
@@ -80,7 +82,7 @@ async def model_of(client: httpx.AsyncClient, settings: Settings, name: str, **m
 
 
 def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
-    """To others it is not there: not listed, shown, previewed, trained on, changed or deleted; its name is taken."""
+    """A private dataset is 404 for other owners on every route, and its name is taken (409)."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
         made = await upload(ann, "mine")
@@ -92,7 +94,7 @@ def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
         problem(await bob.post("/v1/trainings", json=training("mine", "bobs")), 404, "no dataset 'mine'")
         problem(await bob.post("/v1/trainings", json=training("mine", "bobs", dry_run=True)), 404, "no dataset 'mine'")
         assert (await bob.get("/v1/datasets")).json()["data"] == []
-        for data in (b"", packed(zipped()[:-1])):  # the same content or other
+        for data in (b"", packed(zipped()[:-1])):  # equal and different content
             problem(await upload(bob, "mine", data), 409, "is taken")
         assert [one["name"] for one in (await ann.get("/v1/datasets")).json()["data"]] == ["mine"]
         assert (await root.get("/v1/datasets/mine")).json()["owner"] == "ann"
@@ -105,7 +107,9 @@ def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
 
 
 def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
-    """Others see it and train on it, but cannot change it or see its owner. Unshared, it is gone for them."""
+    """Other owners can see a shared dataset and train on it, but not change it or see its owner;
+    once unshared it is 404 for them.
+    """
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         made = await upload(ann, "ours", shared="true")
@@ -117,7 +121,7 @@ def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
         assert created.status_code == 202, created.text
         problem(await bob.delete("/v1/datasets/ours"), 403, "only its owner")
         problem(await bob.patch("/v1/datasets/ours", json={"shared": False}), 403, "only its owner")
-        assert (await upload(bob, "ours")).status_code == 200  # the same content is the dataset that is there
+        assert (await upload(bob, "ours")).status_code == 200  # equal content returns the existing dataset
         problem(await upload(bob, "ours", shared="false"), 403)
         assert (await ann.patch("/v1/datasets/ours", json={"shared": False})).json()["shared"] is False
         problem(await bob.get("/v1/datasets/ours"), 404)
@@ -128,7 +132,7 @@ def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
 
 
 def test_pages_of_the_list_are_full(settings: Settings) -> None:
-    """What one may not see neither counts nor shortens a page."""
+    """Datasets of other owners neither appear on a page nor shorten it."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         for number in range(4):
@@ -142,7 +146,9 @@ def test_pages_of_the_list_are_full(settings: Settings) -> None:
 
 
 def test_resources_made_without_keys_are_shared(settings: Settings) -> None:
-    """Made without keys, it belongs to nobody: all may use it, and only an administrator may change it."""
+    """Resources made without API keys have no owner: all may use them, and only an administrator
+    may change them.
+    """
 
     async def before() -> None:
         async with application(settings.model_copy(update={"api_keys": None}), "") as (client,):
@@ -167,7 +173,7 @@ def test_resources_made_without_keys_are_shared(settings: Settings) -> None:
 
 
 def test_without_keys_all_is_open(settings: Settings) -> None:
-    """What had an owner can be used and deleted by everybody, and is nobody's when it is made again."""
+    """Without API keys everybody may use and delete every resource, and new ones have no owner."""
 
     async def keyed(ann: httpx.AsyncClient, _bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         await upload(ann, "mine")
@@ -191,7 +197,9 @@ def test_without_keys_all_is_open(settings: Settings) -> None:
 
 
 def test_a_model_is_visible_to_its_owner_only(settings: Settings) -> None:
-    """To others it is not there for any operation or route, nor in any list or message; its name is taken."""
+    """A private model is 404 for other owners on every route, is in no list or message of theirs,
+    and its name is taken.
+    """
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
         await model_of(ann, settings, "secret")
@@ -228,7 +236,9 @@ def test_a_model_is_visible_to_its_owner_only(settings: Settings) -> None:
 
 
 def test_a_shared_model_is_for_all_to_use(settings: Settings) -> None:
-    """Others draw from it and take its file; they neither switch, import, train into, delete nor unshare it."""
+    """Other owners can sample and export a shared model, but not change, extend, delete or unshare
+    it (403).
+    """
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         await model_of(ann, settings, "common", shared=True)
@@ -254,7 +264,9 @@ def test_a_shared_model_is_for_all_to_use(settings: Settings) -> None:
 
 
 def test_shipped_models_are_the_administrators(settings: Settings) -> None:
-    """All may use them; nobody else may import into them, switch them or train under their name."""
+    """All may use the shipped models; only an administrator may import, activate or train versions
+    of them.
+    """
 
     async def act(ann: httpx.AsyncClient, _bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
         await upload(ann, "training-data")
@@ -276,7 +288,9 @@ def test_shipped_models_are_the_administrators(settings: Settings) -> None:
 
 
 def test_the_name_of_a_queued_training_is_reserved(settings: Settings) -> None:
-    """Two owners cannot train under one new name; a name that came to nothing is free again after a while."""
+    """A queued training reserves its model's name; the name of a cancelled one becomes free after a
+    while.
+    """
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         await upload(ann, "training-data", shared="true")
@@ -293,7 +307,7 @@ def test_the_name_of_a_queued_training_is_reserved(settings: Settings) -> None:
 
 
 def test_another_process_sees_a_change_within_a_second(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation reads no database, and still knows what another API process has changed."""
+    """A change of ownership reaches other API processes within two refresh intervals."""
     publish(settings, "moving")
 
     async def act() -> None:
@@ -314,7 +328,7 @@ def test_another_process_sees_a_change_within_a_second(settings: Settings, monke
 
 
 def test_the_hot_path_asks_no_database(settings: Settings) -> None:
-    """Whether a caller may use a model is known in memory."""
+    """Permissions are read from memory: thirty requests cause no query but the periodic refresh."""
 
     async def act() -> None:
         async with application(settings, "ann") as (ann,):
@@ -324,7 +338,7 @@ def test_the_hot_path_asks_no_database(settings: Settings) -> None:
             await asyncio.sleep(0.05)
             statements.clear()
             await asyncio.gather(*(ann.post("/v1/samples", json={"model": "nothing", "seed": n}) for n in range(30)))
-            assert len([one for one in statements if "FROM resource" in one]) <= 2  # the watch's
+            assert len([one for one in statements if "FROM resource" in one]) <= 2  # by the periodic refresh
             engine.dispose()
 
     asyncio.run(act())
@@ -334,7 +348,9 @@ def test_the_hot_path_asks_no_database(settings: Settings) -> None:
 
 
 def test_a_name_has_one_owner(tmp_path: Path) -> None:
-    """The first owner keeps it; a later one gets 409, until the name is released or has long been unused."""
+    """The first claim of a name keeps it, until the name is released or has been vacant for
+    long.
+    """
     store = ResourceStore(JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
     assert store.all() == {}
     assert store.claim("model", "m", "ann", shared=None).owner == "ann"

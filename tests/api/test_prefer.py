@@ -1,4 +1,4 @@
-"""The `Prefer` header as RFC 7240 has it."""
+"""The `Prefer` header of RFC 7240."""
 
 import httpx
 import pytest
@@ -32,7 +32,9 @@ SETTINGS = Settings(sync_timeout_s=10, max_sync_timeout_s=60)
     ],
 )
 def test_a_preference_is_read_and_stated(header: str, wait_s: float, applied: str) -> None:
-    """Names in any case, quoted values, other preferences and parameters beside it; a long wait is cut."""
+    """`wait` and `respond-async` are parsed in any case, quoted, and among others; a wait is
+    reduced to the maximum.
+    """
     assert Prefer.read(header, SETTINGS) == Prefer(wait_s, applied)
 
 
@@ -57,7 +59,9 @@ def test_a_preference_is_read_and_stated(header: str, wait_s: float, applied: st
     ],
 )
 def test_an_unknown_preference_is_ignored(header: str) -> None:
-    """The default time applies, and the response names no applied preference."""
+    """Unknown or malformed preferences are ignored: the default wait applies, and none is reported
+    as applied.
+    """
     assert Prefer.read(header, SETTINGS) == Prefer(10, "")
     assert Prefer.read(header, SETTINGS, default_s=25) == Prefer(25, "")
 
@@ -65,12 +69,12 @@ def test_an_unknown_preference_is_ignored(header: str) -> None:
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("header", ["a" + " " * 60_000 + "x", '"' * 60_001, ", ;=" * 20_000, '"\\' * 30_000])
 def test_a_long_header_costs_little(header: str) -> None:
-    """Time grows with the length of a header, not with its square."""
+    """The time to parse a header is linear in its length."""
     assert "wait" not in preferences(header)
 
 
 def test_a_longer_wait_than_the_maximum_is_reduced_and_named(client: httpx.Client) -> None:
-    """The response of a request says how long the service was ready to wait, also of several headers."""
+    """`Preference-Applied` has the wait that was applied, also of several Prefer headers."""
     body = {"model": TINY, "seed": 1}
     for headers, applied in (
         ([("Prefer", "wait=" + "9" * 30)], "wait=60"),

@@ -1,4 +1,4 @@
-"""Publishing a run's checkpoint while another run of the same model is being published."""
+"""Publishing a checkpoint while another run of the same model is being published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.stack import Stack
 
 
 def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> Job:
-    """A row of the job store which no worker takes: it is held, or has ended."""
+    """Return a job that no worker claims, because it has ended or is held by this test."""
     held: dict[str, Any] = {"lease_holder": "a-test", "lease_until": time.time() + 600}
     fields = {"family": "vae", "dataset": "digits", "name": model, "recipe": {}, **request}
     job = Job(kind=kind, owner=owner, status=status, model=model, method=kind, request=fields)
@@ -25,7 +25,9 @@ def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> 
 
 @pytest.fixture
 def store(stack: Stack) -> Iterator[JobStore]:
-    """The job store of the service; what a test holds in it is ended afterwards."""
+    """The job store of the service; unfinished publications and trainings are cancelled after the
+    test.
+    """
     opened = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
     yield opened
     for job_id in opened.unfinished_ids(kinds=("publication", TRAINING)):
@@ -33,7 +35,7 @@ def store(stack: Stack) -> Iterator[JobStore]:
 
 
 def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:
-    """Two cancelled trainings of one model, each with a checkpoint."""
+    """Insert two cancelled trainings of one model, each with a checkpoint; return them."""
     made = [row(model, TRAINING, "cancelled") for _ in range(2)]
     store.insert(*made)
     for job in made:
@@ -46,7 +48,9 @@ def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:
 def test_another_run_of_the_model_is_not_published_meanwhile(
     client: httpx.Client, stack: Stack, store: JobStore
 ) -> None:
-    """409, while the publication that is under way is found again by asking for it again."""
+    """Publishing another run of the model is 409; repeating the first request returns the running
+    publication.
+    """
     first, second = runs(stack, store, "published-twice")
     under_way = row("published-twice", "publication", "running", training=first.id)
     store.insert(under_way)
@@ -60,7 +64,7 @@ def test_another_run_of_the_model_is_not_published_meanwhile(
 
 
 def test_a_conflict_does_not_name_somebody_elses_job(client: httpx.Client, stack: Stack, store: JobStore) -> None:
-    """Neither a publication's 409 nor a training's shows the id of another owner's job."""
+    """The 409 of a publication does not show ids of another owner's jobs."""
     first, _ = runs(stack, store, "published-elsewhere")
     hidden = [
         row("published-elsewhere", kind, "running", "somebody", training="x") for kind in ("publication", TRAINING)

@@ -1,4 +1,4 @@
-"""Limits of each key, what it uses of them, and `GET /v1/me`."""
+"""Limits of each key, its usage, and `GET /v1/me`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LATER = {"Prefer": "respond-async"}
 
 
 async def inference_request(client: httpx.AsyncClient, seed: int = 1, **headers: str) -> httpx.Response:
-    """Ask for a job."""
+    """Return the response to a request for a job."""
     return await client.post("/v1/samples", json={"model": MODEL, "seed": seed}, headers={**LATER, **headers})
 
 
 def refused(response: httpx.Response, limit: str) -> None:
-    """A 429 that names the limit and says when to come back."""
+    """Check that a response is a 429 with the limit's name and `Retry-After`."""
     body = problem(response, 429, "GET /v1/me")
     assert body["type"].endswith("#quota-exceeded")
     assert body["limit"] == limit
@@ -29,7 +29,9 @@ def refused(response: httpx.Response, limit: str) -> None:
 
 
 def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
-    """However they come, one by one or at once, under a key of idempotency or not; another owner is not touched."""
+    """A key's unfinished jobs are limited, also concurrent ones and those with an Idempotency-Key;
+    other keys are unaffected.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "unfinished_jobs=2"))
@@ -48,14 +50,14 @@ def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
             await asyncio.sleep(2 * quotas.COUNT_S)
             refused(await inference_request(ann), "unfinished_jobs")
             assert (await ann.post(f"{made[0].headers['location']}/cancel")).status_code == 200
-            assert (await inference_request(ann)).status_code == 202  # at once, not when it is counted the next time
+            assert (await inference_request(ann)).status_code == 202  # the place is free before the next count
             refused(await inference_request(ann), "unfinished_jobs")
 
     asyncio.run(visit())
 
 
 def test_a_request_that_waited_too_long_is_no_way_around_it(tmp_path: Path) -> None:
-    """It would become a job; beyond the limit it is refused then."""
+    """A synchronous request that would become a job beyond the limit gets 429."""
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
@@ -71,7 +73,7 @@ def test_a_request_that_waited_too_long_is_no_way_around_it(tmp_path: Path) -> N
 
 
 def test_trainings_are_limited(tmp_path: Path) -> None:
-    """Beside other jobs, whose limit they count for as well."""
+    """Trainings, also paused ones, have a limit of their own and count as unfinished jobs."""
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
@@ -87,7 +89,7 @@ def test_trainings_are_limited(tmp_path: Path) -> None:
             assert (await inference_request(ann)).status_code == 202
             refused(await inference_request(ann), "unfinished_jobs")
             paused = await ann.post(f"/v1/trainings/{made.json()['id']}/pause")
-            assert paused.json()["status"] == "paused"  # which has not ended
+            assert paused.json()["status"] == "paused"  # a paused training is unfinished
             refused(await ann.post("/v1/trainings", json=training("digits", "c")), "unfinished_jobs")
             await ann.post(f"/v1/jobs/{made.json()['id']}/cancel")
             assert (await ann.post("/v1/trainings", json=training("digits", "c"))).status_code == 202
@@ -96,7 +98,9 @@ def test_trainings_are_limited(tmp_path: Path) -> None:
 
 
 def test_stored_bytes_are_limited(tmp_path: Path) -> None:
-    """A dataset that goes beyond them leaves nothing; deleting others makes room."""
+    """A dataset that exceeds the limit of stored bytes is rejected and removed; deleting others
+    makes room.
+    """
 
     async def visit() -> None:
         keys = key_file(
@@ -121,7 +125,9 @@ def test_stored_bytes_are_limited(tmp_path: Path) -> None:
 
 
 def test_results_count_as_stored(tmp_path: Path) -> None:
-    """Whose results and runs fill the disk makes no more jobs until some are gone."""
+    """Results and run folders count as stored bytes: beyond the limit an owner cannot create
+    jobs.
+    """
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
@@ -140,7 +146,7 @@ def test_results_count_as_stored(tmp_path: Path) -> None:
 
 
 def test_me_returns_name_roles_limits_and_usage(tmp_path: Path) -> None:
-    """A key knows its name, roles, expiry, limits and use, whatever its role."""
+    """`GET /v1/me` returns name, roles, expiry, limits and usage of a key of any role."""
 
     async def visit() -> None:
         lines = [key_line("ann", "run", "expires=20990101T000000Z,trainings=1"), key_line("eve", "read")]

@@ -1,4 +1,6 @@
-"""Bodies in flight share a memory: what does not fit is refused for now, and the rest goes on."""
+"""A memory budget for unfinished bodies: bodies that do not fit get 503, and the others are
+read.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +23,7 @@ TEXT = {"Content-Type": "text/plain"}
 
 
 def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
-    """A request whose body stops after so many bytes."""
+    """Send the head of a request and the first `sent` bytes of its body; return the connection."""
     connection = connect(api.port)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
     head += "Content-Type: application/octet-stream\r\n\r\n"
@@ -34,7 +36,9 @@ def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
 
 @pytest.mark.timing
 def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
-    """Thirty of 31 MB: some are held until their time-out, the others refused, and small requests pass."""
+    """Of thirty unfinished bodies of 31 MiB some are held until their time-out and the rest get
+    503; small requests are served.
+    """
     with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB, body_timeout_s=6) as api:
         rss = rss_bytes(api.process.pid)
         with watched(api.url) as latencies, ThreadPoolExecutor(30) as pool:
@@ -57,7 +61,7 @@ def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
 
 @pytest.mark.timing
 def test_some_of_many_large_bodies_pass(tmp_path: Path) -> None:
-    """Those that do not fit get 503 with `Retry-After`; uploads to the disk do not count."""
+    """Bodies beyond the budget get 503 with `Retry-After`; uploads to the disk do not count."""
     with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB) as api:
         held = _open(api, "/v1/datasets?name=x", 200 * MIB, 100 * MIB)
 
@@ -108,14 +112,18 @@ def _pieces(count: int, size: int) -> list[Message]:
     ("path", "last"), [("/v1/samples", 6 * MIB - UNCOUNTED_BYTES), ("/v1/datasets", 0), ("/v1/models/x/versions", 0)]
 )
 def test_held_memory_is_counted_and_given_back(path: str, last: int) -> None:
-    """But for the first bytes, and for what goes to the disk."""
+    """The budget counts a body, except its first bytes and uploads to the disk, and is released
+    afterwards.
+    """
     bodies, seen = _read(_pieces(6, MIB), path)
     assert seen == [MIB] * 5 + [last]
     assert bodies.memory.held == 0
 
 
 def test_a_body_without_a_length_is_limited() -> None:
-    """By its route, by the memory that is left, and in time."""
+    """A body without Content-Length is limited by its route's size, the memory budget and the
+    time-out.
+    """
     assert _read(_pieces(6, MIB), max_body_bytes=2 * MIB)[1][-1] is TooLargeError
     assert _read(_pieces(6, MIB), max_inflight_body_bytes=2 * MIB)[1][-1] is OverloadedError
     assert _read(_pieces(6, MIB)[:3], body_total_timeout_s=0.1)[1][-1] is StalledError

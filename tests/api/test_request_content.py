@@ -1,4 +1,4 @@
-"""Fields of forms and queries: booleans as people write them, and fields that were left empty."""
+"""Fields of forms and queries: words for booleans, and empty fields."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ MASK = png(np.repeat(np.arange(8, dtype=np.uint8)[None, :, None] // 4 * 255, 8, 
 
 @pytest.fixture
 def datasets(stack: Stack) -> Iterator[Datasets]:
-    """The datasets of the shared service, empty again afterwards."""
+    """The dataset store of the shared service, empty after the test."""
     folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
     yield folder
     for about in folder.listing(limit=100):
@@ -33,19 +33,19 @@ def datasets(stack: Stack) -> Iterator[Datasets]:
 
 
 def inpainted(client: httpx.Client, **fields: str) -> httpx.Response:
-    """The response to a form that asks for one picture with its lower half filled in."""
+    """Return the response to a form for an inpainting of the lower half of an image."""
     files = {"images": ("a.png", GREY), "mask": ("b.png", MASK)}
     return client.post("/v1/inpaintings", data={"model": TINY, "seed": "3", **fields}, files=files)
 
 
 def enlarged(client: httpx.Client, **fields: str) -> httpx.Response:
-    """The response to a form that asks for a larger picture."""
+    """Return the response to a form for an upscale."""
     return client.post("/v1/upscales", data={"model": ENLARGE, **fields}, files={"image": ("a.png", PICTURE)})
 
 
 @pytest.mark.parametrize("text", TRUE + FALSE)
 def test_a_form_says_yes_and_no_in_many_words(client: httpx.Client, text: str) -> None:
-    """Each word for true and false is the boolean, on both kinds of operation route and in the query."""
+    """Forms and queries accept several words for true and false."""
     picture = decode_image(enlarged(client, inverted=text, scale="2").content)
     assert (picture == (155 if text in TRUE else 100)).all()
     inverted = inpainted(client, inverted=text).json()["images"]
@@ -58,20 +58,20 @@ def test_a_form_says_yes_and_no_in_many_words(client: httpx.Client, text: str) -
 
 @pytest.mark.parametrize("text", ["maybe", "2", "-1", "yes please", "null", "[]"])
 def test_another_word_is_no_boolean(client: httpx.Client, text: str) -> None:
-    """What is neither true nor false is refused, and the option is named."""
+    """Another word for a boolean is 422, and the problem names the option."""
     assert "inverted" in problem(enlarged(client, inverted=text), 422, "boolean")["errors"][0]["field"]
 
 
 @pytest.mark.parametrize("value", ["true", "yes", 1, 0])
 def test_json_has_booleans_of_its_own(client: httpx.Client, value: Any) -> None:
-    """In JSON, which can say true, words and numbers stand for themselves."""
+    """In JSON only `true` and `false` are booleans; words and numbers are rejected."""
     body = {"model": TINY, "images": ["AAAA"], "mask": "AAAA", "inverted": value}
     problem(client.post("/v1/inpaintings", json=body), 422, "inverted", "boolean")
 
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_field_is_not_given(client: httpx.Client, datasets: Datasets, empty: str) -> None:
-    """A form with its optional fields left empty is the form without them, on every route that takes one."""
+    """An optional form field that is empty counts as absent, on every route that takes a form."""
     left = dict.fromkeys(("count", "steps", "options", "binarization", "inverted"), empty)
     assert inpainted(client, **left).json() == inpainted(client).json()
     left = dict.fromkeys(("seed", "format", "quality", "options", "scale", "method", "inverted"), empty)
@@ -86,7 +86,7 @@ def test_an_empty_field_is_not_given(client: httpx.Client, datasets: Datasets, e
 
 
 def test_an_empty_required_field_is_named(client: httpx.Client, datasets: Datasets) -> None:
-    """An empty required field is missing, and the problem says which one it is."""
+    """A required form field that is empty counts as missing, and the problem names it."""
     for response, field in (
         (inpainted(client, model=""), "model"),
         (client.post("/v1/datasets", data={"name": ""}, files={"file": ("a.gz", DIGITS.read_bytes())}), "name"),
@@ -102,14 +102,18 @@ def test_an_empty_required_field_is_named(client: httpx.Client, datasets: Datase
 
 
 def test_an_empty_field_beside_a_filled_one_is_no_contradiction() -> None:
-    """The filled one counts; two filled ones are refused."""
+    """An empty field beside a filled one of the same name is ignored; two filled ones are
+    rejected.
+    """
     assert unique_fields([("seed", ""), ("seed", "3"), ("count", "")]) == {"seed": "3"}
     with pytest.raises(InvalidError, match="seed"):
         unique_fields([("seed", "3"), ("seed", "3")])
 
 
 def test_an_option_s_schema_says_what_its_text_is() -> None:
-    """Text of an option of text stays text; numbers, null and lists are what they look like."""
+    """The text of a form field is converted by the option's schema: text stays text, numbers, null
+    and lists are parsed.
+    """
     assert option_value("5", {"type": "string"}) == "5"
     assert option_value("1", {"type": "boolean"}) is True
     assert option_value("off", {"type": ["boolean", "null"]}) is False

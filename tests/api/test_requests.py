@@ -1,4 +1,4 @@
-"""What a request may hold: every way to send one, and every way to get it wrong."""
+"""Requests: every way to send one, and every kind of error."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _no_harm(client: httpx.Client) -> Iterator[None]:
-    """Whatever a test sends, a good request works afterwards."""
+    """Check after each test that a valid request succeeds."""
     yield
     response = post_samples(client, seed=1)
     assert response.status_code == 200, response.text
@@ -31,7 +31,7 @@ def _digit(mode: str = "L", size: tuple[int, int] = (28, 28)) -> Image.Image:
 
 
 def _png(width: int, height: int, bits: int, colour: int, data: bytes) -> bytes:
-    """A PNG made by hand."""
+    """Return a PNG with this header and these pixel data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -44,7 +44,9 @@ def _png(width: int, height: int, bits: int, colour: int, data: bytes) -> bytes:
 
 
 def test_a_picture_may_come_in_four_ways(client: httpx.Client, digit: bytes) -> None:
-    """JSON with base64, a data URL, a multipart file and a raw body with a query mean the same request."""
+    """Base64 in JSON, a data URL, a multipart file and a raw body with a query are the same
+    request.
+    """
     whole: dict[str, str | int] = {"model": MODEL, "seed": 5, "binarization": "none"}
     wrapped = "\n".join(b64(digit)[at : at + 76] for at in range(0, len(b64(digit)), 76))
     responses = [
@@ -59,7 +61,7 @@ def test_a_picture_may_come_in_four_ways(client: httpx.Client, digit: bytes) -> 
 
 
 def test_files_and_base64_add_up(client: httpx.Client, digit: bytes) -> None:
-    """A form with two files and one image as text has three results, files first."""
+    """A form may have files and images as text; the files come first in the result."""
     dark = encode_image(Image.new("L", (28, 28)))
     form = {"model": MODEL, "seed": "5", "images": f'["{b64(dark)}"]', "options": '{"binarization": "none"}'}
     files = [("images", ("a.png", digit)), ("images", ("b.png", digit))]
@@ -72,7 +74,7 @@ def test_files_and_base64_add_up(client: httpx.Client, digit: bytes) -> None:
 
 
 def test_a_form_may_bring_as_many_files_as_json(client: httpx.Client, digit: bytes) -> None:
-    """1024 files pass, one more is refused with the limit."""
+    """A form may have 1024 files; one more is rejected with the limit."""
     files = [("images", ("digit.png", digit))] * 1024
     response = client.post("/v1/encodings", data={"model": MODEL}, files=files)
     assert response.status_code == 200, response.text[:300]
@@ -82,7 +84,7 @@ def test_a_form_may_bring_as_many_files_as_json(client: httpx.Client, digit: byt
 
 
 def test_options_may_stand_inside_or_beside(client: httpx.Client) -> None:
-    """An option is the same in `options` and as a field of its own; whole numbers may be written with a point."""
+    """An option may be given in `options` or as a field, and 3.0 is the integer 3."""
     inside = post_samples(client, seed=4, options={"temperature": 0.5})
     beside = post_samples(client, seed=4, temperature=0.5)
     assert inside.content == beside.content != post_samples(client, seed=4).content
@@ -92,7 +94,7 @@ def test_options_may_stand_inside_or_beside(client: httpx.Client) -> None:
 
 
 def test_a_version_may_be_pinned(client: httpx.Client) -> None:
-    """name@version gives the same bytes as the name; an unknown version is 404."""
+    """`name@version` selects a version; an unknown one is 404."""
     assert (
         post_samples(client, seed=4).content
         == client.post("/v1/samples", json={"model": f"{MODEL}@1", "seed": 4}).content
@@ -101,7 +103,7 @@ def test_a_version_may_be_pinned(client: httpx.Client) -> None:
 
 
 def test_a_seed_is_drawn_and_echoed(client: httpx.Client) -> None:
-    """Two requests without a seed differ, and the echoed seed gives the same bytes again."""
+    """Without a seed, requests differ; the returned seed reproduces the result."""
     first, second = post_samples(client), post_samples(client)
     assert first.json()["seed"] != second.json()["seed"]
     assert post_samples(client, seed=first.json()["seed"]).content == first.content
@@ -110,11 +112,11 @@ def test_a_seed_is_drawn_and_echoed(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_the_ends_of_the_seeds_are_seeds(client: httpx.Client, seed: int) -> None:
-    """0 and 2^63 − 1 are good."""
+    """The smallest and the largest seed, 0 and 2⁶³ − 1, are valid."""
     assert post_samples(client, seed=seed).json()["seed"] == seed
 
 
-# --- fields gone wrong ---
+# --- invalid fields ---
 
 
 @pytest.mark.parametrize(
@@ -148,40 +150,40 @@ def test_the_ends_of_the_seeds_are_seeds(client: httpx.Client, seed: int) -> Non
     ],
 )
 def test_a_wrong_field_is_named(client: httpx.Client, fields: dict[str, Any], words: list[str]) -> None:
-    """422 names the field and what would be right."""
+    """An invalid field is 422, with the field and what would be valid."""
     problem(post_samples(client, **fields), 422, *words)
 
 
 def test_wrong_fields_are_listed(client: httpx.Client) -> None:
-    """`errors` has one entry a field."""
+    """`errors` has one entry per invalid field."""
     body = problem(post_samples(client, count="3", seed=-1), 422, "count", "seed")
     assert {error["field"] for error in body["errors"]} == {"count", "seed"}
 
 
 def test_a_request_without_a_model_is_refused(client: httpx.Client) -> None:
-    """422 names the missing field."""
+    """A missing `model` is 422, which names it."""
     problem(client.post("/v1/samples", json={}), 422, "model")
 
 
 def test_an_unknown_model_is_refused(client: httpx.Client) -> None:
-    """404 lists the models that there are; a long name is not repeated whole."""
+    """An unknown model is 404 with the models that exist; a long name is shortened."""
     for name in ("gan", "", "../vae-mnist-2d", "\0", "x" * 100_000):
         problem(client.post("/v1/samples", json={"model": name}), 404, MODEL, FAULTY)
 
 
 def test_an_operation_that_a_model_lacks_is_refused(client: httpx.Client, digit: bytes) -> None:
-    """422 says what this model can do."""
+    """An operation that the model lacks is 422 with those that it has."""
     response = client.post("/v1/encodings", json={"model": FAULTY, "images": [b64(digit)]})
     problem(response, 422, FAULTY, "/v1/samples", "/v1/likelihoods")
 
 
 def test_an_operation_without_count_says_so(client: httpx.Client) -> None:
-    """A count where the number of results follows from something else is refused."""
+    """`count` is rejected where other options determine the number of results."""
     problem(client.post("/v1/manifold", json={"model": MODEL, "count": 4}), 422, "count")
 
 
 def test_images_must_be_as_many_as_an_operation_takes(client: httpx.Client, digit: bytes) -> None:
-    """None, one too few and too many are refused with the number that is right."""
+    """Too few or too many images are rejected with the right number."""
     one = b64(digit)
     problem(client.post("/v1/encodings", json={"model": MODEL}), 422, "at least one image")
     for images in ([], [one], [one] * 3):
@@ -192,12 +194,12 @@ def test_images_must_be_as_many_as_an_operation_takes(client: httpx.Client, digi
 
 @pytest.mark.parametrize("images", [{"a": "b"}, "text", [1], [None], [["x"]]])
 def test_images_must_be_text(client: httpx.Client, images: Any) -> None:
-    """Images of another JSON type are refused."""
+    """`images` of another type than a list of strings is rejected."""
     problem(client.post("/v1/encodings", json={"model": MODEL, "images": images}), 422, "images")
 
 
 def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
-    """A million numbers for images, or a hundred thousand unknown fields, give one short problem and soon."""
+    """A million invalid entries or 30 000 unknown fields get one short problem within seconds."""
     response = client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 1_000_000})
     problem(response, 400, "65536 values")
     assert response.elapsed.total_seconds() < 5
@@ -208,7 +210,7 @@ def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
     assert len(post_samples(client, temperature="x" * MIB).content) < 4000
 
 
-# --- bodies gone wrong ---
+# --- invalid bodies ---
 
 
 @pytest.mark.parametrize(
@@ -231,20 +233,20 @@ def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
     ids=range(13),
 )
 def test_a_body_that_is_no_json_is_refused(client: httpx.Client, body: bytes) -> None:
-    """400 with an example of what would be read."""
+    """A body that is not valid JSON is 400 with an example."""
     response = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
     problem(response, 400, "JSON", '{"model"')
 
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b'"text"', b"null", b"true"])
 def test_json_must_be_an_object(client: httpx.Client, body: bytes) -> None:
-    """400 with an example of what would be read."""
+    """JSON that is not an object is 400 with an example."""
     response = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
     problem(response, 400, "object", '{"model"')
 
 
 def test_deep_but_readable_json_is_no_danger(client: httpx.Client) -> None:
-    """A value nested as deep as the parser allows is refused as an option like any other."""
+    """A deeply nested value is rejected as an invalid option."""
     deep: Any = 1
     for _ in range(900):
         deep = [deep]
@@ -253,7 +255,7 @@ def test_deep_but_readable_json_is_no_danger(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
 def test_another_content_type_is_refused(client: httpx.Client, kind: str) -> None:
-    """415 lists the types that are read."""
+    """An unsupported Content-Type is 415 with those supported."""
     headers = {"Content-Type": kind} if kind else {}
     response = client.post("/v1/samples", content=b'{"model": "vae-mnist-2d"}', headers=headers)
     problem(response, 415, "application/json", "multipart/form-data", "image/*")
@@ -261,7 +263,7 @@ def test_another_content_type_is_refused(client: httpx.Client, kind: str) -> Non
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_hundred_megabytes_are_refused(client: httpx.Client, chunked: bool) -> None:
-    """413 with the limit, with and without Content-Length, and without reading it all into memory."""
+    """A body of 100 MiB is 413 with the limit, with and without Content-Length."""
     text = b'{"model": "' + b"x" * (100 * MIB) + b'"}'
     content: Any = (text[at : at + MIB] for at in range(0, len(text), MIB)) if chunked else text
     response = client.post("/v1/samples", content=content, headers={"Content-Type": "application/json"})
@@ -302,12 +304,14 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 def test_a_broken_form_is_a_problem(
     client: httpx.Client, headers: dict[str, str], body: bytes, status: int, detail: str
 ) -> None:
-    """A form that cannot be read is rejected with 400, one without a model with 422."""
+    """A form that cannot be parsed is 400; one without a model is 422."""
     problem(client.post("/v1/encodings", content=body, headers=headers), status, detail)
 
 
 def test_a_field_of_a_form_comes_once(client: httpx.Client, digit: bytes) -> None:
-    """A field given twice, in the form or in form and query, and a file under another name are refused."""
+    """A field given twice, in the form or in form and query, and a file under another name are
+    rejected.
+    """
     files = {"images": ("a.png", digit)}
     twice = client.post("/v1/encodings", data={"model": MODEL, "seed": ["1", "2"]}, files=files)
     problem(twice, 422, "more than once", "seed")
@@ -321,7 +325,7 @@ def test_a_field_of_a_form_comes_once(client: httpx.Client, digit: bytes) -> Non
     "query", ["", "?model=", "?model=gan", "?model=vae-mnist-2d&count=2", f"?model={MODEL}&seed=x"]
 )
 def test_a_raw_picture_needs_a_good_query(client: httpx.Client, digit: bytes, query: str) -> None:
-    """The fields of a raw body are checked as any."""
+    """The query of a raw image is validated like the fields of JSON."""
     response = client.post(f"/v1/encodings{query}", content=digit, headers={"Content-Type": "image/png"})
     problem(response, 404 if query == "?model=gan" else 422)
 
@@ -393,7 +397,7 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_picture_that_cannot_be_used_is_refused(client: httpx.Client, kind: str) -> None:
-    """422 says which picture, why, and what would work."""
+    """An unusable image is 422, with its index, the reason and what would work."""
     data, words = REFUSED[kind]
     good = b64(encode_image(_digit()))
     response = client.post("/v1/encodings", json={"model": MODEL, "images": [good, b64(data)]})
@@ -428,7 +432,7 @@ def test_results_of_many_images_keep_their_order(client: httpx.Client) -> None:
 
 
 def test_headers_of_a_png_have_the_fields_of_the_json(client: httpx.Client) -> None:
-    """Headers of an image response have seed, model and conversions."""
+    """The headers of a PNG response have seed, model and conversions."""
     payload = {"model": MODEL, "seed": 9, "images": [b64(encode_image(_digit("RGB")))]}
     response = client.post("/v1/reconstructions", json=payload, headers={"Accept": "image/png"})
     assert decode_image(response.content).shape == (28, 28)

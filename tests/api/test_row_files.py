@@ -1,4 +1,4 @@
-"""Large results are joined in files: the same rows, in little memory, and also when the disk is full."""
+"""Large results are joined in a file with little memory, or in memory if the disk is full."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def _equal(one: Fields, other: Fields) -> None:
 
 
 def _mapped(fields: Fields) -> bool:
-    """Whether the images are in a file."""
+    """Return whether the images are mapped from a file."""
     base: Any = fields["images"]
     while isinstance(base, np.ndarray):
         base = base.base
@@ -48,7 +48,7 @@ def _mapped(fields: Fields) -> bool:
 
 @pytest.mark.parametrize("step", [1000, 700, ROWS])
 def test_a_large_result_is_joined_in_a_file(tmp_path: Path, step: int) -> None:
-    """In the order of its fields; nothing with a name is left."""
+    """A large result is joined in a file without a name, with its fields in order."""
     fields = _result(ROWS)
     assert array_bytes(fields) > LARGE_BYTES
     found = join_rows(_chunks(fields, ROWS, step).values(), ROWS, tmp_path / "unfinished")
@@ -58,7 +58,7 @@ def test_a_large_result_is_joined_in_a_file(tmp_path: Path, step: int) -> None:
 
 
 def test_a_small_result_is_joined_in_memory(tmp_path: Path) -> None:
-    """No file is made."""
+    """A small result is joined in memory, and no file is created."""
     fields = _result(100)
     _equal(fields, join_rows(_chunks(fields, 100, 30).values(), 100, tmp_path / "unfinished"))
     assert not (tmp_path / "unfinished").exists()
@@ -66,7 +66,7 @@ def test_a_small_result_is_joined_in_memory(tmp_path: Path) -> None:
 
 
 def test_slices_are_written_in_any_order(tmp_path: Path) -> None:
-    """What stays in memory has no rows of arrays; the arrays outlive the file object."""
+    """Slices may be written in any order; the joined arrays outlive the file object."""
     fields = _result(ROWS)
     file = RowFile(tmp_path, ROWS)
     chunks = _chunks(fields, ROWS, 700)
@@ -79,7 +79,7 @@ def test_slices_are_written_in_any_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Slices that come then stay in memory."""
+    """If the disk becomes full, further slices stay in memory and the result is complete."""
     fields, written = _result(ROWS), 0
     original = RowFile.write
 
@@ -94,4 +94,4 @@ def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
     chunks = _chunks(fields, ROWS, 500)
     _equal(fields, join_rows(chunks.values(), ROWS, tmp_path))
     assert written == after
-    _equal(fields, joined(list(chunks.values())))  # what came is unchanged
+    _equal(fields, joined(list(chunks.values())))  # the chunks are unchanged

@@ -1,4 +1,4 @@
-"""Deleting models and versions, and the rule of how many old ones are kept."""
+"""Deletion of models and versions, and the limit on old versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATER = {"Prefer": "respond-async"}
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """A model with three versions, of which the second serves."""
+    """Settings of a service with a model of three versions, of which the second is active."""
     chosen_ = app_settings(tmp_path)
     for version in "123":
         publish(chosen_, "mine", version)
@@ -37,12 +37,14 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def versions(client_body: dict[str, list[str]]) -> list[str]:
-    """The versions of a model's body."""
+    """Return the versions of a model's body."""
     return client_body["versions"]
 
 
 def test_a_version_is_deleted(settings: Settings) -> None:
-    """One that does not serve; its file is gone, all say so, and its number is not used again."""
+    """An inactive version is deleted with its file, and its number is not used again; the active
+    one is 409.
+    """
 
     async def visit() -> None:
         async with application(settings, "", "") as (client, _other):
@@ -64,7 +66,7 @@ def test_a_version_is_deleted(settings: Settings) -> None:
 
 
 def test_a_model_is_deleted(settings: Settings) -> None:
-    """With all its versions, the one that serves among them, and with nothing left of its weights."""
+    """A model is deleted with all its versions and files."""
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
@@ -81,7 +83,9 @@ def test_a_model_is_deleted(settings: Settings) -> None:
 
 
 def test_versions_and_models_in_use_are_not_deleted(settings: Settings) -> None:
-    """A version or model on which a job has yet to run is refused, and is there as before; afterwards it goes."""
+    """A version or model with an unfinished job is 409 and stays as it is, until the job has
+    ended.
+    """
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
@@ -99,7 +103,7 @@ def test_versions_and_models_in_use_are_not_deleted(settings: Settings) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models/mine/versions/3", "/v1/models/mine"])
 def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another process that still knew the version: the deletion is undone, and the same version serves as before."""
+    """If another API process accepts a job during a deletion, the deletion is undone with 409."""
 
     async def visit() -> None:
         async with application(settings, "") as (client,), application(settings, "") as (late,):
@@ -111,7 +115,7 @@ def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monk
             late_job = await late.post("/v1/samples", json=fields, headers=LATER)
             response = await deleting
             assert late_job.status_code in {202, 404}
-            if late_job.status_code == 404:  # it had looked in that very moment
+            if late_job.status_code == 404:  # it scanned while the version was hidden
                 assert response.status_code == 204
                 return
             problem(response, 409, "in use")
@@ -122,7 +126,7 @@ def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monk
 
 
 def test_candidates_are_not_deleted(settings: Settings) -> None:
-    """Workers are loading it."""
+    """A version that workers are loading cannot be deleted (409), nor its model."""
     store = Versions(settings.state / "checkpoints")
     store.stage("mine", "3")
 
@@ -137,7 +141,7 @@ def test_candidates_are_not_deleted(settings: Settings) -> None:
 
 
 def test_shipped_versions_are_not_deleted(settings: Settings) -> None:
-    """The operator's files are not the service's to delete; versions that were added to such a model are."""
+    """Shipped versions cannot be deleted; versions added to a shipped model can."""
     publish(settings, MODEL, "2")
 
     async def visit() -> None:
@@ -153,7 +157,7 @@ def test_shipped_versions_are_not_deleted(settings: Settings) -> None:
 
 
 def test_a_deleted_model_frees_its_name(tmp_path: Path) -> None:
-    """For another owner, whose first version has another number than any before."""
+    """After a deletion another owner may use the name; numbers of versions are not used again."""
 
     async def visit() -> None:
         settings = app_settings(tmp_path, api_keys=key_file(tmp_path, key_line("ann"), key_line("bob")))
@@ -175,7 +179,9 @@ def test_a_deleted_model_frees_its_name(tmp_path: Path) -> None:
 def test_old_versions_are_deleted_by_rule(
     settings: Settings, keep: int, left: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The newest of those that do not serve are kept, and none of what ships is touched; the audit log says so."""
+    """Of the inactive versions the newest `keep_versions` are kept; the audit log lists the
+    deletions.
+    """
     monkeypatch.setattr(version_service, "PRUNE_S", 0.1)
     publish(settings, "mine", "4")
     publish(settings, "mine", "5")
@@ -197,7 +203,7 @@ def test_old_versions_are_deleted_by_rule(
 
 
 def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until that is over."""
+    """Versions with an unfinished job and candidates are not deleted as old versions."""
     monkeypatch.setattr(version_service, "PRUNE_S", 0.1)
     publish(settings, "mine", "4")
     publish(settings, "mine", "5")
@@ -215,7 +221,7 @@ def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monk
 
 
 def test_an_interrupted_deletion_is_finished(settings: Settings) -> None:
-    """A process that died in its midst leaves a hidden file, which goes after a minute."""
+    """The hidden file of an interrupted deletion is removed once it is old enough."""
     store = Versions(settings.state / "checkpoints")
     store.hide("mine", ["1"])
     hidden = store.folder / "mine" / "1" / HIDDEN
@@ -229,7 +235,9 @@ def test_an_interrupted_deletion_is_finished(settings: Settings) -> None:
 
 
 def test_a_model_is_imported_used_and_deleted(client: httpx.Client, stack: Stack) -> None:
-    """By a service with workers: after the deletion nothing draws from it, and a new one of its name is another."""
+    """With workers: a deleted model cannot be sampled, and a new model of its name has another
+    version.
+    """
     raw = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
     data = with_card(SHIPPED.read_bytes(), name="passing")
     made = client.post("/v1/models/passing/versions", content=data, headers=raw, timeout=180)

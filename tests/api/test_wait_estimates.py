@@ -1,4 +1,4 @@
-"""What a client learns of a waiting job, with a real job store and no worker of its own."""
+"""Wait estimates of jobs, with a real job store and no worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.core.jobs.test_store import LEASE_S, job
 
 
 class Setting:
-    """A job store, its estimate, and how often it was read."""
+    """A job store and its wait estimator; `reads` lists the queries."""
 
     def __init__(self, folder: Path, inference: int = 1, training: int = 1) -> None:
         self.job_store = JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}")
@@ -34,7 +34,7 @@ class Setting:
         self.wait_estimates = WaitEstimator(self.job_store.engine, read, lambda: inference, trainers)
 
     async def of(self, *jobs: Job) -> list[WaitEstimate]:
-        """The estimate of jobs as they are now."""
+        """Return the estimates of jobs in their current state."""
         now = [self.job_store.get(one.id) for one in jobs]
         return await self.wait_estimates.of([one for one in now if one is not None])
 
@@ -57,16 +57,18 @@ async def _check_queued(folder: Path) -> None:
     await asyncio.sleep(1.1)
     (last,) = await setting.of(third)
     assert last.start_s is not None
-    assert 1.5 < last.start_s < 4.5  # ten in ten seconds: three seconds
+    assert 1.5 < last.start_s < 4.5  # third in the queue at one job per second
 
 
 def test_queued_jobs_have_position_reason_and_start(tmp_path: Path) -> None:
-    """The start follows from the pace of jobs that have ended; without a pace it is unknown."""
+    """A queued job has a position and a reason; its start is estimated from the pace of recent
+    jobs, if known.
+    """
     asyncio.run(_check_queued(tmp_path))
 
 
 def test_without_workers_nothing_is_promised(tmp_path: Path) -> None:
-    """The reason is that no worker runs."""
+    """Without workers the reason says so, and there is no estimated start."""
 
     async def check() -> None:
         setting = Setting(tmp_path, inference=0, training=0)
@@ -81,7 +83,9 @@ def test_without_workers_nothing_is_promised(tmp_path: Path) -> None:
 
 
 def test_other_states_have_their_reason(tmp_path: Path) -> None:
-    """A paused training, a job without disk space, one that runs, and one that has ended."""
+    """Paused, blocked, running and ended jobs, and those with images to fetch, have a reason or a
+    remaining time without a position.
+    """
 
     async def check() -> None:
         setting = Setting(tmp_path)
@@ -109,7 +113,9 @@ def test_other_states_have_their_reason(tmp_path: Path) -> None:
 
 
 def test_the_next_training_starts_when_one_ends(tmp_path: Path) -> None:
-    """With a worker that is busy; with a free one, or behind another, nothing is said."""
+    """With one busy worker, the next training is estimated to start when the running one ends;
+    other starts are unknown.
+    """
 
     async def check() -> None:
         setting, free = Setting(tmp_path, training=1), Setting(tmp_path, training=2)
@@ -133,7 +139,7 @@ def test_the_next_training_starts_when_one_ends(tmp_path: Path) -> None:
 
 
 def test_jobs_asked_for_together_share_a_read(tmp_path: Path) -> None:
-    """A hundred clients that poll are one query a second."""
+    """A hundred clients that poll cause one query of positions per second."""
 
     async def check() -> None:
         setting = Setting(tmp_path)
@@ -148,7 +154,9 @@ def test_jobs_asked_for_together_share_a_read(tmp_path: Path) -> None:
 
 
 def test_jobs_and_lists_say_how_long_it_takes(client: httpx.Client) -> None:
-    """The fields are there for jobs and trainings, alone and in lists, and empty once a job has ended."""
+    """Jobs and trainings, alone and in lists, have the fields of estimates; they are null once the
+    job has ended.
+    """
     fields = {"position", "waiting_reason", "estimated_start_s", "estimated_remaining_s", "deadline_at"}
     slow = create_job(client, "/v1/samples", model=TINY, steps=30, seconds=0.1, count=20, seed=1)
     running = job_when(client, slow, lambda body: body["estimated_remaining_s"] is not None)

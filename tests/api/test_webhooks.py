@@ -1,4 +1,6 @@
-"""Webhooks of an API process with bad receivers, changing names, and keys, without workers."""
+"""Webhooks of an API process without workers: faulty receivers, changing host names, and secrets of
+keys.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ LOCAL = {"allowed_networks": "127.0.0.0/8", "webhook_retry_s": 0.1}
 
 
 def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test that is a coroutine function."""
+    """Make a test function of a coroutine function."""
 
     @functools.wraps(test)
     def run(**fixtures: Any) -> None:
@@ -41,7 +43,9 @@ def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
 @asynccontextmanager
 async def service(folder: Path, *names: str, **settings: Any) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """An application that may reach this machine, and clients with the keys of these names."""
+    """Run an application that may connect to this machine; yield clients with the keys of these
+    names.
+    """
     async with application(app_settings(folder, **{**LOCAL, **settings}), *(names or ("",))) as clients:
         yield clients
 
@@ -57,7 +61,7 @@ async def cancelled_job(state: AppState, url: str, owner: str = "") -> str:
 async def delivery_when(
     client: httpx.AsyncClient, job_id: str, good: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Wait until a condition holds for the only delivery of a job, and return it."""
+    """Wait until a condition holds for the only delivery of a job; return it."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         (delivery,) = (await client.get(f"/v1/jobs/{job_id}/deliveries")).json()["data"]
@@ -69,12 +73,12 @@ async def delivery_when(
 
 
 def ended(delivery: dict[str, Any]) -> bool:
-    """Whether a delivery has ended."""
+    """Return whether a delivery has ended."""
     return delivery["ended_at"] is not None
 
 
 def status(code: int, **headers: str) -> Callable[[Any], None]:
-    """Return a function that responds with this status."""
+    """Return a handler that responds with this status."""
 
     def respond(handler: Any) -> None:
         handler.send_response(code)
@@ -87,7 +91,7 @@ def status(code: int, **headers: str) -> Callable[[Any], None]:
 
 @in_event_loop
 async def test_a_failed_attempt_is_repeated_under_the_same_id(tmp_path: Path) -> None:
-    """Each with a new timestamp and signature, after errors, redirects, and a closed connection."""
+    """Failed attempts are retried with the same id and body, and a new timestamp and signature."""
     with Receiver().running() as receiver:
         receiver.responses = [status(500), redirect(receiver.url), lambda handler: handler.connection.close(), accept]
         async with service(tmp_path) as (client,):
@@ -119,7 +123,9 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id(tmp_path: Path) ->
 async def test_the_list_says_why_an_attempt_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, respond: Callable[[Any], None], words: str, code: int | None
 ) -> None:
-    """A receiver that is slow, redirects or is none; the redirect is not followed."""
+    """The list of deliveries has the error or the status of the last attempt; redirects are not
+    followed.
+    """
     monkeypatch.setattr(webhooks, "ATTEMPT_TIMEOUT_S", 0.5)
     with Receiver().running() as receiver:
         receiver.responses = [respond]
@@ -131,7 +137,7 @@ async def test_the_list_says_why_an_attempt_failed(
 
 
 def dripping(handler: Any) -> None:
-    """Send a byte now and then, until the client closes the connection."""
+    """Send one byte every 0.1 s until the client closes the connection."""
     handler.send_response(200)
     handler.end_headers()
     with contextlib.suppress(OSError):
@@ -143,7 +149,7 @@ def dripping(handler: Any) -> None:
 @pytest.mark.parametrize("respond", [endless, dripping])
 @in_event_loop
 async def test_an_endless_response_counts_by_its_status(tmp_path: Path, respond: Callable[[Any], None]) -> None:
-    """Its body is not read to an end that never comes."""
+    """A delivery succeeds by the response's status, without reading an endless body."""
     with Receiver().running() as receiver:
         receiver.responses = [respond]
         async with service(tmp_path) as (client,):
@@ -155,7 +161,7 @@ async def test_an_endless_response_counts_by_its_status(tmp_path: Path, respond:
 
 @in_event_loop
 async def test_a_receiver_that_is_gone_gets_no_more(tmp_path: Path) -> None:
-    """410 ends the retries."""
+    """A receiver that responds 410 gets no retries."""
     with Receiver().running() as receiver:
         receiver.responses = [status(410)]
         async with service(tmp_path) as (client,):
@@ -165,7 +171,9 @@ async def test_a_receiver_that_is_gone_gets_no_more(tmp_path: Path) -> None:
 
 @in_event_loop
 async def test_a_name_that_changes_to_an_internal_address_is_not_reached(tmp_path: Path) -> None:
-    """Public when the request was checked, internal when it is sent."""
+    """A host that was public at the request and resolves to an internal address later gets no
+    delivery.
+    """
     addresses = [["1.1.1.1"], ["127.0.0.1"]]
 
     async def resolver(_host: str, _port: int) -> Sequence[str]:
@@ -193,7 +201,7 @@ async def test_a_name_that_changes_to_an_internal_address_is_not_reached(tmp_pat
 )
 @in_event_loop
 async def test_a_webhook_to_an_internal_address_is_rejected(tmp_path: Path, url: str) -> None:
-    """At once, and nothing is created."""
+    """A webhook to an internal address is 422 at once, and no job is created."""
     async with service(tmp_path, allowed_networks="") as (client,):
         response = await client.post("/v1/samples", json={"model": MODEL, "webhook": {"url": url}})
         assert problem(response, 422)["errors"][0]["field"] == "webhook.url"
@@ -213,7 +221,7 @@ async def test_a_webhook_to_an_internal_address_is_rejected(tmp_path: Path, url:
 )
 @in_event_loop
 async def test_a_webhook_that_is_not_valid_is_rejected(tmp_path: Path, webhook: object, field: str) -> None:
-    """The problem names the field, in JSON of an operation, a training and a dataset."""
+    """An invalid webhook is 422 with its field, for operations, trainings and datasets."""
     training = {"family": "vae", "dataset": "d", "name": "n"}
     async with service(tmp_path) as (client,):
         for path, body in (("samples", {"model": MODEL}), ("trainings", training), ("datasets", {"source": "mnist"})):
@@ -224,7 +232,7 @@ async def test_a_webhook_that_is_not_valid_is_rejected(tmp_path: Path, webhook: 
 
 @in_event_loop
 async def test_a_slow_receiver_does_not_hold_up_others(tmp_path: Path) -> None:
-    """Deliveries to one host use a part of the connections."""
+    """Slow deliveries to one host use only a part of the connections, so that others are sent."""
     with Receiver().running() as slow, Receiver().running() as fast:
         slow.responses = [lambda handler: time.sleep(5)] * webhooks.MAX_PER_HOST
         async with service(tmp_path) as (client,):
@@ -240,7 +248,9 @@ async def test_a_slow_receiver_does_not_hold_up_others(tmp_path: Path) -> None:
 async def test_each_key_has_a_secret_and_both_sign_while_it_is_rotated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`keys add` and `keys rotate` show it once. Another owner's secret verifies nothing."""
+    """While a key is rotated, deliveries have signatures of the old and the new secret, which
+    `keys` prints once.
+    """
     file = tmp_path / "keys"
     secrets = []
     for words in (("add", "ann"), ("rotate", "ann"), ("add", "bob")):
@@ -265,7 +275,9 @@ async def test_each_key_has_a_secret_and_both_sign_while_it_is_rotated(
 
 @in_event_loop
 async def test_a_key_without_a_secret_cannot_have_webhooks(tmp_path: Path) -> None:
-    """One of an earlier release: the problem says how to get a secret."""
+    """A key without a webhook secret, as earlier releases made them, gets 422, which says how to
+    get one.
+    """
     lines = key_line("old"), key_line("new", "run", f"webhooks={new_secret()}")
     async with service(tmp_path, "old", "new", api_keys=key_file(tmp_path, *lines)) as (old, new):
         body = {"model": MODEL, "webhook": {"url": "http://127.0.0.1:1/"}}
@@ -276,7 +288,7 @@ async def test_a_key_without_a_secret_cannot_have_webhooks(tmp_path: Path) -> No
 
 @in_event_loop
 async def test_deliveries_of_a_deleted_job_are_still_sent_and_listed(tmp_path: Path) -> None:
-    """A job that never was is a 404."""
+    """Deliveries of a deleted job are sent and listed; an unknown job is 404."""
     with Receiver().running() as receiver:
         receiver.responses = [status(500)]
         async with service(tmp_path, webhook_retry_s=1) as (client,):

@@ -1,4 +1,4 @@
-"""Every integer of a request may be written as 4.0, and then means the bytes of 4."""
+"""Integers of requests may be written as floats: 4.0 gives the same bytes as 4."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ JSON = {"Content-Type": "application/json"}
 
 
 def sent(client: httpx.Client, path: str, body: str, **headers: str) -> httpx.Response:
-    """The response to a body as it is written."""
+    """Return the response to a JSON body given as text."""
     return client.post(path, content=body.encode(), headers={**JSON, **headers})
 
 
 def same(response: httpx.Response, other: httpx.Response) -> None:
-    """Hold two responses to the same content."""
+    """Check that two responses are 200 with the same content."""
     assert (response.status_code, other.status_code) == (200, 200), response.text[:300] + other.text[:300]
     assert response.content == other.content
 
@@ -37,13 +37,13 @@ def same(response: httpx.Response, other: httpx.Response) -> None:
 )
 @pytest.mark.parametrize("accept", ["application/json", "image/png"])
 def test_the_bytes_are_those_of_the_integer(client: httpx.Client, path: str, fields: str, accept: str) -> None:
-    """Count, seed and options of operations."""
+    """Count, seed and integer options may be written as floats."""
     both = [f'{{"model": "{MODEL}", {fields.format(end)}}}' for end in (".0", "")]
     same(*(sent(client, path, body, Accept=accept) for body in both))
 
 
 def test_options_on_pictures_and_fields_of_forms(client: httpx.Client, digit: bytes) -> None:
-    """Draws and importance samples as JSON, as form fields and in the query."""
+    """Integer options may be written as floats in JSON, in forms and in the query."""
     encoded = base64.b64encode(digit).decode()
     for path, field in (("energies", "draws"), ("likelihoods", "k"), ("interpolations", "steps")):
         pictures = [encoded] * (2 if path == "interpolations" else 1)
@@ -60,7 +60,7 @@ def test_options_on_pictures_and_fields_of_forms(client: httpx.Client, digit: by
 
 
 def test_the_quality_and_scale_of_an_enlarged_picture(client: httpx.Client, digit: bytes) -> None:
-    """`quality: 80.0` is 80, `scale: 2.0` is 2, in JSON and in a form."""
+    """`quality` and `scale` may be written as floats, in JSON and in a form."""
     fields = [{"model": "enlarge", "format": "jpeg", "quality": q, "scale": s} for q, s in ((80.0, 2.0), (80, 2))]
     image = base64.b64encode(digit).decode()
     same(*(client.post("/v1/upscales", json={**one, "image": image}) for one in fields))
@@ -70,7 +70,7 @@ def test_the_quality_and_scale_of_an_enlarged_picture(client: httpx.Client, digi
 @pytest.mark.parametrize("value", ["4.5", "true", '"4"', "null", "1e300", "[4]", "-1.0"])
 @pytest.mark.parametrize(("path", "field"), [("samples", "count"), ("samples", "seed"), ("manifold", "size")])
 def test_another_number_is_refused(client: httpx.Client, path: str, field: str, value: str) -> None:
-    """422 that names the field; a seed alone may be null."""
+    """Any other value of an integer field is 422, which names the field; a null seed is valid."""
     response = sent(client, f"/v1/{path}", f'{{"model": "{MODEL}", "{field}": {value}}}')
     if (field, value) == ("seed", "null"):
         assert response.status_code == 200
@@ -81,7 +81,7 @@ def test_another_number_is_refused(client: httpx.Client, path: str, field: str, 
 
 @pytest.mark.parametrize("value", ["1e400", "NaN", "Infinity", "-1e999"])
 def test_numbers_that_json_does_not_have_are_rejected(client: httpx.Client, value: str) -> None:
-    """400 for an operation, and 400 or 422 for a training, wherever the number stands."""
+    """NaN, infinity and numbers that overflow are rejected in operations and trainings."""
     assert sent(client, "/v1/samples", f'{{"model": "{MODEL}", "count": {value}}}').status_code == 400
     for field in (f'"gpus": {value}', f'"recipe": {{"seed": {value}}}', f'"evaluation": {{"k": {value}}}'):
         body = f'{{"family": "vae", "dataset": "x", "name": "x", {field}}}'
@@ -89,7 +89,9 @@ def test_numbers_that_json_does_not_have_are_rejected(client: httpx.Client, valu
 
 
 def training_body(end: str) -> str:
-    """A dry run with every kind of integer that a training takes."""
+    """Return a dry run with every kind of integer that a training takes; `end` is appended to
+    each.
+    """
     recipe = (
         f'{{"seed": 3{end}, "config": {{"hidden": [16{end}, 8{end}], "latents": 2{end}}},'
         f' "training": {{"epochs": 2{end}, "batch_size": 50{end}}}}}'
@@ -101,7 +103,7 @@ def training_body(end: str) -> str:
 
 
 def test_a_recipe_takes_whole_numbers(client: httpx.Client, stack: Stack) -> None:
-    """In its seed, its config, lists in it, and its training; the recipe in force holds integers."""
+    """The resolved recipe has integers where the request has whole floats."""
     digits(Path(stack.state / "state" / "datasets"), "whole-digits")
     response = sent(client, "/v1/trainings", training_body(".0"), Prefer="wait=60")
     assert response.status_code in {200, 202}, response.text
@@ -111,7 +113,7 @@ def test_a_recipe_takes_whole_numbers(client: httpx.Client, stack: Stack) -> Non
 
 
 def test_an_idempotency_key_stands_for_both(client: httpx.Client) -> None:
-    """A retry that writes 4 as 4.0 is the same request."""
+    """A retry that writes 4 as 4.0 is the same request for an Idempotency-Key."""
     key = {"Idempotency-Key": "whole-numbers"}
     bodies = [f'{{"model": "{MODEL}", "seed": 1{end}, "count": 2{end}}}' for end in ("", ".0")]
     same(*(sent(client, "/v1/samples", body, **key) for body in bodies))

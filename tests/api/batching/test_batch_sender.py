@@ -88,7 +88,7 @@ def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Cli
         statuses = Counter(one.result() for one in futures)
     assert statuses[503] >= 140, statuses
     assert took < 2.0
-    # what the others left behind is gone at once
+    # the rows of the disconnected clients have been dropped from the queue
     time.sleep(2.5)
     started = time.monotonic()
     assert client.post("/v1/samples", json={"model": "faulty", "seed": 2}).is_success

@@ -61,7 +61,7 @@ def rows_of(batch: InFlightBatch) -> int:
     return sum(part.rows for part in batch.slices)
 
 
-# --- what a batch holds ---
+# --- contents of batches ---
 
 REQUESTS = st.lists(
     st.tuples(st.integers(1, 100), st.sampled_from(["", "a", "b"]), st.integers(0, 2)), min_size=1, max_size=40
@@ -153,7 +153,7 @@ def test_every_row_is_computed_once_whatever_happens(requests: Any, events: list
     run.drain()
     assert run.completed == {one.id: 1 for one in waiting if one.id not in run.cancelled}
     assert all(one.rows_left == 0 for one in waiting if one.id not in run.cancelled)
-    # and nothing of them is left
+    # the scheduler has dropped all of their state
     assert not run.scheduler.in_flight
     assert not any(one.batches for one in waiting)
     assert not any(run.scheduler._groups.values())
@@ -233,7 +233,7 @@ def test_images_are_cut_with_their_rows() -> None:
     assert part.items["images"].ravel().tolist() == [value for value in range(16, 20) for _ in range(2)]
 
 
-# --- who comes next ---
+# --- the order of owners ---
 
 
 def served(made: BatchScheduler, queue: Any = "interactive") -> list[str]:
@@ -394,7 +394,7 @@ def test_a_request_larger_than_the_budget_passes_alone() -> None:
     made.submit(request(5000))
 
 
-# --- behind long passes ---
+# --- holding a batch after a slow one ---
 
 
 def test_after_a_long_pass_the_next_waits_for_its_clients() -> None:

@@ -1,4 +1,4 @@
-"""Datasets over HTTP: what is made of an upload, what is refused, and what is left behind."""
+"""Datasets over HTTP: uploads, rejections, limits, and what is left after a failure."""
 
 import asyncio
 import gzip
@@ -28,14 +28,14 @@ ZIP = {"Content-Type": "application/zip"}
 
 
 def sent(client: httpx.Client, file: bytes, labels: bytes | None = None, **fields: Any) -> httpx.Response:
-    """Return the response to a form with this file."""
+    """Return the response to an upload as a multipart form."""
     files = {"file": ("upload", file)} | ({} if labels is None else {"labels": ("labels", labels)})
     return client.post(PATH, files=files, data=fields)
 
 
 @pytest.fixture
 def datasets(stack: Stack) -> Iterator[Datasets]:
-    """The folder of the shared service, empty before and after the test."""
+    """The dataset store of the shared service, empty before and after the test."""
     folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
     _delete_all(folder)
     yield folder
@@ -48,15 +48,17 @@ def _delete_all(datasets: Datasets) -> None:
 
 
 def at_work(datasets: Datasets) -> list[Path]:
-    """Folders that something is being made in."""
+    """Return the scratch folders of uploads that are being received or converted."""
     return [path.parent for path in datasets.folder.glob(".*/lock")]
 
 
-# --- what is there ---
+# --- accepted uploads ---
 
 
 def test_an_upload_is_a_dataset(client: httpx.Client, datasets: Datasets) -> None:
-    """With its shape, counts and fingerprint; to be had, listed, looked at and deleted by its name."""
+    """An upload becomes a dataset with its shape, counts and fingerprint; it can be listed,
+    previewed and deleted by its name.
+    """
     response = sent(client, DIGITS.read_bytes(), name="digits", validation=0.05)
     assert response.status_code == 201, response.text
     assert response.headers["location"] == "/v1/datasets/digits"
@@ -77,7 +79,10 @@ def test_an_upload_is_a_dataset(client: httpx.Client, datasets: Datasets) -> Non
 
 
 def test_a_raw_body_is_the_same_as_a_form(client: httpx.Client, datasets: Datasets) -> None:
-    """The same content under its name again is 200, under another name another dataset, other content 409."""
+    """A raw body and a form give equal datasets.
+
+    The same content under the same name returns 200, other content under that name 409.
+    """
     file = packed(zipped())
     raw = client.post(f"{PATH}?name=raw&test=0.2", content=file, headers=ZIP)
     assert raw.status_code == 201, raw.text
@@ -93,7 +98,7 @@ def test_a_raw_body_is_the_same_as_a_form(client: httpx.Client, datasets: Datase
 
 
 def test_lists_are_paginated(client: httpx.Client, datasets: Datasets) -> None:
-    """By name, a page at a time."""
+    """Datasets are listed by name in pages."""
     assert client.get(PATH).json() == {
         "object": "list",
         "data": [],
@@ -110,7 +115,9 @@ def test_lists_are_paginated(client: httpx.Client, datasets: Datasets) -> None:
 
 
 def test_every_kind_of_upload(client: httpx.Client, datasets: Datasets) -> None:
-    """Labels, vectors with their own split, pictures made one size, photographs of any size."""
+    """Labelled images, vectors with their own splits, resized images and photographs of several
+    sizes are accepted.
+    """
     labelled = sent(client, idx(pictures(20)), idx(np.arange(20, dtype=np.uint8)), name="labelled")
     assert labelled.json()["labels"] is True
     bits = np.random.default_rng(0).integers(0, 2, (60, 112), dtype=np.uint8)
@@ -126,7 +133,7 @@ def test_every_kind_of_upload(client: httpx.Client, datasets: Datasets) -> None:
 
 
 def test_a_dataset_in_use_is_not_deleted(client: httpx.Client, datasets: Datasets) -> None:
-    """409 says who uses it."""
+    """Deleting a dataset that a job uses is rejected with 409, which names the job."""
     sent(client, idx(pictures(12)), name="used")
     datasets.use("used", "job_7")
     problem(client.delete(f"{PATH}/used"), 409, "used", "job_7", "cancel")
@@ -135,11 +142,11 @@ def test_a_dataset_in_use_is_not_deleted(client: httpx.Client, datasets: Dataset
     assert client.delete(f"{PATH}/used").status_code == 204
 
 
-# --- what is refused ---
+# --- rejections ---
 
 
 def _contradicting() -> bytes:
-    """A ZIP whose ZIP64 record says that it has a million million members."""
+    """Return a ZIP whose ZIP64 record claims 10¹² members."""
     body, count, length, offset = end_of(packed(zipped()))
     return body + zip_end(count, length, offset, (10**12, length, offset))
 
@@ -179,7 +186,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_uploads_are_rejected_with_the_reason(client: httpx.Client, datasets: Datasets, case: str) -> None:
-    """At their field, with what would work; nothing is left behind."""
+    """The problem names the field and what would work; no dataset and no scratch folder is left."""
     file, labels, fields, status, field, word = BAD[case]
     body = problem(sent(client, file, labels, **{"name": "bad", **fields}), status, word)
     assert [error["field"] for error in body["errors"]] == [field]
@@ -188,7 +195,9 @@ def test_bad_uploads_are_rejected_with_the_reason(client: httpx.Client, datasets
 
 
 def _form(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n") -> dict[str, Any]:
-    """The content and headers of a form made by hand, of headers and data."""
+    """Return the content and headers of a hand-written multipart form; each part is its headers and
+    its data.
+    """
     body = b"".join(b"--b\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in parts)
     return {"content": body + end, "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
 
@@ -223,13 +232,13 @@ NAME = ('Content-Disposition: form-data; name="name"', b"x")
 def test_bad_bodies_are_rejected_with_the_reason(
     client: httpx.Client, datasets: Datasets, arguments: dict[str, Any], status: int, words: list[str]
 ) -> None:
-    """Whatever of them cannot be read."""
+    """A body that cannot be read, as a form or as JSON, is rejected with the reason."""
     problem(client.post(PATH, **arguments), status, *words)
     assert at_work(datasets) == []
 
 
 def test_bad_queries_are_rejected_with_the_reason(client: httpx.Client, datasets: Datasets) -> None:
-    """Of lists and previews."""
+    """Invalid query parameters of lists and previews are rejected."""
     sent(client, idx(pictures(12)), name="small", test=0)
     problem(client.get(f"{PATH}/small/preview?split=test"), 404, "no pictures in its test split")
     problem(client.get(f"{PATH}/small/preview?split=other"), 422, "split")
@@ -243,14 +252,16 @@ def test_bad_queries_are_rejected_with_the_reason(client: httpx.Client, datasets
 
 
 def _opened(stack: Stack, head: bytes) -> socket.socket:
-    """Return a connection on which an upload has started."""
+    """Open a connection and send the start of an upload."""
     connection = socket.create_connection(("127.0.0.1", stack.port), 30)
     connection.sendall(b"POST /v1/datasets?name=early HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: early\r\n" + head)
     return connection
 
 
 def test_a_client_that_leaves_leaves_nothing(stack: Stack, client: httpx.Client, datasets: Datasets) -> None:
-    """Whether half its file has come, or all of it and it is being converted."""
+    """If the client disconnects during the upload or the conversion, the scratch folder is removed
+    and status 499 is logged.
+    """
     large = idx(np.random.default_rng(0).integers(0, 256, (100, 1000, 1000), dtype=np.uint8))
     head = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % len(large)
     for share in (0.5, 1.0):
@@ -268,7 +279,9 @@ def test_a_client_that_leaves_leaves_nothing(stack: Stack, client: httpx.Client,
 
 
 def test_a_wrong_content_length_is_a_truncated_file(stack: Stack, client: httpx.Client, datasets: Datasets) -> None:
-    """One that is too small cuts the file; one that is too large is a client that leaves."""
+    """A Content-Length that is too small truncates the file (422); one that is too large is a
+    disconnected client.
+    """
     file = idx(pictures(12))
     head = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n"
     with _opened(stack, head % (len(file) - 10)) as connection:
@@ -286,7 +299,9 @@ def test_a_wrong_content_length_is_a_truncated_file(stack: Stack, client: httpx.
 
 
 def _alone(folder: Path, visit: Callable[[httpx.AsyncClient], Awaitable[None]], **chosen: Any) -> None:
-    """Let `visit` call an API process with these settings, without queue server or worker."""
+    """Run an API process without queue server or worker, call `visit` with its client, and check
+    that no dataset is left.
+    """
     settings = Settings(
         state=folder,
         checkpoints=Path("checkpoints"),
@@ -315,7 +330,9 @@ async def _uploaded(client: httpx.AsyncClient, content: bytes | AsyncIterator[by
 
 
 def test_the_limit_of_uploads_is_their_own(tmp_path: Path) -> None:
-    """It is larger than that of other routes, and applies with and without Content-Length."""
+    """`max_dataset_bytes` limits uploads, with and without Content-Length, and `max_body_bytes` the
+    other routes.
+    """
 
     async def unsaid() -> AsyncIterator[bytes]:
         for _ in range(100):
@@ -334,14 +351,16 @@ def test_the_limit_of_uploads_is_their_own(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """507 while the file comes, or while it is converted, and the disk is as it was."""
+    """A disk that fills up while a file is received or converted is 507, and nothing is left on
+    it.
+    """
 
     async def visit(client: httpx.AsyncClient) -> None:
         for file in (bytes(3 << 20), DIGITS.read_bytes()):
             problem(await _uploaded(client, file), 507, "no room", "delete others")
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file of more is refused as by a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # writing a larger file fails
     try:
         _alone(tmp_path, visit)
     finally:
@@ -349,7 +368,7 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_reserve_is_left_on_the_disk(tmp_path: Path) -> None:
-    """Free disk space stays reserved for the job store."""
+    """An upload that would leave less than `min_free_disk_bytes` free is rejected with 507."""
 
     async def visit(client: httpx.AsyncClient) -> None:
         problem(await _uploaded(client, DIGITS.read_bytes()), 507, "no room", "delete others")
@@ -358,7 +377,7 @@ def test_a_reserve_is_left_on_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """408, so that a client that hangs holds no disk."""
+    """An upload that stops sending gets 408, and its scratch folder is removed."""
     monkeypatch.setattr(spool, "IDLE_S", 0.2)
 
     async def slow() -> AsyncIterator[bytes]:
@@ -373,7 +392,9 @@ def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process is killed after the time limit, the response names the setting, and nothing is left."""
+    """A conversion that exceeds the time limit is killed; the response names the setting, and
+    nothing is left.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass\n"
@@ -396,7 +417,9 @@ def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_named_dataset_is_a_job_at_once(tmp_path: Path) -> None:
-    """The response waits only as `Prefer` says, here without a worker that would do it; the job can be cancelled."""
+    """A named dataset is created by a job; the response waits only as long as `Prefer` says, and
+    the job can be cancelled.
+    """
 
     async def visit(client: httpx.AsyncClient) -> None:
         for prefer, wait_s in (("", 0), ("wait=1", 1)):
@@ -413,7 +436,9 @@ def test_a_named_dataset_is_a_job_at_once(tmp_path: Path) -> None:
 
 
 def test_a_crash_of_the_reader_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal that ends it is the file's fault, another fault is ours."""
+    """A signal that kills the conversion is reported as a fault of the file (422), another failure
+    as 500.
+    """
     (tmp_path / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -427,7 +452,9 @@ def test_a_crash_of_the_reader_is_reported(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_dataset_by_name(client: httpx.Client, datasets: Datasets) -> None:
-    """MNIST, with its own test part, and again the same."""
+    """MNIST is fetched by its name with its own test split; a second request returns the existing
+    dataset.
+    """
     payload = {"source": "mnist", "name": "digits"}
     job_id = client.post(PATH, json=payload).json()["id"]
     job = finished_job(client, job_id)
@@ -447,7 +474,9 @@ def _memory_kb(stack: Stack, what: str) -> int:
 
 @pytest.mark.parametrize("form", [True, False])
 def test_an_upload_is_never_in_memory(stack: Stack, client: httpx.Client, datasets: Datasets, form: bool) -> None:
-    """The API process grows by less than 64 MB for a file of 300, sent as a form or raw."""
+    """An upload of 300 MB, as a form or as a raw body, increases the API's memory by less than 64
+    MB.
+    """
     count, block = 300, bytes(range(256)) * 4096
     head = b"\0\0\x08\3" + b"".join(size.to_bytes(4, "big") for size in (count, 1024, 1024))
     begin = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' if form else b""

@@ -23,12 +23,14 @@ from tests.stack import Stack
 
 
 def _small() -> bytes:
-    """A picture of the faulty family's size."""
+    """Return an image of the size that the family `faulty` takes."""
     return png(np.full((1, 8, 8), 100, np.uint8))
 
 
 def test_jobs_are_listed_newest_first_page_by_page(client: httpx.Client) -> None:
-    """`after` and `limit` walk the list; filters leave others out."""
+    """`limit` and `after` page through the jobs, newest first; filters select by model, kind and
+    status.
+    """
     made = [create_job(client, "/v1/samples", model=FAULTY, seed=seed) for seed in (1, 2, 13)]
     for job_id in made:
         finished_job(client, job_id)
@@ -49,21 +51,24 @@ def test_jobs_are_listed_newest_first_page_by_page(client: httpx.Client) -> None
     ["status=done", "status=", "limit=0", "limit=101", "limit=x", "after=" + "x" * 61, "after=job_0", "kind=%00"],
 )
 def test_a_wrong_filter_is_refused(client: httpx.Client, query: str) -> None:
-    """422 names the parameter."""
+    """An invalid query parameter gets 422, which names it."""
     body = problem(client.get(f"/v1/jobs?{query}"), 422, query.partition("=")[0])
     assert body["errors"]
 
 
 @pytest.mark.parametrize("job_id", ["job_" + "0" * 28, "nonsense", "%00", "a b", "x" * 3000, "job_" + "g" * 28])
 def test_an_unknown_job_is_a_problem(client: httpx.Client, job_id: str) -> None:
-    """404 on every route of a job."""
+    """Every route of a job returns 404 for an unknown or malformed id."""
     here = f"/v1/jobs/{job_id}"
     for method, path in [("GET", ""), ("GET", "/result"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]:
         problem(client.request(method, here + path), 404, "/v1/jobs")
 
 
 def test_a_running_job_is_looked_at_and_cancelled(client: httpx.Client, digit: bytes) -> None:
-    """It shows progress, has no result yet, cannot be deleted; cancelling it ends it and frees the worker at once."""
+    """A running job reports progress and can be cancelled, which frees the worker within seconds.
+
+    Until then it has no result and cannot be deleted (409).
+    """
     image = b64(_small())
     job_id = create_job(client, "/v1/likelihoods", model=FAULTY, images=[image], k=1000, seconds=0.05)
     here = f"/v1/jobs/{job_id}"
@@ -77,7 +82,7 @@ def test_a_running_job_is_looked_at_and_cancelled(client: httpx.Client, digit: b
     started = time.monotonic()
     assert post_samples(client).status_code == 200
     assert time.monotonic() - started < 5
-    assert client.post(f"{here}/cancel").json()["status"] == "cancelled"  # again is no harm
+    assert client.post(f"{here}/cancel").json()["status"] == "cancelled"  # cancelling again has no effect
     problem(client.get(f"{here}/result"), 409, "cancelled")
     assert finished_job(client, job_id)["status"] == "cancelled"
     assert client.delete(here).status_code == 204
@@ -85,7 +90,7 @@ def test_a_running_job_is_looked_at_and_cancelled(client: httpx.Client, digit: b
 
 
 def test_a_queued_job_is_cancelled_before_it_runs(client: httpx.Client) -> None:
-    """Its turn never comes."""
+    """A queued job that is cancelled is never started."""
     first = create_job(client, "/v1/samples", model=FAULTY, seconds=1)
     job_when(client, first, lambda job: job["status"] == "running")
     second = create_job(client, "/v1/samples", model=MODEL)
@@ -95,7 +100,7 @@ def test_a_queued_job_is_cancelled_before_it_runs(client: httpx.Client) -> None:
 
 
 def test_an_adopted_job_is_cancelled(client: httpx.Client) -> None:
-    """A request that became a job while it ran can be cancelled like any."""
+    """A synchronous request that became a job while it ran can be cancelled."""
     fields = {"model": FAULTY, "images": [b64(_small())], "k": 1000, "seconds": 0.05}
     job = client.post("/v1/likelihoods", json=fields, headers={"Prefer": "wait=1"}).json()
     assert job_when(client, job["id"], lambda job: job["progress"] > 0)["status"] == "running"
@@ -107,7 +112,9 @@ def test_an_adopted_job_is_cancelled(client: httpx.Client) -> None:
 
 
 def test_an_ended_job_cannot_be_cancelled(client: httpx.Client) -> None:
-    """409 says how it ended; forgetting it works, and then there is no trace."""
+    """Cancelling an ended job is 409 with its status; after it is deleted, all its routes return
+    404.
+    """
     job_id = create_job(client, "/v1/samples", model=MODEL)
     finished_job(client, job_id)
     problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "succeeded")
@@ -117,7 +124,7 @@ def test_an_ended_job_cannot_be_cancelled(client: httpx.Client) -> None:
 
 
 def test_a_failed_job_says_why(client: httpx.Client) -> None:
-    """The job carries the problem, and its result is refused with it."""
+    """A failed job has the problem; a request for its result gets 409 with the same problem."""
     job_id = create_job(client, "/v1/samples", model=FAULTY, seed=13)
     job = finished_job(client, job_id)
     assert job["status"] == "failed"
@@ -126,7 +133,9 @@ def test_a_failed_job_says_why(client: httpx.Client) -> None:
 
 
 def test_a_result_is_cached_resumed_and_refused(client: httpx.Client) -> None:
-    """Strong ETag, 304, ranges with 206 and 416, and If-Range."""
+    """The result has a strong ETag and supports 304, ranges (206 and 416) and `If-Range`; 406 for
+    other media types.
+    """
     job_id = create_job(client, "/v1/samples", model=MODEL, count=4, seed=8)
     finished_job(client, job_id)
     here = f"/v1/jobs/{job_id}/result"
@@ -151,12 +160,12 @@ def test_a_result_is_cached_resumed_and_refused(client: httpx.Client) -> None:
     problem(outside, 416, str(len(whole.content)))
     assert outside.headers["content-range"] == f"bytes */{len(whole.content)}"
     assert client.head(here, headers={"Accept": "application/x-npz"}).headers["etag"] == tag
-    assert client.get(here).headers["etag"] != tag  # another form is another result
+    assert client.get(here).headers["etag"] != tag  # each media type has its ETag
     problem(client.get(here, headers={"Accept": "text/html"}), 406)
 
 
 def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
-    """410 says that the seed gives it again; the job itself stays."""
+    """An expired result is 410, which says that the same seed gives it again; the job stays."""
     job_id = create_job(client, "/v1/samples", model=MODEL)
     finished_job(client, job_id)
     job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
@@ -168,7 +177,7 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
 
 
 def test_bulk_results_are_complete(client: httpx.Client) -> None:
-    """A job of many slices has its rows in order, the same as a synchronous response."""
+    """The result of a job of many slices equals the synchronous response."""
     job_id = create_job(client, "/v1/samples", model=MODEL, count=3000, seed=5)
     assert finished_job(client, job_id)["status"] == "succeeded"
     result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "application/x-npz"})
@@ -179,13 +188,15 @@ def test_bulk_results_are_complete(client: httpx.Client) -> None:
 
 
 def _events(response: httpx.Response) -> list[dict[str, str]]:
-    """The events of a whole stream; comments are left out."""
+    """Return the events of a complete stream, without comments."""
     blocks = [block for block in response.text.split("\n\n") if block.startswith("id:")]
     return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
 
 
 def test_events_follow_a_job_to_its_end(client: httpx.Client) -> None:
-    """Numbered from 1: queued, running, progress, succeeded; then the stream closes."""
+    """Events are numbered from 1 and report status and progress until the job ends; `Last-Event-ID`
+    resumes after an event.
+    """
     fields = {"model": FAULTY, "images": [b64(_small())], "k": 8, "seconds": 0.1}
     job_id = create_job(client, "/v1/likelihoods", **fields)
     response = client.get(f"/v1/jobs/{job_id}/events")
@@ -209,7 +220,9 @@ def test_events_follow_a_job_to_its_end(client: httpx.Client) -> None:
 
 
 def test_a_last_event_id_beyond_the_end_gets_the_rest(client: httpx.Client, stack: Stack) -> None:
-    """A Last-Event-ID ahead of a running job counts as the last there is, and the stream ends with the job."""
+    """A `Last-Event-ID` above the newest event of a running job returns the events that follow,
+    until the job ends.
+    """
     job_id = create_job(client, "/v1/likelihoods", model=FAULTY, images=[b64(_small())], k=1000, seconds=0.05)
     here = f"/v1/jobs/{job_id}"
 

@@ -12,9 +12,9 @@ from tests.api.helpers import (
 
 
 def test_models_are_listed_with_their_cards(client: httpx.Client) -> None:
-    """The list has each model; its entry is its card, and says where each operation is."""
+    """The list has the card of each model, with links to its operations."""
     listed = client.get("/v1/models").json()
-    names = [model["name"] for model in listed["data"]]  # other modules may have published more
+    names = [model["name"] for model in listed["data"]]  # other tests may have published more
     assert names == sorted(names)
     assert {ENLARGE, FAULTY, TINY, MODEL} <= set(names)
     assert (listed["object"], listed["has_more"]) == ("list", False)
@@ -30,5 +30,5 @@ def test_models_are_listed_with_their_cards(client: httpx.Client) -> None:
 
 
 def test_an_unknown_model_has_no_card(client: httpx.Client) -> None:
-    """404 says where the models are listed."""
+    """An unknown model is 404, which says where models are listed."""
     problem(client.get("/v1/models/gan"), 404, "gan", "/v1/models")

@@ -37,7 +37,9 @@ SMALL = {"recipe": NETWORK, "evaluation": {"count": 8, "k": 10}}
 
 @pytest.fixture
 def api(stack: Stack) -> Iterator[OpenAI]:
-    """OpenAI's client of the shared service; it raises an exception if a response is not as OpenAI's."""
+    """OpenAI's client of the shared service, which raises if a response does not match OpenAI's
+    schema.
+    """
     with OpenAI(
         base_url=f"{stack.url}/openai/v1", api_key="any", max_retries=0, _strict_response_validation=True
     ) as opened:
@@ -45,7 +47,9 @@ def api(stack: Stack) -> Iterator[OpenAI]:
 
 
 def refusal(error: openai.APIStatusError, status: int, param: str | None, *words: str) -> None:
-    """Check that an error has OpenAI's form, this status and parameter, and a message with these words."""
+    """Check that an error has OpenAI's form, this status and parameter, and a message with these
+    words.
+    """
     assert error.status_code == status
     assert isinstance(error.body, dict)
     assert set(error.body) == {"message", "type", "param", "code"}
@@ -59,7 +63,7 @@ def refusal(error: openai.APIStatusError, status: int, param: str | None, *words
 
 
 def test_models(api: OpenAI) -> None:
-    """The served models are listed; one is found by its name, or by name and version."""
+    """Models are listed, and can be retrieved by name or by name and version."""
     models = {model.id: model for model in api.models.list()}
     assert {MODEL, TINY} <= models.keys()
     assert models[MODEL].owned_by == "reverie"
@@ -75,7 +79,9 @@ def test_models(api: OpenAI) -> None:
 
 
 def test_images_are_those_of_samples(api: OpenAI, client: httpx.Client) -> None:
-    """`n` and `seed` give the bytes of `POST /v1/samples`; the response says that the prompt was not used."""
+    """`n` and `seed` give the images of `POST /v1/samples`; `revised_prompt` says that the prompt
+    was not used.
+    """
     drawn = api.images.generate(model=MODEL, prompt="a seven", n=3, extra_body={"seed": 5, "output": "draws"})
     samples = post_samples(client, count=3, seed=5, output="draws").json()
     assert drawn.data is not None
@@ -89,7 +95,9 @@ def test_images_are_those_of_samples(api: OpenAI, client: httpx.Client) -> None:
 
 
 def test_a_size_is_the_nearest_whole_multiple(api: OpenAI) -> None:
-    """Images are enlarged without interpolation, and `revised_prompt` says so."""
+    """Images are enlarged by the whole factor nearest to `size`, without interpolation, and
+    `revised_prompt` says so.
+    """
     small = api.images.generate(model=MODEL, prompt="", extra_body={"seed": 5})
     large = api.images.generate(model=MODEL, prompt="", size="1024x1024", extra_body={"seed": 5})
     assert small.data
@@ -107,13 +115,15 @@ def test_a_size_is_the_nearest_whole_multiple(api: OpenAI) -> None:
     ("size", "factor"), [(None, 1), ("auto", 1), ("1x1", 1), ("28x28", 1), ("41x41", 1), ("43x43", 2), ("280x56", 6)]
 )
 def test_the_factor_is_the_nearest(size: str | None, factor: int) -> None:
-    """It is at least 1; of two sides that differ, both count."""
+    """The factor is at least 1, and the one whose image size is nearest to `size` (Euclidean
+    distance).
+    """
     assert nearest_factor(size, ImageShape(1, 28, 28)) == factor
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_other_formats(api: OpenAI, kind: Any) -> None:
-    """`output_format` is a file of that format."""
+    """`output_format` selects the file format."""
     drawn = api.images.generate(model=MODEL, prompt="", size="56x56", output_format=kind, output_compression=90)
     assert drawn.data
     assert drawn.output_format == kind
@@ -146,14 +156,16 @@ def test_links_to_images(api: OpenAI, client: httpx.Client) -> None:
 
 
 def test_a_client_without_a_model_gets_pictures(api: OpenAI) -> None:
-    """Without `model` it is the first that can draw pictures, which the response names."""
+    """Without `model`, the first model that can draw images is used."""
     drawn = api.images.generate(prompt="anything")
     assert drawn.data
     assert decode_image_base64(drawn.data[0].b64_json or "").shape[0] > 1
 
 
 def test_open_webui_gets_pictures(client: httpx.Client) -> None:
-    """The request of its image engine "openai": the picture is in `b64_json`, and there is no `url`."""
+    """The request that Open WebUI's image engine "openai" sends gets an image in `b64_json` and no
+    `url`.
+    """
     body = {"model": MODEL, "prompt": "a cat", "n": 1, "size": "512x512", "response_format": "b64_json"}
     response = client.post("/openai/v1/images/generations", json=body, headers={"Authorization": "Bearer sk-none"})
     assert response.status_code == 200
@@ -182,14 +194,14 @@ def test_open_webui_gets_pictures(client: httpx.Client) -> None:
     ],
 )
 def test_what_cannot_be_drawn(api: OpenAI, parameters: dict[str, Any], param: str, words: list[str]) -> None:
-    """400, and the message says what would work."""
+    """An invalid parameter of an image generation is 400, and the message says what would work."""
     with pytest.raises(openai.BadRequestError) as caught:
         api.images.generate(**{"model": MODEL, "prompt": "", **parameters})
     refusal(caught.value, 400, param, *words)
 
 
 def test_an_unknown_model(api: OpenAI) -> None:
-    """404, and the message names the models that draw images."""
+    """An unknown model is 404, and the message names the models that draw images."""
     with pytest.raises(openai.NotFoundError) as caught:
         api.images.generate(model="gpt-image-1", prompt="")
     refusal(caught.value, 404, "model", MODEL)
@@ -200,7 +212,7 @@ def test_an_unknown_model(api: OpenAI) -> None:
 
 
 def rgba(alpha: np.ndarray, level: int = 255) -> bytes:
-    """A PNG of one grey level and this transparency."""
+    """Return a PNG of one grey level with this alpha channel."""
     picture = Image.new("RGB", alpha.shape[::-1], (level, level, level))
     picture.putalpha(Image.fromarray(alpha.astype(np.uint8)))
     return encode_image(picture)
@@ -211,7 +223,9 @@ WHITE = encode_image(Image.new("L", (8, 8), 255))
 
 
 def test_transparent_pixels_are_filled_in(api: OpenAI) -> None:
-    """The opaque pixels stay; the transparent ones differ between the results."""
+    """An edit keeps the pixels that are opaque in the mask; the others differ between the
+    results.
+    """
     edited = api.images.edit(
         model=TINY, image=("a.png", WHITE), mask=("b.png", rgba(RIGHT_HALF)), prompt="", n=4, extra_body={"seed": 2}
     )
@@ -223,7 +237,9 @@ def test_transparent_pixels_are_filled_in(api: OpenAI) -> None:
 
 
 def test_an_image_without_a_mask_has_its_own(api: OpenAI, client: httpx.Client) -> None:
-    """Its transparent pixels are filled in, as `POST /v1/inpaintings` does with the same mask."""
+    """Without a mask, the image's transparent pixels are filled in, as by `POST /v1/inpaintings`
+    with that mask.
+    """
     edited = api.images.edit(model=TINY, image=rgba(RIGHT_HALF), prompt="", extra_body={"seed": 2, "inverted": True})
     mask = encode_image(Image.fromarray((255 - RIGHT_HALF).astype(np.uint8)))
     image = encode_image(Image.fromarray(RIGHT_HALF.astype(np.uint8)))
@@ -234,7 +250,9 @@ def test_an_image_without_a_mask_has_its_own(api: OpenAI, client: httpx.Client) 
 
 
 def test_an_enlarged_image_can_be_edited(api: OpenAI) -> None:
-    """A picture that was enlarged by `size` is reduced again: the result is that of the small one."""
+    """An image that was enlarged by `size` is reduced first: the edit equals that of the small
+    image.
+    """
     mask = rgba(RIGHT_HALF)
     small = api.images.edit(model=TINY, image=WHITE, mask=mask, prompt="", extra_body={"seed": 2})
     large_mask = rgba(RIGHT_HALF.repeat(5, 0).repeat(5, 1))
@@ -264,7 +282,7 @@ def test_an_enlarged_image_can_be_edited(api: OpenAI) -> None:
     ],
 )
 def test_what_cannot_be_edited(api: OpenAI, parameters: dict[str, Any], param: str, words: list[str]) -> None:
-    """400, and the message says what would work."""
+    """An invalid parameter of an edit is 400, and the message says what would work."""
     with pytest.raises(openai.BadRequestError) as caught:
         api.images.edit(**{"model": TINY, "image": WHITE, "prompt": "", **parameters})
     refusal(caught.value, 400, param, *words)
@@ -274,7 +292,9 @@ def test_what_cannot_be_edited(api: OpenAI, parameters: dict[str, Any], param: s
 
 
 def test_files_are_datasets(api: OpenAI, client: httpx.Client) -> None:
-    """A file is uploaded, converted, listed, downloaded, uploaded again and deleted; its id names a dataset."""
+    """A file can be uploaded, listed, downloaded, uploaded again and deleted; its id is the name of
+    a dataset.
+    """
     made = api.files.create(file=("digits.gz", DIGITS.read_bytes()), purpose="fine-tune")
     assert (made.filename, made.status, made.purpose) == ("digits.gz", "processed", "fine-tune")
     assert api.files.wait_for_processing(made.id).id == made.id
@@ -294,7 +314,7 @@ def test_files_are_datasets(api: OpenAI, client: httpx.Client) -> None:
 
 
 def test_labels_are_part_of_the_content(api: OpenAI, client: httpx.Client) -> None:
-    """The NPZ has the labels of each split."""
+    """The downloaded NPZ has the labels of each split."""
     images, labels = pictures(40), np.arange(40) % 7
     made = api.files.create(file=("labelled.npz", npz(images=images, labels=labels)), purpose="fine-tune")
     arrays = np.load(io.BytesIO(api.files.content(made.id).read()))
@@ -318,7 +338,7 @@ def test_labels_are_part_of_the_content(api: OpenAI, client: httpx.Client) -> No
     ],
 )
 def test_files_that_are_refused(api: OpenAI, parameters: dict[str, Any], param: str | None, words: list[str]) -> None:
-    """400, and the message says what would work."""
+    """An invalid upload is 400, and the message says what would work."""
     upload = {"file": ("a.npz", npz(images=pictures(9))), "purpose": "fine-tune"}
     with pytest.raises(openai.BadRequestError) as caught:
         api.files.create(**{**upload, **parameters})
@@ -336,7 +356,9 @@ def digits_file(stack: Stack) -> str:
 
 
 def test_a_fine_tuning_job(api: OpenAI, digits_file: str) -> None:
-    """A training by a family's name: its events, checkpoints and list, and images of the model that it makes."""
+    """A fine-tuning job of a family trains a model; events, checkpoints and lists are OpenAI's, and
+    the model draws images.
+    """
     job = api.fine_tuning.jobs.create(
         model="vae",
         training_file=digits_file,
@@ -380,7 +402,10 @@ def test_a_fine_tuning_job(api: OpenAI, digits_file: str) -> None:
 def test_a_job_of_a_served_model_is_paused_resumed_and_cancelled(
     api: OpenAI, client: httpx.Client, digits_file: str
 ) -> None:
-    """The new model has the configuration of the served one. A paused job is `queued`, and says that it is paused."""
+    """A fine-tuning job of a served model has that model's configuration.
+
+    While it is paused its status is `queued`, with `paused` set.
+    """
     job = api.fine_tuning.jobs.create(
         model=MODEL, training_file=digits_file, hyperparameters={"n_epochs": 10_000, "batch_size": "auto"}
     )
@@ -428,14 +453,14 @@ def ended(api: OpenAI, job_id: str) -> Any:
 def test_jobs_that_are_refused(
     api: OpenAI, digits_file: str, parameters: dict[str, Any], param: str, words: list[str]
 ) -> None:
-    """400, and the message says what would work."""
+    """An invalid fine-tuning request is 400, and the message says what would work."""
     with pytest.raises(openai.BadRequestError) as caught:
         api.fine_tuning.jobs.create(**{"model": "vae", "training_file": digits_file, **parameters})
     refusal(caught.value, 400, param, *words)
 
 
 def test_jobs_of_what_is_not_there(api: OpenAI, digits_file: str) -> None:
-    """404: the model, the file, the job; 400: a cursor."""
+    """An unknown model, file or job is 404; an unknown cursor is 400."""
     with pytest.raises(openai.NotFoundError) as caught:
         api.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=digits_file)
     refusal(caught.value, 404, "model", "vae", MODEL)
@@ -464,7 +489,9 @@ def test_jobs_of_what_is_not_there(api: OpenAI, digits_file: str) -> None:
     ],
 )
 def test_errors_have_one_form(client: httpx.Client, method: str, path: str, content: bytes, status: int) -> None:
-    """Those of the middleware and of the router too; those of `/v1` stay problems."""
+    """All errors below `/openai/v1`, also of the middleware and the router, are OpenAI's error
+    objects; those of `/v1` are problems.
+    """
     response = client.request(
         method, f"/openai/v1{path}", content=content, headers={"Content-Type": "application/json"}
     )
@@ -478,7 +505,7 @@ def test_errors_have_one_form(client: httpx.Client, method: str, path: str, cont
 
 
 def test_error_objects_of_the_service() -> None:
-    """Limits and failures have types of their own; the client must not retry a conflict."""
+    """Rate limits and overload have OpenAI's error types and codes."""
     limited = error_object({"status": 429, "detail": "slow down"})["error"]
     assert (limited["type"], limited["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     busy = error_object({"status": 503, "detail": "busy"})["error"]
@@ -486,7 +513,9 @@ def test_error_objects_of_the_service() -> None:
 
 
 def test_keys_roles_and_limits(tmp_path: Path) -> None:
-    """The key is that of the client; without it 401, without the role 403, over a limit 429, as exceptions."""
+    """The client raises AuthenticationError without a valid key, PermissionDeniedError without the
+    role, and RateLimitError over a limit.
+    """
     keys = key_file(tmp_path, key_line("reader", "read"), key_line("doer", "read,run,train"))
 
     async def call() -> None:

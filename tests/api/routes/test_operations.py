@@ -28,7 +28,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 def test_samples_come_as_json_with_pngs(client: httpx.Client) -> None:
-    """Two samples are two PNGs of the model's size, with the seed and the version that made them."""
+    """JSON has one PNG per sample, of the model's size, and the seed and version that made them."""
     response = post_samples(client, count=2, seed=3)
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -40,7 +40,7 @@ def test_samples_come_as_json_with_pngs(client: httpx.Client) -> None:
 
 
 def test_same_seed_same_bytes(client: httpx.Client) -> None:
-    """A row depends on its seed and number alone: not on count, batch-mates or repetition."""
+    """A row depends only on its seed and number, not on the count, the batch or repetition."""
     eight = post_samples(client, count=8, seed=11).json()["images"]
     four = post_samples(client, count=4, seed=11).json()["images"]
     many = post_samples(client, count=2000, seed=11).json()["images"]
@@ -50,7 +50,7 @@ def test_same_seed_same_bytes(client: httpx.Client) -> None:
 
 
 def test_one_result_in_three_media_types(client: httpx.Client) -> None:
-    """JSON, a PNG grid and an NPZ of the same request hold the same pixels."""
+    """JSON, a PNG grid and NPZ of one request contain the same pixels."""
     plain = post_samples(client, count=5, seed=3)
     grid = post_samples(client, {"Accept": "image/png"}, count=5, seed=3)
     arrays = post_samples(client, {"Accept": "application/x-npz"}, count=5, seed=3)
@@ -71,7 +71,7 @@ def test_one_result_in_three_media_types(client: httpx.Client) -> None:
 
 
 def test_a_form_there_is_none_of_is_refused(client: httpx.Client, digit: bytes) -> None:
-    """406 lists the forms; numbers have no PNG."""
+    """An unavailable media type gets 406 with those available; numbers have no PNG."""
     problem(post_samples(client, {"Accept": "text/html"}), 406, "image/png", "application/json")
     payload = {"model": MODEL, "images": [b64(digit)]}
     response = client.post("/v1/energies", json=payload, headers={"Accept": "image/png"})
@@ -79,7 +79,7 @@ def test_a_form_there_is_none_of_is_refused(client: httpx.Client, digit: bytes) 
 
 
 def test_the_manifold_is_a_grid(client: httpx.Client) -> None:
-    """Returns size² images row by row; as PNG, one square image."""
+    """The manifold has size² images, row by row; as PNG, one square grid."""
     payload = {"model": MODEL, "size": 4, "seed": 0}
     images = client.post("/v1/manifold", json=payload).json()["images"]
     sheet = decode_image(client.post("/v1/manifold", json=payload, headers={"Accept": "image/png"}).content)
@@ -90,7 +90,7 @@ def test_the_manifold_is_a_grid(client: httpx.Client) -> None:
 
 
 def test_encodings_have_mean_and_standard_deviation(client: httpx.Client, digit: bytes) -> None:
-    """One row an image, one column a latent."""
+    """Encodings have one row per image and one column per latent dimension."""
     body = client.post("/v1/encodings", json={"model": MODEL, "images": [b64(digit)] * 3}).json()
     assert set(body) == {"model", "version", "seed", "mean", "standard_deviation", "binarization"}
     assert np.shape(body["mean"]) == np.shape(body["standard_deviation"]) == (3, 2)
@@ -98,7 +98,7 @@ def test_encodings_have_mean_and_standard_deviation(client: httpx.Client, digit:
 
 
 def test_reconstructions_are_pictures(client: httpx.Client, digit: bytes) -> None:
-    """One picture for each sent, and not far from it."""
+    """There is one reconstruction per image, and it resembles the image."""
     body = client.post("/v1/reconstructions", json={"model": MODEL, "images": [b64(digit)] * 2}).json()
     assert set(body) == {"model", "version", "seed", "images", "binarization"}
     assert len(body["images"]) == 2
@@ -107,7 +107,9 @@ def test_reconstructions_are_pictures(client: httpx.Client, digit: bytes) -> Non
 
 
 def test_interpolations_walk_from_the_first_image_to_the_second(client: httpx.Client, digit: bytes) -> None:
-    """`steps` pictures, whose ends are the reconstructions of the two."""
+    """An interpolation has `steps` images; the first and last are the reconstructions of the two
+    inputs.
+    """
     other = encode_image(Image.open(io.BytesIO(digit)).rotate(90))
     whole = {"model": MODEL, "images": [b64(digit), b64(other)], "seed": 1, "binarization": "threshold"}
     body = client.post("/v1/interpolations", json={**whole, "steps": 5}).json()
@@ -119,7 +121,7 @@ def test_interpolations_walk_from_the_first_image_to_the_second(client: httpx.Cl
 
 
 def test_energies_have_a_unit(client: httpx.Client, digit: bytes) -> None:
-    """One number an image, and what it is measured in; noise has more energy than a digit."""
+    """There is one energy per image and a unit; noise has more energy than a digit."""
     noise = np.random.default_rng(0).integers(0, 2, (1, 28, 28), np.uint8) * 255
     body = client.post("/v1/energies", json={"model": MODEL, "images": [b64(digit), b64(png(noise))]}).json()
     assert set(body) == {"model", "version", "seed", "energies", "unit", "binarization"}
@@ -128,7 +130,7 @@ def test_energies_have_a_unit(client: httpx.Client, digit: bytes) -> None:
 
 
 def test_likelihoods_say_how_sure_they_are(client: httpx.Client, digit: bytes) -> None:
-    """log p, its standard error and effective sample size for each image, and K."""
+    """The result has log p, standard error and effective sample size of each image, and K."""
     payload = {"model": MODEL, "images": [b64(digit)] * 2, "k": 200, "seed": 2}
     body = client.post("/v1/likelihoods", json=payload).json()
     names = {"log_p", "standard_error", "effective_sample_size", "k", "unit", "binarization"}
@@ -140,17 +142,19 @@ def test_likelihoods_say_how_sure_they_are(client: httpx.Client, digit: bytes) -
 
 
 def test_a_models_rejection_is_returned(client: httpx.Client) -> None:
-    """A ValueError of a model is a 422 with its words, another error a 500 that names it."""
+    """A ValueError of a model is 422 with its message; another exception is 500 with its name."""
     problem(client.post("/v1/samples", json={"model": FAULTY, "seed": 14}), 422, "seed 14 is not for this model")
     body = problem(client.post("/v1/samples", json={"model": FAULTY, "seed": 13}), 500, "RuntimeError", "bad luck")
     assert body["title"] == "Model failed"
 
 
-# --- waiting or not ---
+# --- synchronous and asynchronous requests ---
 
 
 def test_a_request_may_ask_for_a_job_at_once(client: httpx.Client) -> None:
-    """`respond-async` gives 202 with where to look, and the job ends with the bytes of a direct answer."""
+    """`respond-async` returns 202 with the job's URL; the job's result equals the synchronous
+    response.
+    """
     response = post_samples(client, ASYNC, count=3, seed=21)
     assert response.status_code == 202
     job = response.json()
@@ -171,7 +175,9 @@ def test_a_request_may_ask_for_a_job_at_once(client: httpx.Client) -> None:
 
 
 def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
-    """`wait=1` of a request of four seconds gives 202 after one, and the same work goes on to the same bytes."""
+    """With `wait=1`, a request of four seconds gets 202 after one second, and its job ends with the
+    same bytes.
+    """
     fields = {"model": FAULTY, "seed": 31}
     started = time.monotonic()
     payload = {**fields, "seconds": 4}
@@ -207,7 +213,9 @@ def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
 def test_an_applied_preference_is_named(
     client: httpx.Client, headers: list[tuple[str, str]], applied: str | None
 ) -> None:
-    """Preference-Applied echoes what was heeded, within the limit; what is not known is ignored."""
+    """Preference-Applied has the preference that was applied, reduced to the maximum; unknown
+    preferences are ignored.
+    """
     response = client.post("/v1/samples", json={"model": MODEL, "seed": 1}, headers=headers)
     assert response.status_code == 200
     assert response.headers.get("preference-applied") == applied
@@ -215,16 +223,18 @@ def test_an_applied_preference_is_named(
 
 
 def test_wait_zero_is_a_job_at_once(client: httpx.Client) -> None:
-    """With `Prefer: respond-async` the response is 202."""
+    """`Prefer: wait=0` returns 202."""
     response = post_samples(client, {"Prefer": "wait=0"})
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
 
 
-# --- once and only once ---
+# --- idempotency keys ---
 
 
 def test_a_repeated_request_is_computed_once(client: httpx.Client) -> None:
-    """The same key and body give the same seed and bytes, in any media type; the key may be quoted."""
+    """A retry with the same Idempotency-Key, quoted or not, returns the same seed and bytes, in any
+    media type.
+    """
     headers = {"Idempotency-Key": "once-1"}
     first = post_samples(client, headers, count=2)
     assert first.status_code == 200
@@ -233,7 +243,7 @@ def test_a_repeated_request_is_computed_once(client: httpx.Client) -> None:
         assert (again.status_code, again.content) == (200, first.content)
         assert again.headers["content-location"] == first.headers["content-location"]
     ranged = post_samples(client, {**headers, "Range": "bytes=0-9", "If-None-Match": "*"}, count=2)
-    assert (ranged.status_code, ranged.content) == (200, first.content)  # these are for GET alone
+    assert (ranged.status_code, ranged.content) == (200, first.content)  # both headers are for GET only
     job = client.get(first.headers["content-location"].removesuffix("/result")).json()
     assert job["seed"] == first.json()["seed"]
     picture = post_samples(client, {**headers, "Accept": "image/png"}, count=2)
@@ -241,7 +251,9 @@ def test_a_repeated_request_is_computed_once(client: httpx.Client) -> None:
 
 
 def test_a_repeated_upload_is_recognised(client: httpx.Client, digit: bytes) -> None:
-    """A form is the same request though its boundary is another; other pixels are another request."""
+    """A retried form is recognised although its boundary differs; other pixels under the key are
+    rejected.
+    """
     headers = {"Idempotency-Key": "upload-1"}
 
     def send(file: bytes) -> httpx.Response:
@@ -254,7 +266,9 @@ def test_a_repeated_upload_is_recognised(client: httpx.Client, digit: bytes) -> 
 
 
 def test_a_key_belongs_to_one_body_and_route(client: httpx.Client) -> None:
-    """Another body under the same key is refused with the job that has it; another route is another matter."""
+    """Another body under a used Idempotency-Key is 422 with the first job's id; on another route
+    the key is new.
+    """
     headers = {"Idempotency-Key": "once-2"}
     first = post_samples(client, headers, count=1)
     body = problem(post_samples(client, headers, count=2), 422, "once-2", "another key")
@@ -265,12 +279,12 @@ def test_a_key_belongs_to_one_body_and_route(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "tab\tbed"])
 def test_a_key_has_a_form(client: httpx.Client, key: str) -> None:
-    """400 says which."""
+    """An invalid Idempotency-Key is 400, which says what is valid."""
     problem(post_samples(client, {"Idempotency-Key": key}), 400, "255")
 
 
 def test_requests_at_the_same_time_are_one(client: httpx.Client, stack: Stack) -> None:
-    """Eight clients with one key get one job and the same bytes."""
+    """Eight concurrent requests with one Idempotency-Key get one job and the same bytes."""
 
     def send(_number: int) -> tuple[int, bytes, str]:
         with httpx.Client(base_url=stack.url, timeout=60) as own:
@@ -285,7 +299,7 @@ def test_requests_at_the_same_time_are_one(client: httpx.Client, stack: Stack) -
 
 
 def test_a_repeated_request_finds_the_running_job(client: httpx.Client) -> None:
-    """While the work goes on, each repetition that will not wait gets the same 202."""
+    """A retry of a running request returns the same 202, or waits for the result."""
     headers = {"Idempotency-Key": "running", **ASYNC}
     payload = {"model": FAULTY, "seconds": 0.7}
     first, second = (client.post("/v1/samples", json=payload, headers=headers) for _ in range(2))
@@ -296,7 +310,7 @@ def test_a_repeated_request_finds_the_running_job(client: httpx.Client) -> None:
 
 
 def test_a_failure_is_returned_again(client: httpx.Client) -> None:
-    """A request that failed is not computed a second time."""
+    """A retry of a failed request returns the same problem, without computing again."""
     for seed, status in ((13, 500), (14, 422)):
         before = _failures(client)
         headers = {"Idempotency-Key": f"fails-{seed}"}
@@ -309,7 +323,7 @@ def test_a_failure_is_returned_again(client: httpx.Client) -> None:
 
 
 def test_a_deleted_job_frees_its_key(client: httpx.Client) -> None:
-    """After DELETE the key begins anew."""
+    """After its job is deleted, an Idempotency-Key can be used for another request."""
     headers = {"Idempotency-Key": "forgotten"}
     first = post_samples(client, headers)
     assert client.delete(first.headers["content-location"].removesuffix("/result")).status_code == 204

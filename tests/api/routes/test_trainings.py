@@ -1,4 +1,4 @@
-"""`/v1/trainings`, from the request to the version, and every request that is rejected."""
+"""`/v1/trainings`: requests, progress, the version that is made, and rejections."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ END_S = 240.0
 
 @pytest.fixture(scope="module")
 def trained(stack: Stack) -> Path:
-    """The folder of datasets, with one in it."""
+    """The folder of datasets, with the dataset `little-digits`."""
     folder = stack.state / "state" / "datasets"
     digits(folder, "little-digits")
     return folder
 
 
 def training_body(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """A training of a few steps."""
+    """Return the body of a training of a few steps."""
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 3, "batch_size": 50, **(training or {})}}
     evaluation = {"count": 40, "k": 20}
     return {
@@ -50,7 +50,7 @@ def create_training(client: httpx.Client, body: dict[str, Any]) -> str:
 
 
 def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The training once it has ended."""
+    """Wait until a training has ended; return it."""
 
     def finished() -> dict[str, Any] | None:
         body: dict[str, Any] = client.get(f"/v1/trainings/{job_id}").json()
@@ -60,12 +60,12 @@ def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 def _last_epoch(client: httpx.Client, job_id: str) -> int:
-    """The number of the last epoch that a training has metrics of."""
+    """Return the number of the newest epoch with metrics."""
     return int(client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"])
 
 
 def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple[str, str]]:
-    """Yield the named events of an event stream that has ended."""
+    """Yield name and data of each event of a stream that has ended."""
     response = client.get(address, headers={"Accept": "text/event-stream", **headers})
     assert response.status_code == 200
     for block in response.text.split("\n\n"):
@@ -75,7 +75,9 @@ def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple
 
 
 def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained: Path) -> None:
-    """Asked for, watched and ended, it is a model with a card, from which samples come."""
+    """After a dry run, a training runs, reports metrics, events and checkpoints, and makes a
+    version that can be sampled.
+    """
     dry = client.post("/v1/trainings", json=training_body("watched", dry_run=True), headers={"Prefer": "wait=60"})
     if dry.status_code == 202:  # the machine is busy
         assert helpers.finished_job(client, dry.json()["id"])["status"] == "succeeded"
@@ -124,7 +126,9 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
 
 
 def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Path) -> None:
-    """Paused it keeps its place and its name, resumed it goes on, cancelled it leaves a checkpoint to publish."""
+    """A paused training keeps its name reserved and can be resumed; a cancelled one leaves a
+    checkpoint that can be published.
+    """
     job_id = create_training(client, training_body("resting", {"epochs": 100_000, "save_every_s": 0.2}))
     second = client.post("/v1/trainings", json=training_body("resting"))
     assert second.status_code == 409
@@ -173,7 +177,7 @@ def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Pat
 def test_an_impossible_training_names_its_field(
     client: httpx.Client, trained: Path, change: dict[str, Any], field: str, message: str
 ) -> None:
-    """422 with the field and its valid values, before a job is made."""
+    """An invalid training is 422 with the field and its valid values, and no job is made."""
     response = client.post("/v1/trainings", json=training_body("impossible") | change)
     assert response.status_code == 422, response.text
     wrong = {error["field"]: error["detail"] for error in response.json()["errors"]}
@@ -182,14 +186,14 @@ def test_an_impossible_training_names_its_field(
 
 
 def test_an_adversarial_family_has_no_validation_images(client: httpx.Client, trained: Path) -> None:
-    """Held-back pictures are refused for an adversarial family, and not taken by default."""
+    """`validation` is rejected for an adversarial family."""
     recipe = {"training": {"validation": 10}}
     response = client.post("/v1/trainings", json=training_body("game", family="ebgan", recipe=recipe))
     assert "adversarial families" in response.json()["errors"][0]["detail"]
 
 
 def test_missing_resources_are_named(client: httpx.Client, trained: Path) -> None:
-    """A dataset or a training of no such name is 404; a body that is no JSON, or a strange key, is refused."""
+    """An unknown dataset or training is 404; a malformed body or Idempotency-Key is rejected."""
     assert client.post("/v1/trainings", json=training_body("x", dataset="nothing")).status_code == 404
     assert client.get("/v1/trainings/job_0").status_code == 404
     assert client.post("/v1/trainings", content=b"{").status_code == 422
@@ -198,7 +202,9 @@ def test_missing_resources_are_named(client: httpx.Client, trained: Path) -> Non
 
 
 def test_an_idempotency_key_makes_one_training_of_two_requests(client: httpx.Client, trained: Path) -> None:
-    """The same request with the same Idempotency-Key is the same training; another request with it is rejected."""
+    """A retry with the same Idempotency-Key returns the same training; another request with it is
+    rejected.
+    """
     headers = {"Idempotency-Key": "once"}
     first = client.post("/v1/trainings", json=training_body("once"), headers=headers)
     again = client.post("/v1/trainings", json=training_body("once"), headers=headers)
@@ -209,7 +215,7 @@ def test_an_idempotency_key_makes_one_training_of_two_requests(client: httpx.Cli
 
 
 def test_families_describe_their_options(client: httpx.Client, trained: Path) -> None:
-    """Each family with the schemas of its options and the recipe that overrides begin from."""
+    """Each family is listed with the schemas of its options and its default recipe."""
     found = {family["name"]: family for family in client.get("/v1/families").json()["data"]}
     assert {"vae", "bihm", "ebgan", "superres"} <= set(found)
     assert found["vae"]["config"]["properties"]["latents"]["maximum"] == 4096

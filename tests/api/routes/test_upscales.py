@@ -1,4 +1,4 @@
-"""Pictures of any size over HTTP: in every way and form, tile by tile, and refused where they cannot be had."""
+"""Upscales over HTTP: results, formats, jobs, cancellation, rejections and crashes."""
 
 import contextlib
 import io
@@ -37,26 +37,28 @@ from tests.waiting import wait_until
 PATH = "/v1/upscales"
 ASYNC = {"Prefer": "respond-async"}
 CORE = 24
-RADIUS = 3  # of the test family, which must not be imported before its shapes are checked
+RADIUS = 3  # of the family `enlarge`; importing it here would precede the shape checks
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Pixels that are all different."""
+    """Return random pixels."""
     return np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """The pixels as a file."""
+    """Return the pixels as a PNG file."""
     return encode_image(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 
 def enlarged(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """What the tests' family makes of a whole picture."""
+    """Return the result of the family `enlarge`, method `nearest`, for a whole image."""
     return pixels.repeat(scale, 0).repeat(scale, 1)
 
 
 def smoothed(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """The same of its smooth method: each pixel a mean over its neighbours, beyond the edges their mirror image."""
+    """Return the result of the family `enlarge`, method `smooth`: each pixel is the mean of its
+    neighbourhood, mirrored at the edges.
+    """
     height, width, _ = pixels.shape
     around = np.pad(pixels, ((RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0)), "symmetric").astype(int)
     side = 2 * RADIUS + 1
@@ -79,13 +81,15 @@ def create_upscale_job(client: httpx.Client, file: bytes, **fields: Any) -> str:
     return str(response.json()["id"])
 
 
-# --- what comes back ---
+# --- results ---
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60), (24, 24), (25, 49), (70, 50)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiles_make_the_whole_picture(client: httpx.Client, size: tuple[int, int], scale: int) -> None:
-    """To the bit what the model makes of the picture in one piece: no seam, of whatever size it is."""
+    """An image upscaled in tiles equals, bit for bit, the whole image upscaled in one piece, for
+    any size.
+    """
     pixels = noise(*size)
     response = upscaled(client, png(pixels), scale=scale, method="smooth")
     assert response.status_code == 200, response.text
@@ -95,7 +99,9 @@ def test_tiles_make_the_whole_picture(client: httpx.Client, size: tuple[int, int
 
 
 def test_a_large_picture_is_a_job_and_looks_the_same(client: httpx.Client) -> None:
-    """More tiles than fit in memory go through the store; who waits gets the picture, and where it can be had again."""
+    """An image of more than `MAX_SYNC_TILES` tiles is run as a job; a waiting client gets the image
+    and the URL of the result.
+    """
     pixels = noise(9 * CORE, 8 * CORE)
     response = upscaled(client, png(pixels), scale=2, method="smooth")
     assert response.status_code == 200
@@ -108,7 +114,7 @@ def test_a_large_picture_is_a_job_and_looks_the_same(client: httpx.Client) -> No
 
 
 def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
-    """A file, the body itself, base64 and a data URL; the model named or not; at once or as a job."""
+    """A multipart file, a raw body, base64 and a data URL give the same bytes, as does a job."""
     file = png(noise(30, 40))
     whole: dict[str, Any] = {"scale": 2, "seed": 7}
     responses = [
@@ -146,7 +152,7 @@ def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
     ],
 )
 def test_the_client_chooses_the_form(client: httpx.Client, accept: str | None, fields: Any, media: str) -> None:
-    """`Accept` and `format` decide, and a job's result follows both."""
+    """`Accept` and `format` select the file format, also of a job's result."""
     pixels = smoothed(noise(40, 30), 1)
     headers = {"Accept": accept} if accept else {}
     response = upscaled(client, png(pixels), headers, scale=2, seed=1, **fields)
@@ -168,7 +174,7 @@ def test_the_client_chooses_the_form(client: httpx.Client, accept: str | None, f
 
 
 def test_the_client_chooses_the_quality(client: httpx.Client) -> None:
-    """Of JPEG and WebP; a higher one makes a larger file."""
+    """A higher `quality` makes a larger JPEG or WebP file."""
     file = png(noise(40, 40))
     for kind in ("jpeg", "webp"):
         low, high = (upscaled(client, file, format=kind, quality=one, seed=1).content for one in (20, 95))
@@ -176,7 +182,9 @@ def test_the_client_chooses_the_quality(client: httpx.Client) -> None:
 
 
 def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
-    """Transparency is enlarged separately; a JPEG has none, which the response lists."""
+    """Grey stays grey, and transparency is enlarged separately; JPEG has none, which `conversions`
+    lists.
+    """
     grey = noise(30, 30, 1)
     assert (decode_image(upscaled(client, png(grey), scale=2).content) == enlarged(grey, 2)[:, :, 0]).all()
     clear = noise(30, 30, 4) | np.array([0, 0, 0, 1], np.uint8)
@@ -195,7 +203,9 @@ def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
 
 
 def test_location_and_camera_are_not_returned(client: httpx.Client) -> None:
-    """Orientation is applied, other EXIF, text and profile are dropped; the response lists the conversions."""
+    """The EXIF orientation is applied, other metadata is dropped, and the response lists the
+    conversions.
+    """
     image = Image.fromarray(noise(20, 30))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera of a certain kind"
@@ -213,11 +223,13 @@ def test_location_and_camera_are_not_returned(client: httpx.Client) -> None:
     assert (decode_image_base64(body["image"]) == enlarged(np.rot90(noise(20, 30), -1), 2)).all()
 
 
-# --- waiting or not ---
+# --- synchronous and asynchronous requests ---
 
 
 def test_a_picture_is_made_once_under_its_key(client: httpx.Client) -> None:
-    """The same file under the same Idempotency-Key is the same job; another file is refused."""
+    """The same file under the same Idempotency-Key returns the same job; another file is
+    rejected.
+    """
     file, key = png(noise(30, 31)), {"Idempotency-Key": "picture"}
     first = upscaled(client, file, key, scale=2)
     assert first.status_code == 200, first.text
@@ -228,7 +240,7 @@ def test_a_picture_is_made_once_under_its_key(client: httpx.Client) -> None:
 
 
 def test_progress_goes_by_tile(client: httpx.Client) -> None:
-    """A job's events report its progress; its result has an ETag and supports 304, 206 and 416."""
+    """Progress is reported by tile; the result has an ETag and supports 304, 206 and 416."""
     job_id = create_upscale_job(client, png(noise(10 * CORE, 10 * CORE)), scale=2, seconds=0.004)
     stream = client.get(f"/v1/jobs/{job_id}/events").text
     reached_ = [float(one) for one in re.findall(r'"progress":([\d.]+)', stream)]
@@ -251,7 +263,9 @@ def test_progress_goes_by_tile(client: httpx.Client) -> None:
 
 
 def test_a_request_that_waits_too_long_becomes_a_job(client: httpx.Client) -> None:
-    """Of a picture in memory as of one in the store; either way the job goes on and ends with the picture."""
+    """A request that exceeds its wait becomes a job and is completed, whether its tiles are in
+    memory or in the blob store.
+    """
     for tiles, seconds in ((3, 0.4), (9, 0.02)):
         pixels = noise(tiles * CORE, tiles * CORE)
         response = upscaled(client, png(pixels), {"Prefer": "wait=1"}, scale=2, seconds=seconds)
@@ -263,7 +277,7 @@ def test_a_request_that_waits_too_long_becomes_a_job(client: httpx.Client) -> No
 
 
 def test_cancel_stops_mid_picture(client: httpx.Client) -> None:
-    """The rest of its tiles is not made, and there is no result."""
+    """After cancellation the remaining tiles are not computed, and there is no result."""
     job_id = create_upscale_job(client, png(noise(12 * CORE, 12 * CORE)), scale=2, seconds=0.05)
     job_when(client, job_id, lambda job: 0 < job["progress"] < 1)
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
@@ -275,7 +289,7 @@ def test_cancel_stops_mid_picture(client: httpx.Client) -> None:
 
 
 def _rows(client: httpx.Client) -> int:
-    """Tiles that the workers have made so far."""
+    """Return the number of tiles that the workers have computed so far."""
     page = client.get("/metrics").text
     found = re.findall(r'^reverie_worker_rows_total\{[^}]*"upscale"[^}]*\} ([\d.e+]+)$', page, re.MULTILINE)
     return int(sum(map(float, found)))
@@ -287,7 +301,7 @@ def _batches(client: httpx.Client) -> int:
 
 
 def _settled(client: httpx.Client) -> int:
-    """How many more tiles are made until none is any more."""
+    """Wait until no more tiles are computed; return how many were computed meanwhile."""
     started = before = _rows(client)
     while True:
         time.sleep(1.2)
@@ -299,7 +313,7 @@ def _settled(client: httpx.Client) -> int:
 
 @pytest.mark.parametrize("tiles", [8, 12], ids=["in memory", "in the store"])
 def test_work_stops_when_the_client_disconnects(client: httpx.Client, stack: Stack, tiles: int) -> None:
-    """No job was accepted, so the remaining tiles are not computed."""
+    """If the client disconnects, the remaining tiles are not computed, and no job is left."""
     _settled(client)
     before = _rows(client)
     body = png(noise(tiles * CORE, tiles * CORE))
@@ -314,7 +328,7 @@ def test_work_stops_when_the_client_disconnects(client: httpx.Client, stack: Sta
 
 
 def test_tiles_of_several_requests_share_passes(client: httpx.Client) -> None:
-    """Small pictures that come while others are worked on go together, and each gets its own back."""
+    """Tiles of concurrent requests share batches, and each request gets its own image."""
     _settled(client)
     before = _batches(client)
     pictures = [noise(CORE, CORE * 2) + np.uint8(one) for one in range(24)]
@@ -327,7 +341,7 @@ def test_tiles_of_several_requests_share_passes(client: httpx.Client) -> None:
 
 
 def test_a_single_sample_does_not_wait_for_a_picture(client: httpx.Client) -> None:
-    """Its response comes between two slices of an upscale."""
+    """A sample is computed between two slices of a running upscale."""
     job_id = create_upscale_job(client, png(noise(24 * CORE, 24 * CORE)), scale=2, seconds=0.02)
     job_when(client, job_id, lambda job: 0 < job["progress"] < 1)
     waits = []
@@ -340,11 +354,11 @@ def test_a_single_sample_does_not_wait_for_a_picture(client: httpx.Client) -> No
     client.post(f"/v1/jobs/{job_id}/cancel")
 
 
-# --- what is refused ---
+# --- rejections ---
 
 
 def _bomb(width: int, height: int) -> bytes:
-    """A PNG of that size in a few hundred bytes, were it complete."""
+    """Return a small PNG file whose header claims this size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -392,13 +406,15 @@ GOOD = png(noise(20, 20))
     ],
 )
 def test_impossible_upscales_are_rejected(client: httpx.Client, file: bytes, fields: Any, words: list[str]) -> None:
-    """422 that says what would work, and says it before any work was done."""
+    """An invalid upscale is 422, which says what would work, before any tile is computed."""
     problem(upscaled(client, file, **fields), 422, *words)
     assert upscaled(client, GOOD).status_code == 200
 
 
 def test_other_bad_requests_are_rejected(client: httpx.Client) -> None:
-    """No picture, two of them, another field, no such model, no such form, no body that is read here."""
+    """A missing or second image, an unknown field, model or media type, and an unreadable body are
+    rejected.
+    """
     problem(client.post(PATH, json={}), 422, "image: missing", "PNG, JPEG or WebP")
     problem(client.post(PATH, json={"image": "%%%"}), 422, "image", "base64")
     problem(client.post(PATH, json={"image": 7}), 422, "image")
@@ -414,7 +430,9 @@ def test_other_bad_requests_are_rejected(client: httpx.Client) -> None:
 
 
 def test_a_result_that_a_format_cannot_hold_names_png(client: httpx.Client) -> None:
-    """It was made as PNG; as WebP it cannot be had."""
+    """A finished result that is too large for WebP is 406 in that format, and the problem
+    recommends PNG.
+    """
     job_id = create_upscale_job(client, png(noise(2, 4200)), scale=4)
     finished_job(client, job_id)
     path = f"/v1/jobs/{job_id}/result"
@@ -423,24 +441,24 @@ def test_a_result_that_a_format_cannot_hold_names_png(client: httpx.Client) -> N
 
 
 def test_long_thin_pictures_work(client: httpx.Client) -> None:
-    """One pixel by five thousand, either way."""
+    """Images of 1 × 5000 and 5000 × 1 pixels are upscaled."""
     for size in ((1, 5000), (5000, 1)):
         response = upscaled(client, png(noise(*size)), scale=4)
         assert (decode_image(response.content) == enlarged(noise(*size), 4)).all()
 
 
-# --- whatever dies ---
+# --- crashes ---
 
 
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service to be broken, with a low limit."""
+    """A service that tests may crash, with a low limit of `max_upscaled_pixels`."""
     with Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_sync_timeout_s="60") as running:
         yield running
 
 
 def test_an_accepted_upscale_survives_api_and_worker(mortal: Stack) -> None:
-    """Killed in the middle, the API forgets nothing and the worker's successor goes on where it stopped."""
+    """Accepted upscales are completed although the API and the worker are killed."""
     pixels = noise(10 * CORE, 10 * CORE)
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
         stored = create_upscale_job(client, png(pixels), scale=2, seconds=0.05)
@@ -460,14 +478,14 @@ def test_an_accepted_upscale_survives_api_and_worker(mortal: Stack) -> None:
 
 
 def test_the_limit_is_a_setting(mortal: Stack) -> None:
-    """A smaller one is stated in the refusal."""
+    """The problem states the configured limit of pixels."""
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
         problem(upscaled(client, png(noise(400, 400))), 422, "2.6 megapixels", "more than the 2 ", "0.125 megapixels")
         assert upscaled(client, png(noise(350, 350))).status_code == 200
 
 
 def test_no_file_is_left_unfinished(mortal: Stack) -> None:
-    """And what a job left goes with it."""
+    """A job's result leaves no unfinished file, and its files are removed with the job."""
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
         job_id = create_upscale_job(client, png(noise(100, 100)), scale=2)
         finished_job(client, job_id)

@@ -1,4 +1,4 @@
-"""Versions: which one serves, and files out and in."""
+"""Versions of a model: activation, export and import."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.stack import Stack
 from tests.version_files import SHIPPED, import_version, join_file, split_file, with_card, with_other_weights
 
 Change = Callable[[bytes], bytes]
-"""Makes another checkpoint file of the bytes of one."""
+"""Returns a changed copy of a checkpoint file."""
 
 
 @pytest.fixture(scope="module")
 def second(stack: Stack) -> str:
-    """Another version of the shipped model."""
+    """The number of a second version of the shipped model."""
     with httpx.Client(base_url=stack.url, timeout=180) as client:
         response = import_version(client, with_other_weights(SHIPPED.read_bytes()))
     assert response.status_code == 201, response.text
@@ -29,13 +29,15 @@ def second(stack: Stack) -> str:
 
 
 def drawn(client: httpx.Client, model: str) -> tuple[str, list[str]]:
-    """Return the version that a sample names, and its pixels."""
+    """Return the version that a sample reports, and its images."""
     response = client.post("/v1/samples", json={"model": model, "seed": 5}).json()
     return response["version"], response["images"]
 
 
 def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Client, second: str) -> None:
-    """An import does not serve until it is told to; name@version always means that one; rollback is the same call."""
+    """An imported version is inactive until it is activated; `name@version` selects a version; a
+    rollback is another activation.
+    """
     assert (second, drawn(client, "vae-mnist-2d")[0]) == ("2", "1")
     pinned = {version: drawn(client, f"vae-mnist-2d@{version}") for version in ("1", second)}
     assert pinned["1"][1] != pinned[second][1]
@@ -49,7 +51,9 @@ def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Clien
 
 
 def test_an_exported_version_equals_the_imported_file(client: httpx.Client, second: str) -> None:
-    """The file of a version is the file that made it, whole or in part; the same file again is the same version."""
+    """The exported file, whole or by range, is the imported one; importing it again returns the
+    same version.
+    """
     data = with_other_weights(SHIPPED.read_bytes())
     address = f"/v1/models/vae-mnist-2d/versions/{second}"
     response = client.get(f"{address}/file")
@@ -63,7 +67,7 @@ def test_an_exported_version_equals_the_imported_file(client: httpx.Client, seco
 
 
 def test_a_version_without_a_predecessor_serves(client: httpx.Client, stack: Stack) -> None:
-    """Under a new name the imported version is the first and serves; a form will do as well."""
+    """The first version under a new name becomes active at once; it may be sent as a form."""
     data = with_card(SHIPPED.read_bytes(), name="new-name")
     response = client.post("/v1/models/new-name/versions", files={"file": data}, timeout=180)
     assert (response.status_code, response.json()["version"], response.json()["serves"]) == (201, "1", True), (
@@ -101,7 +105,7 @@ def _shaped(data: bytes, shape: list[int]) -> bytes:
 
 
 def _nine_dimensions(data: bytes) -> bytes:
-    """The first matrix with as many values, along more axes."""
+    """Return the file with its first tensor reshaped to nine dimensions."""
     header, _ = split_file(data)
     shape = next(message["shape"] for name, message in header.items() if name != "__metadata__")
     return _shaped(data, [*shape, *[1] * (9 - len(shape))])
@@ -150,7 +154,7 @@ def _png() -> bytes:
     ],
 )
 def test_invalid_version_files_are_rejected(client: httpx.Client, change: Change, message: str) -> None:
-    """422 with the reason, before a job is made."""
+    """An invalid file is 422 with the reason, and no job is made."""
     imports: dict[str, str | int] = {"kind": "import", "limit": 100}
     before = client.get("/v1/jobs", params=imports).json()["data"]
     response = import_version(client, change(SHIPPED.read_bytes()))
@@ -170,7 +174,9 @@ def test_invalid_version_files_are_rejected(client: httpx.Client, change: Change
     ],
 )
 def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change: Change, message: str) -> None:
-    """A file whose header is sound but whose weights are not its family's is refused by the process that has torch."""
+    """A file with a valid header whose weights do not fit its family is rejected by the process
+    that loads it.
+    """
     before = client.get("/v1/models/vae-mnist-2d").json()["versions"]
     response = import_version(client, change(SHIPPED.read_bytes()))
     assert response.status_code == 422, response.text
@@ -180,7 +186,7 @@ def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack,
 
 
 def test_an_unknown_version_cannot_be_activated(client: httpx.Client, second: str) -> None:
-    """An unknown model or version is 404 and says which there are; a body of another shape is 422."""
+    """An unknown model or version is 404 with those that exist; an invalid body is 422."""
     response = client.patch("/v1/models/vae-mnist-2d", json={"version": "9"})
     assert (response.status_code, "there are: 1, 2" in response.json()["detail"]) == (404, True)
     assert client.patch("/v1/models/nothing", json={"version": "1"}).status_code == 404
@@ -190,7 +196,9 @@ def test_an_unknown_version_cannot_be_activated(client: httpx.Client, second: st
 
 
 def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client, stack: Stack) -> None:
-    """The worker says why, the switch is refused, and the version before goes on serving."""
+    """Activating a version that a worker cannot load is 409 with the reason; the previous version
+    stays active.
+    """
     path: Path = stack.state / "state" / "checkpoints" / "vae-mnist-2d" / "7" / "model.safetensors"
     serving = client.get("/v1/models/vae-mnist-2d").json()["version"]
     assert client.patch("/v1/models/vae-mnist-2d", json={"version": serving}).status_code == 200
@@ -198,7 +206,7 @@ def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client
     path.write_bytes(_renamed(SHIPPED.read_bytes()))
     try:
         time.sleep(1.1)
-        client.get("/v1/models/vae-mnist-2d/versions/0")  # the folder is read anew, once a second at most
+        client.get("/v1/models/vae-mnist-2d/versions/0")  # scans the folder, at most once a second
         response = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
         assert response.status_code == 409, response.text
         assert "cannot load vae-mnist-2d@7" in response.json()["detail"]
