@@ -58,7 +58,7 @@ def test_a_job_fails_with_504_at_its_deadline(client: httpx.Client, prefer: str)
     problem(client.get(f"/v1/jobs/{job['id']}/result"), 409, "failed")
     assert _busy_rows(client) == 0
     quick = {"model": TINY, "seed": 3, "count": 1}
-    assert client.post("/v1/samples", json=quick, headers={"Prefer": "wait=30"}).status_code == 200  # the worker is free
+    assert client.post("/v1/samples", json=quick, headers={"Prefer": "wait=30"}).status_code == 200  # worker is free
 
 
 def test_a_retry_with_a_key_finds_the_job_of_the_first_deadline(client: httpx.Client) -> None:
