@@ -13,6 +13,7 @@ from tests.api.helpers import FAULTY, MODEL, finished_job
 from tests.datasets import digits
 from tests.families.faulty import RAISES
 from tests.stack import Stack
+from tests.version_files import SHIPPED, with_card
 from tests.waiting import wait_until
 from tests.webhooks.receiver import Receiver
 
@@ -114,3 +115,32 @@ def test_trainings_and_dry_runs_send_webhooks(hooked: Stack, service: httpx.Clie
         }
 
     wait_until(kinds, "both have arrived")
+
+
+def test_imports_and_publications_send_webhooks(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
+    """Both are jobs whose deliveries are listed; the publication is of a training that was paused."""
+    webhook = {"url": receiver.url}
+    file = with_card(SHIPPED.read_bytes(), name="imported-with-a-webhook")
+    form = {"data": {"webhook": json.dumps(webhook)}, "files": {"file": file}}
+    imported = service.post("/v1/models/imported-with-a-webhook/versions", **form)  # type: ignore[arg-type]
+    assert imported.status_code == 201, imported.text
+    (job,) = service.get("/v1/jobs", params={"kind": "import"}).json()["data"]
+    assert ended(service, job["id"])[0]["status"] == "delivered"
+
+    digits(hooked.state / "state" / "datasets", "paused")
+    recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 100000, "batch_size": 50}}
+    body = {"family": "vae", "dataset": "paused", "name": "paused", "recipe": recipe}
+    training = service.post("/v1/trainings", json=body).json()["id"]
+    wait_until(lambda: service.get(f"/v1/trainings/{training}").json()["status"] == "running", "it runs", 60)
+    wait_until((hooked.state / "state" / "runs" / training / "state.pt").exists, "it has a checkpoint", 60)
+    service.post(f"/v1/trainings/{training}/pause")
+    wait_until(lambda: service.get(f"/v1/trainings/{training}").json()["status"] == "paused", "it is paused", 60)
+    published = service.post(f"/v1/trainings/{training}/publish", json={"webhook": webhook})
+    assert published.status_code == 202, published.text
+    assert published.json()["webhook"]["url"] == receiver.url
+    ended(service, published.json()["id"])
+    bodies = [verified(hooked, request)["data"] for request in receiver.requests]
+    assert [(body["kind"], body["status"]) for body in bodies] == [
+        ("import", "succeeded"),
+        ("publication", "succeeded"),
+    ]
