@@ -108,8 +108,8 @@ def work_folder(path: Path) -> Iterator[WorkFolder]:
     yielded record, the folder stays. Raises OSError if the folder exists or cannot be created.
     """
     folder = WorkFolder(path)
+    path.mkdir(parents=True)  # one that exists belongs to somebody else, and is not removed
     try:
-        path.mkdir(parents=True)
         with locked(path / LOCK):
             yield folder
     finally:

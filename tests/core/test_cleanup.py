@@ -193,6 +193,9 @@ def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
         (folder.path / "file").touch()
         raise KeyError
     assert not (tmp_path / "b").exists()
+    with pytest.raises(FileExistsError), work_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").exists()  # it is somebody else's
 
 
 def test_unused_reserved_numbers_are_removed(place: Place) -> None:
