@@ -1,8 +1,8 @@
-"""Parses untrusted JSON: rejects large texts that would be costly before parsing them.
+"""Parses untrusted JSON. Large texts are scanned first, and rejected if parsing would be costly.
 
 `orjson.loads` holds the GIL and creates an object for each value: ten million empty lists in 30 MB
-block the process for seconds and take a gigabyte of memory. The scan uses numpy, which releases the
-GIL. Its counts are upper bounds, because it also counts commas inside strings.
+block the process for seconds and take a gigabyte of memory. The scan counts values and nesting
+with numpy, which releases the GIL. Its counts are upper bounds: commas inside strings count too.
 """
 
 from collections.abc import Iterable

@@ -37,7 +37,7 @@ class Quotas:
     """Counts each owner's jobs, trainings and stored bytes; rejects requests over a limit."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Start with all counts at 0; a check or the periodic count reads the database."""
+        """Create the quotas with all counts at 0; `watch` and the checks read them from the database."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs

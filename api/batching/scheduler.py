@@ -82,11 +82,11 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return the latest time (monotonic, seconds) at which the group's next batch is sent.
+        """Return until when the group's next batch waits for more rows, in monotonic seconds.
 
-        `last` is the time at which the newest row of the group arrived. The batch waits until no
-        row has arrived for 15 % of the slow pass's duration, but ends its wait at the latest when
-        half of that duration has passed since the end of the pass.
+        This object has the duration and the end of the group's last slow pass. The wait ends when
+        no row has arrived for 15 % of that duration, and at the latest half that duration after the
+        end of the pass. `last` is the time at which the newest row of the group arrived.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 

@@ -260,9 +260,9 @@ class _BodyResponse(_PiecesResponse):
 
 
 async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
-    """Yield the body in the list `bodies`, its only item, in pieces; then empty the list.
+    """Yield a body in pieces. `bodies` is a list with the body as its only item, and is emptied.
 
-    The list is the only reference to the body, so that its memory is freed when it is sent.
+    The caller keeps no other reference, so the memory of the body is freed once it is sent.
     """
     for at in range(0, len(bodies[0]), PIECE_BYTES):
         yield bodies[0][at : at + PIECE_BYTES]

@@ -41,7 +41,8 @@ class Operation:
     """An operation: its route, the model's method, its inputs and the number of rows of a request.
 
     `path` is the last part of the route. `inputs` are the names of the method's image arguments, in
-    order; `shared` are the inputs that have a separate field. `counted`: a request may set `count`.
+    order. `shared` are the inputs of which a request has one for all its images, in a field of
+    their own. `counted`: a request may set `count`.
     `rows(count, images, options)` returns the number of rows of a request with this `count`, this
     number of images and these options. `pictures`: the result has images, so clients can request
     PNG. `tiled`: a request has one image of any size, and its tiles are the rows.

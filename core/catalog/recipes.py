@@ -138,9 +138,10 @@ def _batch_size(family: FamilyDescription, training: JsonObject) -> int:
 
 
 def _training_count(counts: Mapping[str, int], training: JsonObject) -> int:
-    """Return how many images of the training split a recipe uses.
+    """Return the size of the dataset's training split, or the recipe's `pictures` if that is less.
 
-    If the dataset has no validation split, these include the images held back for validation.
+    `counts` is the number of images by split, `training` the recipe's section of that name. Images
+    that training later holds back for validation are included.
     """
     return min(training.get("pictures") or counts["train"], counts["train"])
 

@@ -318,9 +318,11 @@ class Model(nn.Module):
         of the steps, the scattering is trained by a positive and a negative phase (§4).
 
         Half of the generator's loss has the prediction Φ(x) as target, and half Ψ(y), whose mean Φ
-        estimates: once Φ has converged, both gradients have the same mean. The first row draws the
-        scale, and whether the scattering is trained. The running means of the standard deviations
-        by which the energy divides each channel are updated.
+        estimates: once Φ has converged, both gradients have the same mean.
+
+        `rows` are the random streams of the images; the first draws the scale of this step, and
+        whether the scattering is trained. The energy divides each channel by its standard deviation
+        over the training images: this method updates its running mean.
         """
         self.load_feature_network()
         low, high, scale = patches.draw_pair(images, rows, self.config)

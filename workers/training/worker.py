@@ -106,8 +106,8 @@ class TrainingWorker:
     def _heartbeat(self) -> None:
         """Renew the leases of this worker's jobs and publish its heartbeat.
 
-        Every `CLEANUP_S` seconds, the jobs of any worker whose leases have expired are also
-        requeued, and datasets that only ended jobs have used are no longer protected from deletion.
+        Every `CLEANUP_S` seconds, also requeue jobs whose lease has expired, of whichever worker,
+        and release the datasets of jobs that have ended, so that they can be deleted.
         """
         job_store = self.context.job_store
         if self._running:
@@ -138,9 +138,10 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Write the file of extra families; set `devices` to the number of devices for training.
+        """Describe the model families to the API, and set `devices` to the number of GPUs.
 
-        Errors are logged. If the devices cannot be counted, `devices` becomes 1.
+        The descriptions go to a file in the state folder. Errors are logged. Without a GPU, or if
+        counting fails, `devices` becomes 1.
         """
         best_effort(self._write_families)
         best_effort(self._count_devices)
