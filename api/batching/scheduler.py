@@ -233,8 +233,8 @@ class BatchScheduler:
     def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
         """Form a batch of one group, add it to `in_flight`, and return it.
 
-        Its first rows are those of a request of `owner`. Afterwards it is another owner's turn and,
-        among this owner's groups, another group's.
+        Its first rows are those of a request of `owner`. Then `owner` moves to the end of the order
+        in which owners are served, and the group to the end of the owner's groups.
         """
         slices = self._fill(queue, key, group, owner)
         turns = self._turns[queue]

@@ -174,7 +174,8 @@ class Insertion:
 
     `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is the
     fingerprint of the first request with the same idempotency key, "" without a key. `conflict` is
-    the status of an unfinished job that prevented the insert of an exclusive job, otherwise "".
+    the status of the unfinished job that prevented the insert of a job which may not run beside it,
+    otherwise "".
     """
 
     job_id: str

@@ -74,7 +74,11 @@ class EpochGraph:
         self._epoch = -1
 
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
-        """Return the graph of `epoch`; if there is none, capture one with the images `index`."""
+        """Return the CUDA graph for `epoch`, which serves all batches of the epoch.
+
+        The first call of an epoch captures it, since the losses may change between epochs. `index`
+        (indices of a batch's images) is only what the capture runs on.
+        """
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture
             self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch

@@ -55,7 +55,9 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Return the paths of the 47 photographs, keyed by name; download their packages if necessary.
+    """Return the paths of the 47 training photographs in `folder`, keyed by name.
+
+    If some are missing there, the packages that have them are downloaded and unpacked first.
 
     Raises ValueError if that is not possible.
     """

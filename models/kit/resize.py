@@ -31,7 +31,7 @@ class Downsampling:
         return _separable_product(self.rows.T, low, self.columns.T)
 
     def norm_squared(self) -> float:
-        """Return ‖U‖², the largest eigenvalue of UᵀU."""
+        """Return the squared norm of this operator U, the largest eigenvalue of UᵀU."""
         norms = [float(torch.linalg.matrix_norm(one.double(), 2)) for one in (self.rows, self.columns)]
         return (norms[0] * norms[1]) ** 2
 

@@ -31,12 +31,12 @@ DESCENT_STEPS_PER_CALL = 1
 
 
 class Model(nn.Module):
-    """A super-resolution model: the regression network and the networks of the statistics.
+    """A super-resolution model: a regression network and, for the statistics, three more networks.
 
-    The latter exist only with the objective "statistics": the generator, which makes an image of
-    low energy in one pass; the scattering, the trained part of Ψ in Bruna et al.; and the predictor
-    Φ. `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; their margin of `config.margin`
-    pixels is context that the result lacks.
+    The three exist only with the objective "statistics": the generator, which makes an image of low
+    energy in one pass; the scattering, whose wavelets start fixed and are then trained as part of
+    Ψ in Bruna et al.; and the predictor Φ. Methods take `images`: tiles (B, C, H, W) in 0 … 1 at
+    low resolution; their margin of `config.margin` pixels is context that the result lacks.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]

@@ -98,11 +98,11 @@ class JobRunner:
     # --- storage that may be full ---
 
     def _with_room(self, claimed: list[Job]) -> list[Job]:
-        """Return the claimed jobs, except those whose results do not fit in the blob store.
+        """Return the claimed jobs, except those whose results will not fit in the blob store.
 
-        A job is left out if its result did not fit at an earlier try and, by its size then, does
-        not fit now; it goes back to its queue for a later try. A job without such a try is kept,
-        because the size of its result is not known yet.
+        An earlier attempt has recorded the size of a result that did not fit. If there is still
+        less room than that, the job goes back to its queue and is left out. A job without a
+        recorded size is kept.
         """
         kept = []
         for job in claimed:
