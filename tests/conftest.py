@@ -13,7 +13,7 @@ from tests.stack import FAMILIES, Stack
 TESTS = Path(__file__).parent
 
 os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1,[::1]")
-"""What clients of applications in this process call them; a `Stack` has the defaults."""
+"""Hosts that clients of applications in the test process send; a `Stack` has the default setting."""
 
 
 LONGEST = (
@@ -55,21 +55,26 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the modules. xdist runs each in one process (`--dist loadfile`), which starts its services once."""
+    """Order the modules, the longest first.
+
+    With `--dist loadfile` xdist runs each module in one process, which starts its services once.
+    """
     first = {TESTS / module: number for number, module in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let the services of one run share what they need not make again each, also across the processes of xdist."""
+    """Set the folder that the services of one test run share, also across the processes of
+    xdist.
+    """
     base = tmp_path_factory.getbasetemp()
     service.shared_folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One real service for all tests that leave it whole."""
+    """A real service that is shared by all tests that do not stop or change it."""
     with Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20", extra_models=FAMILIES) as running:
         yield running
 
@@ -83,7 +88,7 @@ def client(stack: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def digit() -> bytes:
-    """A PNG of 28×28 grey pixels: a bright bar on black."""
+    """A grey PNG of 28×28 pixels: a bright bar on black."""
     import numpy as np
 
     from core.imaging.pictures import png
@@ -95,5 +100,5 @@ def digit() -> bytes:
 
 @pytest.fixture
 def root() -> Path:
-    """The repository."""
+    """The root folder of the repository."""
     return Path(__file__).parents[1]

@@ -1,4 +1,6 @@
-"""A small dataset for tests, as an upload leaves it: digits reduced to 14×14, or binary vectors."""
+"""A small dataset for tests, stored as an upload is: digits reduced to 14×14 pixels, or binary
+vectors.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,20 @@ DIGITS = Path(__file__).parent / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
 def digits(datasets: Path, name: str = "digits", counts: tuple[int, int, int] = (300, 60, 40)) -> Path:
-    """`counts` digits of 14×14 pixels to train on, to choose by and to test on, as STATE/datasets/NAME."""
-    from models.kit import data  # late: while tests are collected, shapes are not checked yet
+    """Store a dataset of digits of 14×14 pixels as `datasets`/`name`; return its folder.
+
+    `counts` are the numbers of training, validation and test images.
+    """
+    from models.kit import data  # not at collection, which precedes the shape checks
 
     images = data.load(str(DIGITS)).images[: sum(counts), :, ::2, ::2].contiguous().numpy()
     return write(datasets, name, np.split(images, np.cumsum(counts)[:2]), "pictures")
 
 
 def write(datasets: Path, name: str, splits: list[np.ndarray], kind: str) -> Path:
-    """The folder of a dataset with these training, validation and test pictures, uint8 (N, C, H, W)."""
+    """Store a dataset with these training, validation and test images, uint8 (N, C, H, W); return
+    its folder.
+    """
     folder = datasets / name
     (folder / "uses").mkdir(parents=True)
     for part, images in zip(("train", "validation", "test"), splits, strict=True):

@@ -1,4 +1,4 @@
-"""Small disks for tests: a tmpfs of some megabytes that can be filled to its last byte, and emptied again."""
+"""Small file systems for tests: a tmpfs that can be filled to the last byte and emptied again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ FILLER = "filler"
 
 
 class SmallDisk:
-    """A file system of its own at a folder; writing to it when it is full raises ENOSPC, as on any full disk."""
+    """A file system of its own; writing to it when it is full raises ENOSPC."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fill(self) -> None:
-        """Take all room to the last byte, also what has become free since the last time."""
+        """Fill the disk to the last byte, including space that has become free since the last
+        call.
+        """
         with (self.path / FILLER).open("ab", buffering=0) as file:
             for size in (1 << 16, 1 << 12, 1):
                 try:
@@ -32,18 +34,18 @@ class SmallDisk:
                         raise
 
     def empty(self) -> None:
-        """Give the room back."""
+        """Free the space that `fill` has used."""
         (self.path / FILLER).unlink(missing_ok=True)
 
     def free(self) -> int:
-        """Bytes that are free."""
+        """Return the number of free bytes."""
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize
 
 
 @contextlib.contextmanager
 def small_disk(path: Path, size_bytes: int) -> Iterator[SmallDisk]:
-    """Mount a tmpfs of this size at a folder. Skips the test where this user may not mount."""
+    """Mount a tmpfs of this size at a folder; skip the test if this user may not mount."""
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(path)]
     done = subprocess.run(command, capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""A real service for tests: queue server, worker and API as processes of their own, on free ports of this machine."""
+"""A real service for tests: queue server, workers and API as separate processes on free ports."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ READY_S = 240.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that no process listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 shared_folder: Path | None = None
-"""Folder of one test run, for what several services can share; `tests/conftest.py` sets it."""
+"""A folder that the services of one test run share; `tests/conftest.py` sets it."""
 
 
 def checkpoints(folder: Path) -> Path:
@@ -76,14 +76,18 @@ for name in ("enlarge", "faulty", "tiny"):
 
 
 def _shared(name: str, otherwise: Path) -> Path:
-    """Return a path that the services of this test run share, or one in `otherwise` outside a run."""
+    """Return a path that the services of this test run share, or one in `otherwise` outside a
+    run.
+    """
     folder = shared_folder or otherwise / "shared"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def share_plans(state: Path, otherwise: Path) -> None:
-    """Share batch plans with the services of this test run: those of one worker hold for all on this machine."""
+    """Share the batch plans of the services of this test run, which are the same for all workers of
+    a machine.
+    """
     plans = _shared("plans", otherwise)
     plans.mkdir(exist_ok=True)
     state.mkdir(parents=True, exist_ok=True)
@@ -91,10 +95,11 @@ def share_plans(state: Path, otherwise: Path) -> None:
 
 
 class Stack:
-    """The parts of one service, each of which a test may kill, stop and start again.
+    """The processes of one service, each of which a test may kill, stop and start again.
 
     As a context manager it starts all of them, waits until the service is ready, and stops them.
-    Inference workers have the families of the tests; `extra_models=FAMILIES` gives them to all parts.
+    Inference workers have the families of the tests; `extra_models=FAMILIES` gives them to all
+    processes.
     """
 
     def __init__(self, state: Path, **settings: str) -> None:
@@ -117,28 +122,32 @@ class Stack:
         share_plans(state / "state", state)
 
     def start(self, part: str, name: str | None = None) -> None:
-        """Start a part: queue, inference, training or api; `name` distinguishes several workers."""
-        # not through `workers.devserver`, whose parts die with the thread that started them
+        """Start a part: `queue`, `inference`, `training` or `api`; `name` distinguishes several
+        workers.
+        """
+        # not by `workers.devserver`, whose processes die with the thread that started them
         modules = {"inference": "workers.inference", "training": "workers.training", "api": "api"}
         if part == "queue":
             command = queue_command(Settings(state=self.state / "state", queue_url=self.queue_url))
         else:
             command = [sys.executable, "-m", modules[part]]
         environment = dict(self.environment)
-        if part == "inference":  # a training worker would start a process with torch to describe these families
+        if part == "inference":  # a training worker would need torch to describe them
             environment.setdefault("REVERIE_EXTRA_MODELS", FAMILIES)
         with (self.state / f"{name or part}.log").open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
-        """Send a part a signal; after SIGKILL or SIGTERM it is gone when this returns."""
+        """Send a part a signal; wait for its exit after SIGKILL or SIGTERM."""
         process = self.parts[name]
         process.send_signal(how)
         if how in {signal.SIGKILL, signal.SIGTERM}:
             process.wait(30)
 
     def freeze(self, name: str) -> None:
-        """Stop a part with SIGSTOP, but not within a transaction: SQLite's write lock would freeze with it."""
+        """Stop a part with SIGSTOP, but not within a transaction, because it would keep SQLite's
+        write lock.
+        """
         process = self.parts[name]
         database = sqlite3.connect(self.state / "state" / "jobs.sqlite3", timeout=30, isolation_level=None)
         with contextlib.closing(database):
@@ -149,7 +158,7 @@ class Stack:
             database.execute("ROLLBACK")
 
     def up(self) -> Self:
-        """Start everything and wait until it is ready."""
+        """Start all parts and wait until the service is ready."""
         self.start("queue")
         self.wait_queue()
         self.start("inference")
@@ -159,12 +168,12 @@ class Stack:
         return self
 
     def wait_queue(self) -> None:
-        """Return when the queue server replies."""
+        """Wait until the queue server replies."""
         with redis.Redis(port=self.queue_port) as client:
             wait_until(lambda: succeeds(client.ping), "the queue server is up", READY_S)
 
     def wait_ready(self) -> None:
-        """Return when the service is ready."""
+        """Wait until the service is ready."""
 
         def ready() -> bool:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
@@ -172,7 +181,10 @@ class Stack:
         wait_until(lambda: succeeds(ready), "the service is ready", READY_S)
 
     def serves(self, name: str) -> bool:
-        """Whether this very worker says that it is ready: a dead one's heartbeat says so for some seconds more."""
+        """Return whether this worker's process reports that it is ready.
+
+        The heartbeat of a worker that was killed remains for some seconds; it does not count.
+        """
         with redis.Redis(port=self.queue_port) as client:
             heartbeats = {key.decode(): unpack(value) for key, value in client.hgetall(WORKERS).items()}
         return any(
@@ -209,7 +221,7 @@ class Stack:
         self.down()
 
     def down(self) -> None:
-        """Stop everything."""
+        """Stop all parts."""
         for name in reversed(list(self.parts)):
             process = self.parts.pop(name)
             with contextlib.suppress(ProcessLookupError):
@@ -222,13 +234,13 @@ class Stack:
                 process.wait(5)
 
     def log(self, name: str) -> list[dict[str, object]]:
-        """JSON lines that a part has logged."""
-        lines = (self.state / f"{name}.log").read_text().split("\n")  # JSON may have other line separators
+        """Return the JSON lines that a part has logged."""
+        lines = (self.state / f"{name}.log").read_text().split("\n")  # JSON strings may contain other line separators
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def succeeds(act: Callable[[], object]) -> bool:
-    """Return whether `act` returns something true; one that cannot connect or is refused does not."""
+    """Return whether `act` returns a true value; False if it cannot connect or is refused."""
     with contextlib.suppress(httpx.HTTPError, redis.RedisError, OSError):
         return bool(act())
     return False

@@ -103,7 +103,9 @@ def rows(array: np.ndarray) -> set[bytes]:
 
 
 def zip_end(count: int, length: int, offset: int, wide: tuple[int, int, int] | None = None) -> bytes:
-    """Return the end of a ZIP: number of members, size and offset of the directory, maybe in ZIP64."""
+    """Return the end of a ZIP: number of members, size and offset of the directory, maybe in
+    ZIP64.
+    """
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, offset, 0)
     if wide is None:
         return end

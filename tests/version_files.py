@@ -1,4 +1,4 @@
-"""Checkpoint files of versions: the shipped one, and changed copies of it."""
+"""Checkpoint files: the shipped one and changed copies of it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ SHIPPED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
 
 
 def split_file(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and weights of a safetensors file."""
+    """Return the header and the weights of a safetensors file."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def join_file(header: dict[str, Any], weights: bytes) -> bytes:
-    """A safetensors file of them."""
+    """Return a safetensors file of a header and weights."""
     raw = json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + weights
 
 
 def with_card(data: bytes, **change: object) -> bytes:
-    """The file with another card."""
+    """Return the file with changed fields of its card; None removes a field."""
     header, weights = split_file(data)
     card = json.loads(header["__metadata__"]["card"])
     card |= change
@@ -36,12 +36,12 @@ def with_card(data: bytes, **change: object) -> bytes:
 
 
 def with_other_weights(data: bytes) -> bytes:
-    """Other weights in the same shapes."""
+    """Return the file with other weights of the same shapes."""
     header, weights = split_file(data)
     return join_file(header, (np.frombuffer(weights, np.float32) * np.float32(0.9)).tobytes())
 
 
 def import_version(client: httpx.Client, data: bytes, name: str = "vae-mnist-2d") -> httpx.Response:
-    """Import a file."""
+    """Return the response to the import of a file."""
     headers = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
     return client.post(f"/v1/models/{name}/versions", content=data, headers=headers)

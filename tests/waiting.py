@@ -9,13 +9,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TIMEOUT_S = 180.0
-"""Long, because the machine may be busy with other tests; a condition that holds ends the wait at once."""
+"""Long, because the machine may be busy with other tests; a condition that holds ends the wait at
+once.
+"""
 
 FIRST_INTERVAL_S, LAST_INTERVAL_S = 0.01, 0.25
 
 
 def wait_until(condition: Callable[[], T | None], what: str, timeout_s: float = TIMEOUT_S) -> T:
-    """Return the first true value of `condition`; raise TimeoutError with `what` if none comes in time.
+    """Return the first true value of `condition`; raise TimeoutError with `what` if none comes in
+    time.
 
     The intervals between two calls grow, so that a long wait costs the tests beside it little.
     """

@@ -1,4 +1,6 @@
-"""A backup holds all accepted jobs, whatever happens meanwhile, and is restored to the byte or not at all."""
+"""A backup contains all accepted jobs, even if jobs change meanwhile, and is restored exactly or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class Service:
         self.blobs = Blobs(self.settings.blobs)
 
     def ended(self, data: bytes, blob: bytes) -> Job:
-        """A job of two slices: one in the database, one in the blob store."""
+        """Insert a finished job of two slices: one in the database, one in the blob store."""
         row = job(rows=2)
         self.job_store.insert(row)
         (held,) = self.job_store.claim("w", LEASE_S, 1)
@@ -49,7 +51,7 @@ class Service:
         return row
 
     def result(self, job_id: str) -> list[bytes]:
-        """What a job computed, from wherever it lies."""
+        """Return the chunks of a job's result, from the database and the blob store."""
         return [
             self.blobs.get(str(chunk.blob_key)) if chunk.data is None else chunk.data
             for chunk in self.job_store.result(job_id)
@@ -58,7 +60,7 @@ class Service:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
-    """One with a job of each kind, a dataset, versions and a training's run."""
+    """A service state with a dataset, two versions, a queue folder and an instance id."""
     made = Service(tmp_path / "state")
     state = made.settings.state
     digits(state / "datasets")
@@ -76,7 +78,9 @@ def service(tmp_path: Path) -> Service:
 
 
 def test_accepted_jobs_are_restored(service: Service, tmp_path: Path) -> None:
-    """Results to the byte, waiting jobs with their inputs, running ones to be run again, versions, datasets, runs."""
+    """A restored service has results, queued jobs with inputs, running jobs as queued ones,
+    versions, datasets and runs.
+    """
     state = service.settings.state
     done = service.ended(b"one", b"two" * 200_000)
     training = job(kind="training", model="m")
@@ -112,12 +116,14 @@ def test_accepted_jobs_are_restored(service: Service, tmp_path: Path) -> None:
     assert datasets.get("digits") == Datasets(state / "datasets").get("digits")
     assert datasets.users("digits") == ["job_1"]
     assert not (tmp_path / "other" / "queue").exists()
-    assert not (tmp_path / "other" / "instance-id").exists()  # or it could join the first one's queue
+    assert not (tmp_path / "other" / "instance-id").exists()  # otherwise it could use the first service's queue
     other.job_store.engine.dispose()
 
 
 def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> None:
-    """Every result that the copied database has is in the backup, though jobs are made and deleted all the time."""
+    """Every result in the copied database is in the backup although jobs are created and deleted
+    meanwhile.
+    """
     stop = threading.Event()
 
     def busy() -> None:
@@ -148,7 +154,7 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
 
 
 def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Path) -> None:
-    """In the backup as in the service: the job stays, and says that its result is gone."""
+    """A job whose blob is missing is restored as expired."""
     done = service.ended(b"one", b"two")
     service.blobs.delete(f"jobs/{done.id}")
     create(service.settings, tmp_path / "backup")
@@ -159,7 +165,7 @@ def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Pa
 
 
 def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:
-    """Its database is migrated, and its jobs have their results."""
+    """A backup of an earlier release is restored, and its database is migrated."""
     folder, key = tmp_path / "backup", f"jobs/{job_id(10)}/3-0"
     load(LAST, folder / backup.DATABASE)
     (folder / "blobs" / key).parent.mkdir(parents=True)
@@ -184,7 +190,7 @@ def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:
 
 
 def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> None:
-    """Before the new release has started on it, and without a change to it."""
+    """A state folder that is not yet migrated can be backed up and is not changed by it."""
     settings, key = Settings(state=tmp_path / "state"), f"jobs/{job_id(10)}/3-0"
     load(LAST, settings.state / "ledger.sqlite3")
     before = (settings.state / "ledger.sqlite3").read_bytes()
@@ -204,7 +210,7 @@ def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> No
 
 
 def test_a_backup_includes_the_write_ahead_log(service: Service, tmp_path: Path) -> None:
-    """A plain copy of the database file lacks everything since its last checkpoint."""
+    """A backup has the jobs in SQLite's write-ahead log, which a plain copy of the file lacks."""
     service.ended(b"one", b"two")
     shutil.copy(service.settings.state / "jobs.sqlite3", tmp_path / "plain.sqlite3")
     create(service.settings, tmp_path / "backup")
@@ -224,7 +230,7 @@ def test_a_backup_includes_the_write_ahead_log(service: Service, tmp_path: Path)
 
 
 def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Path) -> None:
-    """Is copied again, until what goes with it is of the same moment."""
+    """A run that changes while it is copied is copied again, until its files belong together."""
     training = job(kind="training")
     service.job_store.insert(training)
     run = service.settings.state / "runs" / training.id
@@ -248,7 +254,7 @@ def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Pat
 
 
 def test_existing_folders_are_not_overwritten(service: Service, tmp_path: Path) -> None:
-    """Neither a backup, nor a state folder with anything in it, nor the service's own folder."""
+    """Neither a backup nor a non-empty state folder or blob store is overwritten."""
     create(service.settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="not empty"):
         create(service.settings, tmp_path / "backup")
@@ -267,7 +273,7 @@ def test_existing_folders_are_not_overwritten(service: Service, tmp_path: Path) 
 
 
 def test_a_damaged_backup_is_refused(service: Service, tmp_path: Path) -> None:
-    """Before anything is written: cut short, changed, a file missing, of another format, or naming files outside."""
+    """A damaged, incomplete or unsafe backup is rejected before anything is written."""
     service.ended(b"one", b"two")
     create(service.settings, tmp_path / "backup")
     blob = next((tmp_path / "backup" / "blobs").rglob("*-1"))
@@ -295,7 +301,7 @@ def test_a_damaged_backup_is_refused(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_command_says_in_a_sentence_what_is_wrong(service: Service, tmp_path: Path) -> None:
-    """Exit code 1 and no traceback; 0 and what was done where it was."""
+    """The command fails with one sentence and status 1, and succeeds with status 0."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
 
     def run(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:

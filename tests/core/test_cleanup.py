@@ -1,4 +1,6 @@
-"""Sweeps over a real state folder: what belongs to nothing goes, what belongs to somebody or is new stays."""
+"""Sweeps over a real state folder: files without an owner are removed, used and recent ones are
+kept.
+"""
 
 import contextlib
 import fcntl
@@ -25,7 +27,7 @@ OLD_S = 100.0
 
 
 class Place:
-    """A state folder with its database, blob store and sweeps."""
+    """A state folder with its database, blob store and cleanup."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.state = folder / "state"
@@ -35,7 +37,7 @@ class Place:
         self.cleanup = Cleanup(self.settings, self.job_store, self.blobs)
 
     def ended(self, blob: bytes = b"result", **more: Any) -> str:
-        """A succeeded job whose result lies in the blob store."""
+        """Insert a succeeded job with its result in the blob store; return its id."""
         row = job(id=old_id(), **more)
         self.job_store.insert(row)
         (held,) = self.job_store.claim("w", LEASE_S, 1)
@@ -45,36 +47,38 @@ class Place:
         return str(row.id)
 
     def sweep_twice(self) -> None:
-        """Two sweeps, as the rule is."""
+        """Run two sweeps, because an orphan is removed when the second one finds it again."""
         self.cleanup.run()
         self.cleanup.run()
 
     def left(self) -> set[str]:
-        """Files and folders below the state folder that are not the database's or a lock's."""
+        """Return the paths in the state folder, except the database and lock files."""
         found = {str(path.relative_to(self.state)) for path in self.state.rglob("*")}
         return {name for name in found if not name.startswith("jobs.") and not name.endswith((".lock", "/lock"))}
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """An empty one."""
+    """An empty state folder."""
     return Place(tmp_path)
 
 
 def old_id() -> str:
-    """A job id of some minutes ago."""
+    """Return a job id that was created some minutes ago."""
     return f"job_{int((time.time() - OLD_S) * 1000):012x}{new_id()[16:]}"
 
 
 def age(folder: Path, seconds: float = OLD_S) -> None:
-    """Have everything at and below a path last written that long ago."""
+    """Set the modification times of a path and all it contains to `seconds` ago."""
     moment = time.time() - seconds
     for path in (*folder.rglob("*"), folder):
         os.utime(path, (moment, moment), follow_symlinks=False)
 
 
 def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
-    """Also those a worker wrote after the end; results that are kept, and inputs of jobs that wait, stay."""
+    """Blobs of deleted, cancelled and expired jobs are removed; results and inputs of other jobs
+    are kept.
+    """
     kept, expired = place.ended(), place.ended()
     place.job_store.mark_expired([expired])
     waiting, cancelled, deleted = job(id=old_id()), job(id=old_id()), old_id()
@@ -88,7 +92,9 @@ def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
 
 
 def test_new_blobs_are_not_deleted(place: Place) -> None:
-    """A blob comes before its row: new ones are nobody's orphans, and old ones only when two sweeps have found them."""
+    """Recent blobs without a row are kept, because a blob is written before its row; old ones are
+    removed by the second sweep that finds them.
+    """
     place.blobs.put(f"jobs/{new_id()}/items", b"x")
     place.blobs.put(f"jobs/{old_id()}/items", b"x")
     (place.state / "scratch" / old_id()).mkdir(parents=True)
@@ -99,14 +105,14 @@ def test_new_blobs_are_not_deleted(place: Place) -> None:
     age(place.state / "blobs")
     age(place.state / "scratch")
     place.cleanup.run()
-    assert len(place.blobs.names("jobs")) == 2  # the first time that an old one was seen
+    assert len(place.blobs.names("jobs")) == 2  # found as an orphan for the first time
     place.cleanup.run()
     assert len(place.blobs.names("jobs")) == 1
     assert list((place.state / "scratch").iterdir()) == []
 
 
 def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> None:
-    """And one that comes after the listing of the second, too."""
+    """A row inserted between two sweeps, or during the second, keeps its blobs."""
     row, other = job(id=old_id()), job(id=old_id())
     for one in (row, other):
         place.blobs.put(f"jobs/{one.id}/items", b"x")
@@ -127,7 +133,7 @@ def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> No
 
 
 def test_half_written_files_go(place: Place) -> None:
-    """Of the blob store, of renderings, of plans, of versions and pointers; those that are being written stay."""
+    """Unfinished files of every kind are removed, except those that are locked by their writer."""
     place.blobs.put(f"jobs/{place.ended()}/2-0", b"x")
     places = [
         f"blobs/jobs/{old_id()}/items.{'a' * 32}.part",
@@ -150,7 +156,7 @@ def test_half_written_files_go(place: Place) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(place: Place, tmp_path: Path) -> None:
-    """However far it came."""
+    """A failed write leaves no partial file."""
     with patch.object(Path, "replace", side_effect=OSError(28, "No space left on device")):
         with pytest.raises(OSError, match="No space"):
             place.blobs.put("jobs/a/1-0", b"x" * 1000)
@@ -162,7 +168,9 @@ def test_a_write_that_fails_leaves_nothing(place: Place, tmp_path: Path) -> None
 
 
 def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
-    """A waiting import keeps its file, a training its run until it is deleted, and who works in a folder keeps it."""
+    """Scratch and run folders of ended or deleted jobs are removed; those of queued imports,
+    existing trainings and uploads in progress are kept.
+    """
     waiting, done, training = job(id=old_id(), kind="import"), job(id=old_id()), job(id=old_id(), kind="training")
     place.job_store.insert(waiting, done, training)
     place.job_store.cancel(done.id)
@@ -185,7 +193,9 @@ def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
 
 
 def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
-    """Until then it goes, whatever ends it."""
+    """A work folder is removed at the end of its block, also after an exception, unless it was
+    handed over.
+    """
     with work_folder(tmp_path / "a") as folder:
         folder.hand_over()
     assert (tmp_path / "a").exists()
@@ -199,7 +209,7 @@ def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
 
 
 def test_unused_reserved_numbers_are_removed(place: Place) -> None:
-    """Unless a job may be about to use one."""
+    """Reserved version numbers are removed, unless a job may be about to use one."""
     versions = Versions(place.state / "checkpoints")
     for name in ("m", "n"):
         assert versions.reserve(name, ["1"]) == "2"
@@ -212,7 +222,9 @@ def test_unused_reserved_numbers_are_removed(place: Place) -> None:
 
 
 def test_datasets_whose_making_was_killed_go(place: Place) -> None:
-    """Also where their removal was cut short, without waiting for a process to start; one that is made stays."""
+    """Folders of datasets whose creation or removal was killed are removed; the folder of a running
+    upload is kept.
+    """
     datasets = Datasets(place.state / "datasets")
     abandoned, half_removed = (datasets.folder / f".{letter * 32}" for letter in "ab")
     for folder in (abandoned, half_removed):
@@ -221,14 +233,16 @@ def test_datasets_whose_making_was_killed_go(place: Place) -> None:
     (abandoned / "lock").touch()
     with datasets.scratch_folder() as made:
         place.cleanup.run()
-        assert abandoned.exists()  # so new that it may be another process's
+        assert abandoned.exists()  # too recent: another process may be writing it
         age(datasets.folder)
         place.cleanup.run()
         assert {path for path in datasets.folder.glob(".*") if path.is_dir()} == {made}
 
 
 def test_results_go_before_they_are_called_expired(place: Place) -> None:
-    """A sweep that meets a fault goes on with the others, and has lost track of none."""
+    """If a result's blobs cannot be deleted, its job is not marked as expired; other jobs are, and
+    the next sweep retries.
+    """
     ids = [place.ended() for _ in range(5)]
     remove = place.blobs.delete
 
@@ -251,7 +265,7 @@ def test_results_go_before_they_are_called_expired(place: Place) -> None:
 
 
 def test_the_oldest_results_go_over_the_quota(tmp_path: Path) -> None:
-    """Until the store is within it again."""
+    """The oldest results are removed until the blob store is within its quota."""
     place = Place(tmp_path, disk_quota_bytes=3 << 20)
     ids = [place.ended(b"x" * (100 << 10)) for _ in range(60)]
     place.cleanup.run()
@@ -260,7 +274,7 @@ def test_the_oldest_results_go_over_the_quota(tmp_path: Path) -> None:
 
 
 def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
-    """Thousands of folders that another sweep removes at the same time: none is left, nothing is raised."""
+    """Concurrent sweeps over the same files remove all of them without an error."""
     for _ in range(500):
         place.blobs.put(f"jobs/{old_id()}/1-0", b"x")
     age(place.state / "blobs")
@@ -287,7 +301,7 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
 
 
 def test_one_sweep_at_a_time(place: Place) -> None:
-    """Several API processes on one state folder do not do the same work."""
+    """A sweep is skipped while another process sweeps the state folder."""
     with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.job_store, "kept_results") as asked:
         fcntl.flock(lock, fcntl.LOCK_EX)
         place.cleanup.run()
@@ -295,7 +309,7 @@ def test_one_sweep_at_a_time(place: Place) -> None:
 
 
 def test_the_database_away_removes_nothing(place: Place) -> None:
-    """Whose a file is cannot be known then."""
+    """If the database cannot be read, no file is removed."""
     place.blobs.put(f"jobs/{old_id()}/items", b"x")
     age(place.state / "blobs")
     place.cleanup.run()
@@ -305,7 +319,9 @@ def test_the_database_away_removes_nothing(place: Place) -> None:
 
 
 def test_trees_are_removed_whatever_they_are(tmp_path: Path) -> None:
-    """A file, a folder, a link, or nothing."""
+    """`remove_tree` removes a folder, a file or a link, not the link's target, and accepts a
+    missing path.
+    """
     (tmp_path / "folder" / "in").mkdir(parents=True)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "folder")

@@ -1,4 +1,4 @@
-"""Histograms that heartbeats carry, as Prometheus reads them."""
+"""Histograms in heartbeats, and their form in Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from core.histograms import BOUNDS, Histograms
 
 
 def test_buckets_are_cumulative_and_survive_a_heartbeat() -> None:
-    """A value on a bound is in its bucket; larger ones are only in the last; the sum is that of all."""
+    """Buckets are cumulative, a value on a bound is in its bucket, and sum and count cover all
+    values.
+    """
     histograms = Histograms()
     values = [0.0005, 0.001, 0.0011, 0.3, 11.0]
     for value in values:
@@ -37,7 +39,7 @@ def test_buckets_are_cumulative_and_survive_a_heartbeat() -> None:
 
 
 def test_series_that_are_not_used_make_room() -> None:
-    """The number of models and operations in a heartbeat is bounded; the most recent stay."""
+    """The number of series in a heartbeat is limited; the most recently used are kept."""
     histograms = Histograms(3)
     for model in ("a", "b", "c", "a", "d"):
         histograms.observe("batch_rows", (model, "sample"), 1)

@@ -1,4 +1,4 @@
-"""A family that enlarges twenty tiles in a slice of time: for tests of how pictures are cut, sent and put together."""
+"""A family for tests of upscaling: it enlarges tiles by copying or averaging pixels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IMAGE = {"channels": 3, "height": 32, "width": 32}
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """How much larger, and how."""
+    """The scale, the method, and what tests need to slow down or invert a result."""
 
     scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
     method: str = option(
@@ -36,7 +36,9 @@ class UpscaleOptions:
 
 
 class Model(nn.Module):
-    """Each pixel becomes a square; a smooth one depends on its neighbours as far as RADIUS."""
+    """A model whose output pixels are copies of input pixels, or of the mean within RADIUS (method
+    `smooth`).
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -44,13 +46,13 @@ class Model(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def operations(self) -> dict[str, Any]:
-        """What it can do."""
+        """Return the operations of the model."""
         described = describe(self)
         described["upscale"]["margin"] = MARGIN
         return described
 
     def upscale(self, images: torch.Tensor, rows: RowStreams, options: UpscaleOptions) -> dict[str, Any]:
-        """The tiles without their margins, `scale` times larger."""
+        """Return the tiles without their margins, `scale` times larger."""
         time.sleep(options.seconds * len(rows))
         if options.method == "smooth":
             images = functional.avg_pool2d(images, 2 * RADIUS + 1, 1)

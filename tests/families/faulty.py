@@ -1,4 +1,4 @@
-"""A family that misbehaves on request: for tests of what the service does then."""
+"""A family that fails on request, for tests of how the service handles it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,35 @@ from models.kit.schema import option
 
 RAISES, REFUSES, KILLS = 13, 14, 666
 HANGS, HANGS_LOCKED = 667, 668
-"""Seeds whose pass does not return: with the interpreter lock free, as in a kernel, and held, as in a bad extension."""
+"""Seeds whose forward pass does not return: it sleeps without the interpreter lock, as a kernel
+does, or with it, as a faulty extension does.
+"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How long a pass takes."""
+    """The duration of a forward pass."""
 
     seconds: float = option(0.0, minimum=0.0, maximum=10.0, description="time that a pass sleeps")
 
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """How many slices a run has."""
+    """The number of slices and the duration of each."""
 
     k: int = option(3, minimum=1, maximum=10_000, description="steps")
     seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
 
 
 class Model(nn.Module):
-    """Pictures of uniform noise; seed 13 raises, 14 is refused, 666 kills the process, 667 and 668 hang."""
+    """A model of uniform noise: seed 13 raises RuntimeError, 14 ValueError, 666 kills the process,
+    667 and 668 hang.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -50,11 +54,11 @@ class Model(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def operations(self) -> dict[str, Any]:
-        """What it can do."""
+        """Return the operations of the model."""
         return describe(self)
 
     def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
-        """Noise, unless the seed says otherwise."""
+        """Return noise, unless the seed requests a failure."""
         if options.seconds:
             time.sleep(options.seconds)
         _obey(rows)
@@ -67,7 +71,7 @@ class Model(nn.Module):
         options: LikelihoodOptions,
         state: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, Any] | Continuation:
-        """The mean pixel, after `k` steps."""
+        """Return the mean pixel of each image after `k` slices."""
         time.sleep(options.seconds)
         _obey(rows)
         steps = 1 + (torch.zeros(len(rows)) if state is None else state["steps"])

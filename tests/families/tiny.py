@@ -1,4 +1,4 @@
-"""A family of 8×8 binary pictures that does everything in almost no time: for tests of what the service makes of it."""
+"""A family of 8×8 binary images with nearly every operation, each of which takes almost no time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from models.kit.schema import option
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How long the chain is, and which of its pictures are kept."""
+    """The length of the chain, the duration of a step, and the threshold of rejection."""
 
     steps: int = option(1, minimum=1, maximum=500, description="steps of the chain")
     seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
@@ -31,7 +31,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """How grey pictures become binary, and how long the chain is."""
+    """The binarization, the inversion, and the length of the chain."""
 
     binarization: str = option("threshold", choices=("draw", "threshold"), description="how grey pixels become binary")
     inverted: bool = option(False, description="whether dark and light change places in the answer")
@@ -41,19 +41,21 @@ class InpaintOptions:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """How many samples."""
+    """The number of importance samples."""
 
     UNIT: ClassVar[str] = "nats"
     k: int = option(10, minimum=2, maximum=1000, description="importance samples an image")
 
 
 class Model(nn.Module):
-    """Its samples brighten with each step, its hidden pixels are coin tosses, its codes are sums of pixels."""
+    """A model whose samples brighten with each step, whose hidden pixels are random and whose codes
+    are sums of pixels.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -61,13 +63,15 @@ class Model(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def operations(self) -> dict[str, Any]:
-        """What it can do."""
+        """Return the operations of the model."""
         return describe(self)
 
     def sample(
         self, rows: RowStreams, options: SampleOptions, state: dict[str, torch.Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """Eight proposals a row, of uniform brightness; with a `threshold` the first that is darker, if any is."""
+        """Return uniformly grey images: with a `threshold`, the first of eight proposals that is
+        darker, if any.
+        """
         steps = self._stepped(rows, options.seconds, state)
         brightness = rows.uniform(8, LATENT)
         kept = brightness < (2.0 if options.threshold is None else options.threshold)
@@ -87,7 +91,9 @@ class Model(nn.Module):
         options: InpaintOptions,
         state: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, Any] | Continuation:
-        """The shown pixels, binarized, and a coin for each hidden one, turned a little further by each step."""
+        """Return the visible pixels, binarized, and random values for the hidden ones, which change
+        with each step.
+        """
         steps = self._stepped(rows, options.seconds, state)
         turned = rows.uniform(64, FIRST_FREE + int(steps[0]))
         turned = (turned if state is None else turned + state["turned"]).frac()
@@ -100,19 +106,23 @@ class Model(nn.Module):
         return {"images": images, "binarization": options.binarization}
 
     def encode(self, images: torch.Tensor, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Sums of thirds of the picture, and of its halves: two layers of three and two units."""
+        """Return two layers of codes: the sums of the image's thirds and of its halves."""
         pixels = images.flatten(1)
         thirds = torch.stack([third.sum(1) for third in pixels.tensor_split(3, 1)], 1)
         halves = torch.stack([half.sum(1) for half in pixels.tensor_split(2, 1)], 1)
         return {"layers.1": halves, "layers.0": thirds}
 
     def energy(self, images: torch.Tensor, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """The mean pixel; in small passes one row of seven differs in its last bits, as rows of matrix products do."""
+        """Return the mean pixel of each image.
+
+        In batches below four rows, each seventh row differs in its last bits, as rows of matrix
+        products may.
+        """
         differs = (rows.row % 7 == 5) & (len(rows) < 4)
         return {"energies": images.flatten(1).mean(1) + 1e-6 * differs}
 
     def log_likelihood(self, images: torch.Tensor, rows: RowStreams, options: LikelihoodOptions) -> dict[str, Any]:
-        """Numbers a row, numbers of the model, and one that is none."""
+        """Return per-row numbers, per-model numbers, and one field that is infinite."""
         mean = images.flatten(1).mean(1)
         size = options.k * rows.uniform(1, CHOICE)[:, 0]
         constants = {"log_z": -1.25, "log_z_standard_error": torch.tensor(0.5), "k": options.k}

@@ -1,4 +1,6 @@
-"""URLs of the queue server: real connections with credentials, TLS and Sentinel, of every kind of client."""
+"""URLs of the queue server: every kind of client connects with credentials, by TLS and by
+Sentinel.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ ENCODED = "p%40ss%3Aw%2Frd"
 
 @contextlib.contextmanager
 def server(folder: Path, *options: str) -> Iterator[int]:
-    """A queue server with one user, "me"; yields its port."""
+    """Run a queue server with one user, "me"; yield its port."""
     port = free_port()
     command = queue_command(Settings(state=folder, queue_url=f"redis://127.0.0.1:{port}/0"))
     user = ["--user", "default", "off", "--user", "me", "on", f">{PASSWORD}", "~*", "&*", "+@all"]
@@ -43,7 +45,9 @@ def server(folder: Path, *options: str) -> Iterator[int]:
 
 
 def check_all_clients(url: str) -> None:
-    """Have each kind of client write to database 3, and Celery's transport read what they wrote."""
+    """Check that each kind of client writes to database 3, and that Celery's transport uses it,
+    too.
+    """
     address = QueueAddress.parse(url)
 
     async def write() -> None:
@@ -74,7 +78,7 @@ def check_all_clients(url: str) -> None:
 
 
 def test_credentials(tmp_path: Path) -> None:
-    """User and password with characters that a URL encodes; a wrong password is rejected."""
+    """User names and passwords may be percent-encoded; a wrong password is rejected."""
     with server(tmp_path) as port:
         check_all_clients(f"redis://me:{ENCODED}@127.0.0.1:{port}/3")
 
@@ -98,7 +102,7 @@ def certificate(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def tls_proxy(certificate: Path, port: int) -> Iterator[int]:
-    """A TLS endpoint in front of a server without TLS, as the server in the wheel is; yields its port."""
+    """Run a TLS proxy in front of the queue server, which has no TLS itself; yield its port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     ready, stop = threading.Event(), asyncio.Event()
@@ -138,7 +142,9 @@ def tls_proxy(certificate: Path, port: int) -> Iterator[int]:
 
 
 def test_tls(tmp_path: Path, certificate: Path) -> None:
-    """With the certificate's authority in the URL all clients connect; without it all refuse the server."""
+    """All clients connect if the URL has the certificate's authority; otherwise they reject the
+    server.
+    """
     with server(tmp_path) as port, tls_proxy(certificate, port) as tls_port:
         url = f"rediss://me:{ENCODED}@127.0.0.1:{tls_port}/3"
         check_all_clients(f"{url}?ssl_ca_certs={certificate}")
@@ -154,7 +160,7 @@ def test_tls(tmp_path: Path, certificate: Path) -> None:
 
 
 def test_sentinel(tmp_path: Path) -> None:
-    """Clients find the master by way of a Sentinel; one that is away is passed over."""
+    """Clients find the master by a Sentinel and skip one that does not respond."""
     with server(tmp_path) as port:
         sentinel_port = free_port()
         file = tmp_path / "sentinel.conf"
@@ -176,7 +182,9 @@ def test_sentinel(tmp_path: Path) -> None:
 
 
 def test_sentinel_urls_are_parsed() -> None:
-    """Credentials, database and options are the master's, as redis-py parses them; the Sentinels have their own."""
+    """Credentials, database and options of the URL apply to the master; Sentinels have their own
+    parameters.
+    """
     url = "sentinel://u:p%40@a:1,b/2?master_name=main&sentinel_password=s&socket_timeout=7&ssl=true"
     address = QueueAddress.parse(url)
     assert address.sentinels == (("a", 1), ("b", 26379))

@@ -1,4 +1,4 @@
-"""What is packed comes back the same, and damaged bytes are noticed."""
+"""Packed messages are restored exactly, and damaged ones are detected."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def test_trees_with_arrays_survive_a_round_trip() -> None:
 
 
 def test_damaged_arrays_are_noticed() -> None:
-    """An array whose bytes do not fit its shape is refused."""
+    """An array whose bytes do not fit its shape raises ValueError."""
     data = pack(np.zeros((2, 2), np.uint8)).replace(b"\x92\x02\x02", b"\x92\x02\x03")
     with pytest.raises(ValueError, match="4 bytes"):
         unpack(data)
 
 
 def test_batches_come_back() -> None:
-    """A batch survives the queue with its parts and state."""
+    """Unpacking a batch restores its slices, options and state."""
     part = BatchSlice("c", 2**62, 3, 4, {"images": np.ones((4, 1, 2, 2), np.uint8)}, png=True, request_id="r")
     batch = Batch("b", "s", "m", "1", "encode", {"k": 1}, [part], {"n": np.zeros(4)})
     back = Batch.unpack(batch.pack())
@@ -49,7 +49,7 @@ def test_items_are_cut_to_rows() -> None:
 
 
 def test_pieces_are_joined_in_order() -> None:
-    """Arrays and lists are put end to end, constants stay."""
+    """Arrays and lists are concatenated; constants are kept."""
     pieces = [{"a": np.array([1]), "p": [b"x"], "k": 5}, {"a": np.array([2]), "p": [b"y"], "k": 5}]
     whole = joined(pieces)
     assert whole["a"].tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""The pipelined connection against servers that are slow, silent, strict or no queue servers at all."""
+"""The pipelined connection to servers that are slow, silent, strict, or not queue servers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Serve = Callable[["Peer"], Awaitable[None]]
 
 
 class Peer:
-    """One connection as a server sees it."""
+    """The server's side of one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._parser = hiredis.Reader()
 
     async def next(self) -> list[bytes]:
-        """The next command. Raises EOFError."""
+        """Return the next command. Raises EOFError."""
         while (command := self._parser.gets()) is False:
             data = await self._reader.read(4096)
             if not data:
@@ -35,7 +35,7 @@ class Peer:
         return command
 
     async def nothing(self, seconds: float = 0.2) -> bool:
-        """Whether no command comes for so long."""
+        """Return whether no command arrives for so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self.next()
@@ -44,13 +44,13 @@ class Peer:
         return False
 
     def say(self, data: bytes) -> None:
-        """Reply."""
+        """Send a reply."""
         self._writer.write(data)
 
 
 @asynccontextmanager
 async def server(serve: Serve, address: str = "redis://127.0.0.1:{}/0") -> AsyncIterator[PipelinedConnection]:
-    """A connection to a server that serves each of its connections so."""
+    """Run a server that handles each connection by `serve`; yield a connection to it."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -71,14 +71,14 @@ async def server(serve: Serve, address: str = "redis://127.0.0.1:{}/0") -> Async
 
 
 async def echo(peer: Peer) -> None:
-    """Reply to each command with its first argument."""
+    """Reply to each command with its first argument, until the connection closes."""
     while True:
         _, word = await peer.next()
         peer.say(b"+%s\r\n" % word)
 
 
 def test_no_command_goes_out_before_the_handshake_ends() -> None:
-    """Commands of many tasks wait for the replies to AUTH and SELECT, then run in the database of the URL."""
+    """Concurrent commands wait for the replies to AUTH and SELECT."""
 
     async def strict(peer: Peer) -> None:
         assert await peer.next() == [b"AUTH", b"me", b"p@ss"]
@@ -98,7 +98,7 @@ def test_no_command_goes_out_before_the_handshake_ends() -> None:
 
 
 def test_a_password_without_a_name_is_sent_alone() -> None:
-    """As `redis://:PASSWORD@…` means, for servers older than user names too."""
+    """A URL without a user name sends AUTH with the password only, as old servers require."""
 
     async def old(peer: Peer) -> None:
         assert await peer.next() == [b"AUTH", b"sesame"]
@@ -114,7 +114,7 @@ def test_a_password_without_a_name_is_sent_alone() -> None:
 
 @pytest.mark.parametrize("reply", [b"-WRONGPASS no\r\n", b"-NOAUTH Authentication required.\r\n"])
 def test_a_refused_handshake_fails_the_command(reply: bytes) -> None:
-    """The command is not sent, and the next one tries again."""
+    """If the handshake is rejected, the command is not sent, and the next command tries again."""
     commands = []
 
     async def refusing(peer: Peer) -> None:
@@ -133,7 +133,7 @@ def test_a_refused_handshake_fails_the_command(reply: bytes) -> None:
 
 
 def test_a_handshake_without_a_reply_ends() -> None:
-    """A server that accepts and says nothing is not waited for without end."""
+    """A handshake without a reply raises TimeoutError."""
 
     async def silent(peer: Peer) -> None:
         while True:
@@ -150,7 +150,9 @@ def test_a_handshake_without_a_reply_ends() -> None:
 
 
 def test_a_reply_that_does_not_come_is_not_waited_for() -> None:
-    """The command fails at its time-out, those behind it too; later ones get their own replies on a new connection."""
+    """A command without a reply times out, with those behind it; later commands use a new
+    connection.
+    """
     connections = 0
 
     async def slow_at_first(peer: Peer) -> None:
@@ -179,7 +181,7 @@ def test_a_reply_that_does_not_come_is_not_waited_for() -> None:
 
 
 def test_a_cancelled_command_takes_its_own_reply() -> None:
-    """The reply to a command that nobody waits for any more is not given to the next."""
+    """The reply to a cancelled command is not given to the next one."""
 
     async def slow(peer: Peer) -> None:
         for _ in range(2):
@@ -200,7 +202,7 @@ def test_a_cancelled_command_takes_its_own_reply() -> None:
 
 @pytest.mark.parametrize("message", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n+unasked\r\n", b""])
 def test_a_server_of_another_kind_breaks_the_connection(message: bytes) -> None:
-    """What is no reply, or one too many, ends the connection with an error and nothing else."""
+    """Data that are not a reply, or a reply too many, close the connection with an error."""
 
     async def other(peer: Peer) -> None:
         await peer.next()

@@ -1,4 +1,4 @@
-"""Messages are those that Celery itself would store."""
+"""Published messages equal those of Celery's `send_task`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.mark.parametrize(("task", "arguments"), [(RUN_BATCH, (b"\x00packed\xff" * 50,)), (RUN_JOBS, ())])
 def test_a_message_is_the_one_that_send_task_stores(queue: Stack, task: str, arguments: tuple[bytes, ...]) -> None:
-    """The same fields with the same values, but for random ids and for what Celery adds for its own log and results."""
+    """A message has the fields and values of `send_task`, except random ids and what only Celery's
+    logs and results use.
+    """
     sender = Celery("sender", broker=queue.queue_url, set_as_current=False)
     sender.conf.task_serializer = "msgpack"
     sender.send_task(task, arguments, queue=queue_key("bulk"), ignore_result=True, retry=False)
@@ -47,7 +49,9 @@ def test_a_message_is_the_one_that_send_task_stores(queue: Stack, task: str, arg
 
 
 def _comparable(data: bytes) -> Any:
-    """Return a message with its body unpacked, its id replaced, and without what may differ."""
+    """Return a message with its body unpacked, its id replaced, and without fields that may
+    differ.
+    """
     message = orjson.loads(data)
     message["body"] = msgpack.unpackb(base64.b64decode(message["body"]))
     task_id = message["headers"]["id"]
@@ -60,7 +64,9 @@ def _comparable(data: bytes) -> Any:
 
 
 def test_commands_store_messages_in_their_queues(queue: Stack) -> None:
-    """Each command is one that any client can send as it is; wake-ups of training workers do not pile up."""
+    """The commands add messages to their queues; wake-ups of training workers are limited in
+    number.
+    """
     with redis.Redis.from_url(queue.queue_url) as client:
         for command in (publish_batch("interactive", b"packed"), wake_inference_workers()):
             client.execute_command(*command)

@@ -97,7 +97,9 @@ def test_a_card_is_a_json_object(text: str) -> None:
 
 
 def test_a_preview_is_a_small_png() -> None:
-    """A small PNG is returned; other formats, truncated files and decompression bombs are rejected."""
+    """A small PNG is returned; other formats, truncated files and decompression bombs are
+    rejected.
+    """
     assert parse_preview(png(64, 64)) == base64.b64decode(png(64, 64))
     bomb = PngImagePlugin.PngInfo()
     bomb.add_text("comment", "x" * (8 << 20), zip=True)

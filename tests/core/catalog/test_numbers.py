@@ -32,7 +32,9 @@ class Body(BaseModel):
 
 
 def test_whole_floats_become_ints_where_the_schema_has_integers() -> None:
-    """Whole floats become ints in properties and nested lists, but not where fractions are allowed."""
+    """Whole floats become ints in properties and nested lists, but not where fractions are
+    allowed.
+    """
     given = {"size": 4.0, "limit": 2.0, "heat": 1.0, "sizes": [8.0, 9], "table": [[1.0], [2, 3.0]], "inner": {"k": 5.0}}
     made = whole_numbers(SCHEMA, given)
     assert made == given

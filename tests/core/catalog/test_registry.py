@@ -162,7 +162,7 @@ def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.Mon
     found = models.find("m")
     assert found is not None
     assert (found.version, models.versions("m"), models.candidates()) == ("2", ["1", "2"], [])
-    versions.activate("m", "7")  # of another machine's: not here
+    versions.activate("m", "7")  # a version that this machine does not have
     assert [entry.ref for entry in models.active()] == ["m@2", "n@1"]
 
 

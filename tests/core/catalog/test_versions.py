@@ -20,7 +20,9 @@ def test_cards_need_what_models_say() -> None:
 
 
 def test_a_staged_version_serves_once_it_is_activated(tmp_path: Path) -> None:
-    """Staging keeps the active version, activating ends staging, and pinning changes nothing later."""
+    """Staging keeps the active version, activating ends staging, and pinning changes nothing
+    later.
+    """
     versions = Versions(tmp_path / "made")
     assert (versions.pointers(), versions.stamp()) == ({}, 0)
     versions.stage("m", "2")

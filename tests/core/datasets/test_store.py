@@ -74,7 +74,7 @@ def test_a_dataset_in_use_is_not_deleted(datasets: Datasets) -> None:
     datasets.release("none", "job_2")
     opened_before = np.load(datasets.path("digits") / "train.npy", mmap_mode="r")
     assert datasets.delete("digits")
-    assert opened_before.sum() > 0  # who has it open reads on
+    assert opened_before.sum() > 0  # a reader that has it open can go on
     assert datasets.get("digits") is None
     assert datasets.listing() == []
     assert not datasets.delete("digits")

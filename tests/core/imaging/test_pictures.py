@@ -51,7 +51,9 @@ def test_transparency_is_laid_over_black() -> None:
 
 
 def test_a_small_file_with_much_behind_its_header_is_no_danger() -> None:
-    """A file that decompresses to 100 MB gives the stated pixels or is rejected, in little memory."""
+    """A file that decompresses to 100 MB gives the stated pixels or is rejected, in little
+    memory.
+    """
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

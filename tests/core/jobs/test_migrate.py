@@ -1,4 +1,6 @@
-"""New, older and newer databases, opened by one process or by several at once."""
+"""Databases that are new, of earlier releases or of a newer one, opened by one process or by
+several.
+"""
 
 import multiprocessing
 import sqlite3
@@ -24,7 +26,7 @@ from core.settings import Settings
 from core.startup import StartupError, check_database
 
 DUMPS = Path(__file__).parent / "databases"
-"""Databases as the code of two earlier releases made them, with jobs in every state."""
+"""Dumps of databases of two earlier releases, with jobs in every state."""
 
 FIRST, LAST = "first_release.sql", "release_before_migrations.sql"
 LEASE_S = 30.0
@@ -57,7 +59,9 @@ def differences(job_store: JobStore) -> list[object]:
 
 @pytest.mark.parametrize("dump", [FIRST, LAST])
 def test_jobs_of_an_earlier_release_are_served(tmp_path: Path, dump: str) -> None:
-    """Waiting, interrupted and unfinished jobs are claimed; ended ones keep results, problems and keys."""
+    """Queued, interrupted and unfinished jobs are claimed; ended ones keep their results, problems
+    and idempotency keys.
+    """
     job_store = JobStore(load(dump, tmp_path / "jobs.sqlite3"))
     assert differences(job_store) == []
     assert job_store.reap(3) == [job_id(3), job_id(5)]  # their workers are gone
@@ -104,7 +108,9 @@ def test_jobs_of_an_earlier_release_are_served(tmp_path: Path, dump: str) -> Non
 
 
 def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
-    """From nothing as well, and up to the revision that new databases are marked with."""
+    """Migrating an empty database gives the tables of the code, and new databases are marked with
+    the last revision.
+    """
     assert ScriptDirectory(str(Path(migrate.__file__).parent / "migrations")).get_heads() == [HEAD]
     new = JobStore(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     assert differences(new) == []
@@ -124,7 +130,7 @@ def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
 
 
 def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
-    """With one sentence, and it is not written to."""
+    """A database of a newer release is rejected with one sentence."""
     settings = Settings(state=tmp_path)
     job_store = JobStore(settings.database)
     with job_store.engine.begin() as connection:
@@ -138,7 +144,9 @@ def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
-    """It is one transaction: the release before goes on with the database, and a later start migrates it."""
+    """A failed migration is rolled back, so that the earlier release can use the database; a later
+    start migrates it.
+    """
     file = tmp_path / "jobs.sqlite3"
     url = load(LAST, file)
     before = tables(file)
@@ -160,7 +168,7 @@ def open_and_close(url: str) -> None:
 
 
 def test_four_processes_open_one_database(tmp_path: Path) -> None:
-    """Empty or of an earlier release, it is made or migrated once, and nobody meets an error."""
+    """Four processes that open a new or old database at the same time create or migrate it once."""
     urls = [f"sqlite:///{tmp_path / f'new{number}.sqlite3'}" for number in range(20)]
     urls += [load(dump, tmp_path / f"{number}{dump}.sqlite3") for dump in (FIRST, LAST) for number in range(5)]
     with multiprocessing.get_context("spawn").Pool(4) as pool:
@@ -174,7 +182,7 @@ def test_four_processes_open_one_database(tmp_path: Path) -> None:
 
 
 def test_alembic_is_imported_for_older_databases_alone(tmp_path: Path) -> None:
-    """It takes a good part of a second, which a start on a new or a current database does not spend."""
+    """Alembic, whose import is slow, is imported only for a database that needs a migration."""
     program = (
         "import sys\n"
         "from core.jobs.store import JobStore\n"
@@ -190,7 +198,7 @@ def test_alembic_is_imported_for_older_databases_alone(tmp_path: Path) -> None:
 
 
 def test_the_database_file_of_earlier_releases_is_renamed(tmp_path: Path) -> None:
-    """With all that was written to it, also by a process that was killed, whichever program opens it first."""
+    """`ledger.sqlite3` is renamed with its write-ahead log, by whichever process opens it first."""
     old, new = tmp_path / "ledger.sqlite3", tmp_path / "jobs.sqlite3"
     load(LAST, old)
     program = (
@@ -214,7 +222,7 @@ def test_the_database_file_of_earlier_releases_is_renamed(tmp_path: Path) -> Non
 
 
 def test_a_database_file_in_use_is_not_renamed(tmp_path: Path) -> None:
-    """A process of the release before still runs: the start says so and changes nothing."""
+    """If a process of the earlier release uses the file, the start fails and changes nothing."""
     old = tmp_path / "ledger.sqlite3"
     load(LAST, old)
     with closing(sqlite3.connect(old)) as running:

@@ -1,4 +1,4 @@
-"""Positions in the queue, the pace of jobs, and jobs whose deadline has passed, on a real database."""
+"""Positions in the queue, the pace of jobs, and jobs past their deadline, on a real database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["job_store"]
 
 
 def _claims_in_order(job_store: JobStore, jobs: list[Job]) -> list[str]:
-    """Claim and end these inference jobs one after the other; return their ids in this order."""
+    """Claim and finish inference jobs until as many as `jobs` have ended; return their ids in this
+    order.
+    """
     order = []
     for _ in jobs:
         (claimed,) = job_store.claim("w", LEASE_S)
@@ -27,7 +29,7 @@ def _claims_in_order(job_store: JobStore, jobs: list[Job]) -> list[str]:
 
 
 def test_positions_are_the_order_of_claims(job_store: JobStore) -> None:
-    """Owners take turns; whoever has waited longest comes first."""
+    """Positions equal the order in which jobs are claimed, with owners in turn."""
     job_store.insert(job(owner="ann"), job(owner="bob"))
     _claims_in_order(job_store, [job(), job()])
     now = time.time()
@@ -40,7 +42,7 @@ def test_positions_are_the_order_of_claims(job_store: JobStore) -> None:
 
 
 def test_each_queue_has_positions_of_its_own(job_store: JobStore) -> None:
-    """A training does not wait for samples, and jobs that cannot be claimed have no position."""
+    """Trainings and samples have separate positions; jobs that cannot be claimed have none."""
     now = time.time()
     samples, training = job(queued_at=now), job(kind=TRAINING, queued_at=now + 1)
     late, deferred = job(deadline_at=now - 1, queued_at=now - 5), job(not_before=now + 60, queued_at=now - 5)
@@ -52,17 +54,19 @@ def test_each_queue_has_positions_of_its_own(job_store: JobStore) -> None:
 
 
 def test_twenty_thousand_jobs_are_ranked_quickly(job_store: JobStore) -> None:
-    """A read is bounded, whatever waits."""
+    """Positions among 20 000 queued jobs are computed in under 2 s."""
     now = time.time()
     jobs = [job(owner=f"owner {number % 50}", queued_at=now + number) for number in range(20_000)]
     job_store.insert(*jobs)
     started = time.perf_counter()
-    assert queue_positions(job_store.engine, [jobs[-1].id])[jobs[-1].id] > 19_950  # the last of its owner
+    assert queue_positions(job_store.engine, [jobs[-1].id])[jobs[-1].id] > 19_950  # its owner's last job
     assert time.perf_counter() - started < 2.0
 
 
 def test_the_pace_is_that_since_the_oldest_waiting_job(job_store: JobStore) -> None:
-    """Five jobs in ten seconds are one in two seconds; what ended before, or never ran, does not count."""
+    """The pace counts the jobs that ran and ended since the oldest waiting job was queued; below
+    five it is unknown.
+    """
     now = time.time()
     ended = [job(status="succeeded", started_at=now - 99, finished_at=now - number) for number in (1, 3, 5, 7, 9)]
     others = [job(status="succeeded", started_at=now - 99, finished_at=now - 20) for _ in range(50)]
@@ -71,7 +75,7 @@ def test_the_pace_is_that_since_the_oldest_waiting_job(job_store: JobStore) -> N
     job_store.insert(*ended[:4], *others, *cancelled, training)
     assert inference_pace(job_store.engine) is None  # nothing waits
     job_store.insert(job(queued_at=now - 10), job(queued_at=now - 1))
-    assert inference_pace(job_store.engine) is None  # four are no measure
+    assert inference_pace(job_store.engine) is None  # four jobs are too few
     job_store.insert(ended[4])
     pace = inference_pace(job_store.engine)
     assert pace is not None
@@ -79,7 +83,7 @@ def test_the_pace_is_that_since_the_oldest_waiting_job(job_store: JobStore) -> N
 
 
 def test_a_training_is_paced_from_its_last_start(job_store: JobStore) -> None:
-    """Progress before a pause does not count."""
+    """The pace of a training ignores progress before its last start."""
     row = job(kind=TRAINING)
     job_store.insert(row)
     assert training_paces(job_store.engine) == {}
@@ -98,7 +102,7 @@ def test_a_training_is_paced_from_its_last_start(job_store: JobStore) -> None:
 
 
 def test_what_remains_follows_from_the_pace() -> None:
-    """A tenth in ten seconds leaves fifty for the other half; no progress leaves nothing to say."""
+    """The remaining time is extrapolated from the pace; without progress it is unknown."""
     pace = Pace(100.0, 0.4, 110.0, 0.5)
     assert pace.remaining_s(110.0) == pytest.approx(50)
     assert pace.remaining_s(130.0) == pytest.approx(30)
@@ -107,7 +111,9 @@ def test_what_remains_follows_from_the_pace() -> None:
 
 
 def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: JobStore) -> None:
-    """Queued, running and paused ones; those that have ended keep what they are."""
+    """Queued, running and paused jobs fail with 504 after their deadline, and their worker can no
+    longer write; ended ones keep their status.
+    """
     now = time.time()
     queued, running, ended = (job(deadline_at=now + 0.2) for _ in range(3))
     paused, later = job(deadline_at=now + 0.2, status="paused", kind=TRAINING), job(deadline_at=now + 600)
@@ -120,7 +126,7 @@ def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: J
     assert not job_store.has_overdue()
     time.sleep(0.25)
     assert job_store.has_overdue()
-    assert [one.id for one in job_store.claim("w", LEASE_S, 5)] == [later.id]  # what is late is not begun
+    assert [one.id for one in job_store.claim("w", LEASE_S, 5)] == [later.id]  # jobs past their deadline are not claimed
     assert set(job_store.end_overdue()) == {queued.id, running.id, paused.id}
     assert job_store.end_overdue() == []
     assert not job_store.finish(claimed.claim, result=b"")
@@ -133,7 +139,7 @@ def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: J
 
 
 def test_a_new_database_and_a_migrated_one_have_deadlines(tmp_path: Path) -> None:
-    """The column holds what was inserted."""
+    """The deadline of a job is stored."""
     job_store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     row = job(deadline_at=5.0)
     job_store.insert(row)

@@ -1,4 +1,4 @@
-"""Claims, leases and fencing, on a real database."""
+"""Claims, leases and fencing tokens on a real database."""
 
 import time
 from dataclasses import replace
@@ -29,19 +29,19 @@ def job_store(tmp_path: Path) -> JobStore:
 
 
 def job(**more: Any) -> Job:
-    """A queued job of one row."""
+    """Return a queued job of one row."""
     return Job(**{"kind": "samples", "model": "m", "version": "1", "method": "sample", "seed": 3, **more})
 
 
 def status(job_store: JobStore, job_id: str) -> str:
-    """A job's status."""
+    """Return a job's status."""
     found = job_store.get(job_id)
     assert found is not None
     return str(found.status)
 
 
 def test_a_job_is_claimed_once(job_store: JobStore) -> None:
-    """Two workers never hold the same job."""
+    """Two workers never claim the same job."""
     job_store.insert(*(job() for _ in range(5)))
     first = job_store.claim("a", LEASE_S, 3)
     second = job_store.claim("b", LEASE_S, 3)
@@ -51,7 +51,9 @@ def test_a_job_is_claimed_once(job_store: JobStore) -> None:
 
 
 def test_only_alike_jobs_share_a_pass(job_store: JobStore) -> None:
-    """Another model, method or options, many rows, or a suspect job: each goes by itself."""
+    """Jobs share a claim only if model, method and options are equal, they have few rows, and none
+    is isolated.
+    """
     others = [
         job(model="n"),
         job(method="encode"),
@@ -65,7 +67,7 @@ def test_only_alike_jobs_share_a_pass(job_store: JobStore) -> None:
 
 
 def test_a_worker_with_an_expired_lease_is_fenced_off(job_store: JobStore) -> None:
-    """Who lost a job to another can no longer write to it; the other's result stands alone."""
+    """After its lease expired and the job was claimed again, a worker's reports are ignored."""
     row = job()
     job_store.insert(row)
     (stale,) = job_store.claim("frozen", -1.0, 1)
@@ -81,7 +83,9 @@ def test_a_worker_with_an_expired_lease_is_fenced_off(job_store: JobStore) -> No
 
 
 def test_three_crashes_while_isolated_fail_a_job(job_store: JobStore) -> None:
-    """A job that ran among others is not charged; alone, three times and out, with the reason."""
+    """A crash among other jobs only isolates a job; the third crash while isolated fails it with
+    the reason.
+    """
     row = job()
     job_store.insert(row, job())
     assert len(job_store.claim("a", -1.0, 2)) == 2
@@ -89,7 +93,7 @@ def test_three_crashes_while_isolated_fail_a_job(job_store: JobStore) -> None:
     found = job_store.get(row.id)
     assert found is not None
     assert (found.attempts, bool(found.isolated)) == (0, True)
-    for _ in range(6):  # both in turn, each alone
+    for _ in range(6):  # both are isolated and alternate
         assert len(job_store.claim("a", -1.0, 2)) == 1
         job_store.reap(3)
     found = job_store.get(row.id)
@@ -99,7 +103,7 @@ def test_three_crashes_while_isolated_fail_a_job(job_store: JobStore) -> None:
 
 
 def test_losing_an_api_process_charges_no_attempt(job_store: JobStore) -> None:
-    """A job that an API process held goes back uncharged and unsuspected."""
+    """A job held by an API process that died is queued again, uncharged and not isolated."""
     row = job(status="running", lease_holder=API_HOLDER_PREFIX + "1", lease_until=time.time() - 1, token=1)
     job_store.insert(row)
     assert job_store.reap(1) == [row.id]
@@ -109,7 +113,7 @@ def test_losing_an_api_process_charges_no_attempt(job_store: JobStore) -> None:
 
 
 def test_slices_take_turns(job_store: JobStore) -> None:
-    """A long job goes to the back of the line after each slice, and its parts come out in order."""
+    """A long job is queued at the end after each slice, and its result chunks are in order."""
     long, short = job(rows=100), job(rows=50)
     job_store.insert(long)
     job_store.insert(replace(short, queued_at=time.time() + 0.001))
@@ -125,7 +129,7 @@ def test_slices_take_turns(job_store: JobStore) -> None:
 
 
 def test_cancel_is_terminal_at_every_stage(job_store: JobStore) -> None:
-    """Queued or running, a cancelled job stays so, whatever its holder writes; an ended one is not cancelled."""
+    """A queued or running job that is cancelled stays cancelled, whatever its worker reports."""
     queued, running = job(), job(model="n")
     job_store.insert(queued, running)
     assert job_store.cancel(queued.id)
@@ -138,7 +142,9 @@ def test_cancel_is_terminal_at_every_stage(job_store: JobStore) -> None:
 
 
 def test_idempotency_keys_name_the_first_job(job_store: JobStore) -> None:
-    """The second insert with a key adds nothing and returns the first job; an expired key is free again."""
+    """A second insert with an idempotency key returns the first job and adds none; an expired key
+    can be used again.
+    """
 
     def key(fingerprint: str, route: str = "r", ttl_s: float = 60) -> IdempotencyKey:
         return IdempotencyKey(route, "k", fingerprint, ttl_s)
@@ -153,7 +159,7 @@ def test_idempotency_keys_name_the_first_job(job_store: JobStore) -> None:
 
 
 def test_expiry_drops_results_then_rows(job_store: JobStore) -> None:
-    """An old job first loses its result and says so, and later is forgotten."""
+    """An old job first loses its result, is marked as expired, and is deleted later."""
     row = job()
     job_store.insert(row)
     (held,) = job_store.claim("a", LEASE_S, 1)
@@ -172,7 +178,9 @@ def test_expiry_drops_results_then_rows(job_store: JobStore) -> None:
 
 
 def test_owners_take_turns(job_store: JobStore) -> None:
-    """A backlog of one owner delays nobody else's job by more than one claim, whichever was accepted first."""
+    """One owner's backlog delays another's job by at most one claim, whichever was accepted
+    first.
+    """
     backlog = [job(owner="ann", rows=SMALL_JOB_ROWS + 1) for _ in range(20)]
     job_store.insert(*backlog)
     assert job_store.claim("w", LEASE_S, 32)[0].owner == "ann"
@@ -183,7 +191,7 @@ def test_owners_take_turns(job_store: JobStore) -> None:
 
 
 def test_owners_take_turns_slice_by_slice(job_store: JobStore) -> None:
-    """A long job that goes on after each slice lets other owners in between, however many they are."""
+    """Other owners' jobs are claimed between the slices of a long job."""
     job_store.insert(*(job(owner="ann", rows=1000), *(job(owner=f"o{n}", rows=SMALL_JOB_ROWS + 1) for n in range(3))))
     served = []
     for _ in range(7):
@@ -196,7 +204,7 @@ def test_owners_take_turns_slice_by_slice(job_store: JobStore) -> None:
 
 
 def test_owners_take_turns_at_the_training_worker(job_store: JobStore) -> None:
-    """Each of its queues by itself: what an owner draws in samples does not count against a training."""
+    """Owners take turns in each queue separately: samples do not count against trainings."""
     job_store.insert(*(job(owner="ann", kind="training", model=f"m{n}") for n in range(3)))
     job_store.insert(job(owner="bob", kind="training"), job(owner="bob"), job(owner="bob", kind="estimate"))
     assert job_store.claim("w", LEASE_S, 1)[0].owner == "bob"
@@ -210,13 +218,13 @@ def test_owners_take_turns_at_the_training_worker(job_store: JobStore) -> None:
 
 
 def test_alike_jobs_of_several_owners_share_a_pass(job_store: JobStore) -> None:
-    """Fairness costs no throughput: a pass is filled with the jobs that fit, and is a turn of each of their owners."""
+    """Jobs of several owners that fit together are claimed together."""
     job_store.insert(job(owner="ann"), job(owner="bob"), job(owner="ann"))
     assert len(job_store.claim("w", LEASE_S, 32)) == 3
 
 
 def test_a_job_that_cannot_be_stored_waits_and_is_not_charged(job_store: JobStore) -> None:
-    """It is claimable again after a moment, says why it waits, and ends with that reason after the stated time."""
+    """A deferred job is claimable again after a second, has the reason, and is not charged."""
     row = job()
     job_store.insert(row)
     problem = {"title": "Disk full", "status": 507, "detail": "no room", "type": "about:blank"}
@@ -227,7 +235,7 @@ def test_a_job_that_cannot_be_stored_waits_and_is_not_charged(job_store: JobStor
     assert waiting is not None
     assert (waiting.status, waiting.attempts, waiting.blocked_reason) == ("queued", 0, "no room")
     assert waiting.blocked_bytes == 1000
-    assert job_store.claim("a", LEASE_S, 1) == []  # not at once
+    assert job_store.claim("a", LEASE_S, 1) == []  # not before a second has passed
     assert job_store.count_claimable(-1) == 0
     assert job_store.reap(3) == []
     time.sleep(1.1)
@@ -242,7 +250,7 @@ def test_a_job_that_cannot_be_stored_waits_and_is_not_charged(job_store: JobStor
 
 
 def test_a_job_that_waited_for_room_too_long_says_why(job_store: JobStore) -> None:
-    """It fails with the reason it was given, and not for having been tried."""
+    """A job that is deferred for longer than allowed fails with the reason of the deferral."""
     row = job()
     job_store.insert(row)
     (held,) = job_store.claim("a", LEASE_S, 1)
@@ -258,7 +266,9 @@ def test_a_job_that_waited_for_room_too_long_says_why(job_store: JobStore) -> No
 
 
 def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
-    """A lease lapses where its holder could have renewed it and did not; while nothing can be written, it could not."""
+    """A lease expires only if the database was writable for long enough that the worker could have
+    renewed it.
+    """
     import sqlite3
 
     import sqlalchemy as sa
@@ -270,11 +280,11 @@ def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
     job_store.claim("a", 0.2, 1)
     time.sleep(0.3)
     reaper = LeaseReaper(job_store, 0.4, 1)
-    assert reaper.reap() == []  # the first time that it is found: it can be written to, so its holder may renew it
+    assert reaper.reap() == []  # found for the first time, so the worker gets time to renew it
     job_store.renew_leases("a", 0.2)
     assert reaper.reap() == []
     time.sleep(0.45)
-    assert reaper.reap() == []  # found anew
+    assert reaper.reap() == []  # found for the first time after the renewal
     with job_store.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=100")
     blocker = sqlite3.connect(file, isolation_level=None)
@@ -286,18 +296,20 @@ def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
     blocker.close()
     assert reaper.reap() == []
     time.sleep(0.45)
-    assert reaper.reap() == []  # now it can be written again, and its holder has time
+    assert reaper.reap() == []  # writable again since too short a time
     job_store.renew_leases("a", 0.2)
     assert status(job_store, row.id) == "running"
     time.sleep(0.3)
     assert reaper.reap() == []
     time.sleep(0.45)
-    assert reaper.reap() == [row.id]  # it could have, and did not
+    assert reaper.reap() == [row.id]  # the worker could have renewed it
     job_store.engine.dispose()
 
 
 def test_a_job_of_an_unregistered_owner_is_claimed(job_store: JobStore) -> None:
-    """As one that another release inserted may be."""
+    """A job is claimed even if its owner has no row in the claim order, as another release may
+    leave it.
+    """
     import sqlalchemy as sa
 
     job_store.insert(job(owner="ann"))
@@ -307,7 +319,7 @@ def test_a_job_of_an_unregistered_owner_is_claimed(job_store: JobStore) -> None:
 
 
 def test_a_large_database_is_claimed_from_quickly(job_store: JobStore) -> None:
-    """Choosing an owner and a job walks neither through a backlog nor through what has ended."""
+    """A claim scans neither the backlog nor the ended jobs."""
     now = time.time()
     job_store.insert(*(job(owner=f"o{n % 50}", queued_at=now + n) for n in range(2000)))
     job_store.insert(*(job(owner="ann", queued_at=now + n, status="succeeded", finished_at=now) for n in range(10_000)))

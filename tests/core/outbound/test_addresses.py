@@ -1,4 +1,4 @@
-"""Which addresses and URLs of clients the service may connect to."""
+"""Addresses and URLs of clients to which the service may connect."""
 
 from __future__ import annotations
 
@@ -42,18 +42,22 @@ PUBLIC = ("1.1.1.1", "93.184.216.34", "::ffff:1.1.1.1", "64:ff9b::101:101", "260
 
 @pytest.mark.parametrize("address", BLOCKED)
 def test_an_address_that_is_not_public_is_blocked(address: str) -> None:
-    """Private, loopback, link-local, multicast, and IPv6 addresses that stand for such ones."""
+    """Private, loopback, link-local and multicast addresses are blocked, also as IPv6 addresses
+    that embed them.
+    """
     assert not AddressPolicy().allows(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_a_public_address_is_allowed(address: str) -> None:
-    """By IPv4 and IPv6."""
+    """Public IPv4 and IPv6 addresses are allowed."""
     assert AddressPolicy().allows(address)
 
 
 def test_networks_of_the_setting_are_allowed_too() -> None:
-    """Only they; also where an IPv6 address stands for one of theirs."""
+    """The configured networks are allowed, also embedded in IPv6 addresses, and no other private
+    ones.
+    """
     policy = AddressPolicy.of("10.1.0.0/16, fd00::/8")
     for address in ("10.1.2.3", "fd00::5", "::ffff:10.1.2.3", "1.1.1.1"):
         assert policy.allows(address)
@@ -84,18 +88,18 @@ def test_networks_of_the_setting_are_allowed_too() -> None:
     ],
 )
 def test_a_text_that_is_no_url_of_a_public_server_is_rejected(text: str) -> None:
-    """With a reason."""
+    """A text that is not an HTTP URL with a host, or has credentials, raises ValueError."""
     with pytest.raises(ValueError, match=r"URL"):
         parse_url(text)
 
 
 def test_a_url_is_normalized() -> None:
-    """Host names in other scripts are encoded, and a fragment is removed."""
+    """International host names are encoded, and fragments are removed."""
     assert str(parse_url("HTTPS://Exämple.com/a b#c".replace(" ", "%20"))) == "https://xn--exmple-cua.com/a%20b"
 
 
 def names(*addresses: str, error: Exception | None = None, delay_s: float = 0.0) -> object:
-    """Return a resolver."""
+    """Return a resolver that returns these addresses, or raises `error`, after a delay."""
 
     async def look_up(_host: str, _port: int) -> Sequence[str]:
         await asyncio.sleep(delay_s)
@@ -107,12 +111,14 @@ def names(*addresses: str, error: Exception | None = None, delay_s: float = 0.0)
 
 
 def check(resolver: object) -> None:
-    """Check a host with the addresses of a resolver."""
+    """Check the host `example.com` with a resolver."""
     asyncio.run(check_host(httpx.URL("https://example.com"), AddressPolicy(), 0.05, resolver))  # type: ignore[arg-type]
 
 
 def test_a_host_is_checked_early() -> None:
-    """One without a public address, or that does not exist, is an error; an unclear one is not."""
+    """A host without a public address, or that does not exist, is an error; a resolver failure is
+    not.
+    """
     check(names("10.0.0.1", "1.1.1.1"))
     with pytest.raises(BlockedAddressError, match=r"example\.com is not a public address"):
         check(names("10.0.0.1", "::1"))
@@ -123,7 +129,7 @@ def test_a_host_is_checked_early() -> None:
 
 
 def test_names_of_this_machine_resolve_to_blocked_addresses() -> None:
-    """In every way of writing them."""
+    """Every spelling of the loopback address resolves to a blocked one."""
     for host in ("localhost", "127.1", "0x7f000001", "2130706433", "017700000001"):
         addresses = asyncio.run(resolve(host, 80))
         with pytest.raises(BlockedAddressError):

@@ -1,4 +1,6 @@
-"""The network backend connects to the address that it has checked, whatever names say later."""
+"""The network backend connects to the address that was checked, even if the host name changes
+later.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ LOCAL = AddressPolicy.of("127.0.0.1/32")
 
 
 class ChangingNames:
-    """A resolver that gives other addresses each time."""
+    """A resolver that returns the next of several answers at each call."""
 
     def __init__(self, *addresses: Sequence[str]) -> None:
         self._addresses = list(addresses)
@@ -46,7 +48,9 @@ def get(url: str, policy: AddressPolicy, resolver: Any) -> bytes:
 
 
 def test_each_connection_resolves_once_and_goes_to_what_was_checked() -> None:
-    """A name that changes to an internal address is not reached; the name is sent as `Host`."""
+    """Each connection resolves the name once and checks the result; a name that changes to an
+    internal address is not reached.
+    """
     with FileServer().running() as server:
         seen: list[str] = []
 
@@ -62,13 +66,13 @@ def test_each_connection_resolves_once_and_goes_to_what_was_checked() -> None:
         get(url, LOCAL, names)
         with pytest.raises(httpcore.ConnectError, match="not a public address"):
             get(url, LOCAL, names)
-        get(url, LOCAL, names)  # of several addresses, an allowed one
+        get(url, LOCAL, names)  # the allowed one of several addresses
         assert names.hosts == ["hooks.example"] * 3
         assert seen == [f"hooks.example:{port}"] * 2
 
 
 def test_tls_verifies_the_name_and_not_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handshake asks for the name of the URL."""
+    """TLS verifies the host name of the URL, not the address."""
     asked: list[str | None] = []
 
     class Stream(httpcore.AsyncNetworkStream):
@@ -116,7 +120,9 @@ def fetch(url: str, max_bytes: int = 1 << 20, timeout_s: float = 10.0) -> bytes:
 
 
 def test_a_download_is_limited_in_size_and_time() -> None:
-    """Announced or not; a server that stalls, redirects or compresses is an error with the reason."""
+    """A download that is too large, too slow, redirected or compressed raises an error with the
+    reason.
+    """
     with FileServer().running() as server:
         stop = threading.Event()
 

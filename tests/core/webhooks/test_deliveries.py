@@ -1,4 +1,6 @@
-"""Deliveries of webhooks in the job database: made with the job's status, claimed once, retried, kept."""
+"""Deliveries of webhooks in the job database: inserted with a job's status, claimed once, retried,
+and kept.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,15 @@ def claim(deliveries: Deliveries, limit: int = 100, lease_s: float = 30.0, per_h
 
 
 def set_columns(job_store: JobStore, delivery_id: str, **values: Any) -> None:
-    """Change columns of a delivery."""
+    """Set columns of a delivery."""
     with transaction(job_store.engine) as connection:
         connection.execute(webhook_deliveries.update().where(webhook_deliveries.c.id == delivery_id).values(values))
 
 
 def test_each_status_that_was_asked_for_makes_a_delivery(job_store: JobStore, deliveries: Deliveries) -> None:
-    """In the transaction that sets it; a job without a webhook makes none."""
+    """Each requested status inserts a delivery in the transaction that sets it; a job without a
+    webhook has none.
+    """
     job_store.insert(Job(kind="samples", model="m", method="sample"))
     job = insert(job_store, kind=TRAINING, model="t", events=("job.running", "job.paused", "job.succeeded"))
     job_store.claim("w", 30)
@@ -74,7 +78,9 @@ def test_each_status_that_was_asked_for_makes_a_delivery(job_store: JobStore, de
 
 
 def test_failed_and_cancelled_jobs_say_so(job_store: JobStore, deliveries: Deliveries) -> None:
-    """With the problem, also when a worker died too often."""
+    """The delivery of a failed or cancelled job has its status and problem, also if its worker
+    died.
+    """
     insert(job_store)
     (failed,) = job_store.claim("w", 30)
     job_store.finish(failed.claim, problem={"type": "about:blank", "title": "Bad", "status": 422, "detail": "bad"})
@@ -92,7 +98,7 @@ def test_failed_and_cancelled_jobs_say_so(job_store: JobStore, deliveries: Deliv
 def test_processes_that_claim_at_the_same_time_get_different_deliveries(
     job_store: JobStore, deliveries: Deliveries
 ) -> None:
-    """Each delivery is claimed once, and none is left."""
+    """Concurrent claims return each delivery once."""
     jobs = {insert(job_store, events=("job.cancelled",)).id for _ in range(60)}
     for job_id in jobs:
         job_store.cancel(job_id)
@@ -112,7 +118,9 @@ def test_processes_that_claim_at_the_same_time_get_different_deliveries(
 def test_a_lapsed_lease_is_claimed_again_and_its_process_cannot_write(
     job_store: JobStore, deliveries: Deliveries
 ) -> None:
-    """The outcome of the first attempt is ignored; the id stays."""
+    """After its lease expired, a delivery is claimed again, and the first attempt's outcome is
+    ignored.
+    """
     job_store.cancel(insert(job_store, events=("job.cancelled",)).id)
     (first,) = claim(deliveries, lease_s=-1)
     (second,) = claim(deliveries)
@@ -125,7 +133,7 @@ def test_a_lapsed_lease_is_claimed_again_and_its_process_cannot_write(
 
 
 def test_failures_are_retried_for_a_day_with_growing_delays(job_store: JobStore, deliveries: Deliveries) -> None:
-    """5 s, 15 s, … up to three hours; after a day it is given up."""
+    """Failed deliveries are retried after 5 s, 15 s, … up to three hours, and fail after a day."""
     delays = [deliveries.retry_delay_s(attempts) for attempts in range(1, 30)]
     for attempts, expected in ((1, 5), (2, 15), (4, 135), (20, MAX_RETRY_S)):
         assert 0.8 * expected <= delays[attempts - 1] <= 1.2 * expected
@@ -138,7 +146,7 @@ def test_failures_are_retried_for_a_day_with_growing_delays(job_store: JobStore,
         (kept,) = deliveries.listing(job.id, "", None, 10)
         if kept.status == "pending":
             assert kept.due_at > time.time()
-            # let that time pass: everything happened that much earlier
+            # simulate the delay by moving all times back
             passed = kept.due_at - time.time()
             set_columns(job_store, kept.id, due_at=time.time() - 0.001, created_at=kept.created_at - passed)
     assert kept.status == "failed"
@@ -160,7 +168,7 @@ def test_failures_are_retried_for_a_day_with_growing_delays(job_store: JobStore,
 def test_the_receiver_can_end_or_delay_retries(
     job_store: JobStore, deliveries: Deliveries, attempt: Attempt, status: str, least_s: float | None
 ) -> None:
-    """410 means no more; `Retry-After` is respected up to three hours."""
+    """410 ends the retries; `Retry-After` is respected up to three hours."""
     job = insert(job_store, events=("job.cancelled",))
     job_store.cancel(job.id)
     (claimed,) = claim(deliveries)
@@ -172,7 +180,7 @@ def test_the_receiver_can_end_or_delay_retries(
 
 
 def test_a_slow_host_does_not_hold_up_others(job_store: JobStore, deliveries: Deliveries) -> None:
-    """At most so many deliveries of one host are in flight."""
+    """A limited number of deliveries per host is claimed at the same time."""
     for url, count in (("https://slow.example/a", 300), ("https://fast.example/b", 2)):
         for _ in range(count):
             job_store.cancel(insert(job_store, url=url, events=("job.cancelled",)).id)
@@ -183,7 +191,9 @@ def test_a_slow_host_does_not_hold_up_others(job_store: JobStore, deliveries: De
 
 
 def test_deliveries_are_kept_two_days_longer_than_the_result(job_store: JobStore, deliveries: Deliveries) -> None:
-    """All of a job together; pending ones and those of unfinished jobs stay."""
+    """A job's deliveries are deleted together; those of unfinished jobs and pending ones are
+    kept.
+    """
     ended, pending, unfinished, deleted = (insert(job_store) for _ in range(4))
     job_store.claim("w", 30, limit=1)
     for _ in range(3):
@@ -212,7 +222,7 @@ def test_deliveries_are_kept_two_days_longer_than_the_result(job_store: JobStore
 
 
 def test_a_list_is_an_owners_page_by_page(job_store: JobStore, deliveries: Deliveries) -> None:
-    """Newest first; nobody else sees it."""
+    """Deliveries are listed newest first in pages, to their owner only."""
     job = insert(job_store, owner="ann")
     job_store.claim("w", 30)
     time.sleep(0.002)
@@ -227,7 +237,7 @@ def test_a_list_is_an_owners_page_by_page(job_store: JobStore, deliveries: Deliv
 
 
 def test_a_webhook_costs_jobs_without_one_no_statement(job_store: JobStore) -> None:
-    """Claim and end of such a job execute what they did before."""
+    """A job without a webhook executes no statement on deliveries."""
     statements: list[str] = []
     sa.event.listen(
         job_store.engine, "before_cursor_execute", lambda _c, _k, statement, *_: statements.append(statement)

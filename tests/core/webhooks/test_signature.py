@@ -1,4 +1,4 @@
-"""Signatures and secrets agree with Standard Webhooks' own library."""
+"""Signatures and secrets agree with the library of Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BODY = b'{"type":"job.succeeded"}'
 
 
 def test_each_of_several_secrets_verifies() -> None:
-    """So receivers can change to a new secret; another one does not verify."""
+    """A body signed with several secrets verifies with each of them and with no other."""
     old, new = new_secret(), new_secret()
     headers = signed_headers("msg_1", int(time.time()), BODY, [old, new])
     for secret in (old, new):
@@ -30,13 +30,13 @@ def test_each_of_several_secrets_verifies() -> None:
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_AAAA", "whsec_%%%", base64.b64encode(bytes(32)).decode()])
 def test_a_secret_that_is_not_valid_is_rejected(secret: str) -> None:
-    """It needs the prefix and 24 to 64 bytes."""
+    """A secret needs the prefix `whsec_` and 24 to 64 bytes."""
     with pytest.raises(ValueError, match="whsec_"):
         decode_secret(secret)
 
 
 def test_the_secret_of_a_file_is_made_once(tmp_path: Path) -> None:
-    """By whichever process is first, and only its user can read it."""
+    """Concurrent processes create one secret file, which only its user can read."""
     file = tmp_path / "webhook-secret"
     with ThreadPoolExecutor(8) as pool:
         (secret,) = set(pool.map(secret_of_file, [file] * 8))

@@ -27,7 +27,7 @@ def test_an_unknown_format_is_rejected_with_its_first_bytes(converter: UploadCon
     [
         (tar("w"), ["tar archive", "not read here"]),
         (tar("w", tarfile.USTAR_FORMAT), ["tar archive"]),
-        (tar("w").replace(b"ustar", bytes(5)), ["neither IDX nor ZIP"]),  # whose checksum is wrong now
+        (tar("w").replace(b"ustar", bytes(5)), ["neither IDX nor ZIP"]),  # its checksum is wrong
         (tar("w:gz"), ["gzipped tar archive"]),
         (tar("w:bz2"), ["packed by bzip2"]),
         (tar("w:xz"), ["packed by xz"]),
@@ -38,7 +38,7 @@ def test_an_unknown_format_is_rejected_with_its_first_bytes(converter: UploadCon
         (b"Rar!\x1a\7\1\0" + bytes(40), ["RAR archive"]),
         (b"\x28\xb5\x2f\xfd" + bytes(40), ["packed by zstd"]),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",  # the files hold the time at which they were made
+    ids=lambda value: value[0] if isinstance(value, list) else "",  # file contents vary with the time
 )
 def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: bytes, words: list[str]) -> None:
     """The error names the archive format and what to send instead."""

@@ -158,5 +158,5 @@ def test_two_arrays_that_mean_the_same_are_refused_by_name(converter: UploadConv
     converter.refused(
         npz(train=some, y_train=np.zeros(12, int), trainLabels=np.zeros(12, int)), "'y_train'", "'trainLabels'"
     )
-    dataset = converter(npz(some, images=pictures(13)))  # an array without a name is no other name of `images`
+    dataset = converter(npz(some, images=pictures(13)))  # an unnamed array is not a second `images`
     assert (sum(dataset["counts"].values()), dataset["ignored"]["names"]) == (13, ["arr_0"])

@@ -87,7 +87,9 @@ def test_too_many_members_are_refused_before_their_list_is_read(
 
 
 def test_records_that_contradict_the_file_are_refused(converter: UploadConverter) -> None:
-    """End records with impossible values, or that contradict ZIP64 or the directory, are rejected."""
+    """End records with impossible values, or that contradict ZIP64 or the directory, are
+    rejected.
+    """
     body, count, length, offset = end_of(packed(zipped()))
     assert sum(converter(body + zip_end(count, length, offset, (count, length, offset)))["counts"].values()) == 12
     full = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
@@ -117,7 +119,9 @@ def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None
 
 
 def test_members_that_share_bytes_are_refused(converter: UploadConverter) -> None:
-    """Members that overlap each other or the directory are rejected: they make the densest bombs."""
+    """Members that overlap each other or the directory are rejected: they make the densest
+    bombs.
+    """
     body, count, length, offset = end_of(packed(zipped()))
     places = [place for place in range(offset, len(body)) if body[place : place + 4] == b"PK\1\2"]
     same = bytearray(body)
@@ -139,7 +143,7 @@ def test_damaged_zips_are_refused(converter: UploadConverter) -> None:
     outcomes: Counter[int] = Counter()
     for number in range(600):
         data = bytearray(whole)
-        for _ in range(chance.randint(1, 6)):  # most of them where the lists are
+        for _ in range(chance.randint(1, 6)):  # mostly in the directory
             low = 0 if number % 3 else len(data) - 900
             data[chance.randrange(low, len(data))] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
         try:
