@@ -126,7 +126,7 @@ def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: J
     assert not job_store.has_overdue()
     time.sleep(0.25)
     assert job_store.has_overdue()
-    assert [one.id for one in job_store.claim("w", LEASE_S, 5)] == [later.id]  # jobs past their deadline are not claimed
+    assert [one.id for one in job_store.claim("w", LEASE_S, 5)] == [later.id]  # overdue jobs are not claimed
     assert set(job_store.end_overdue()) == {queued.id, running.id, paused.id}
     assert job_store.end_overdue() == []
     assert not job_store.finish(claimed.claim, result=b"")
