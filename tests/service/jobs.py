@@ -1,4 +1,4 @@
-"""Jobs of the family `faulty`, whose passes take as long as a test says."""
+"""Jobs of the family `faulty`, with forward passes of a chosen duration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ END_S = 300.0
 
 
 def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", seconds: float = PASS_S) -> str:
-    """Request one image whose pass takes so many seconds; return the job's id."""
+    """Request one image whose forward pass takes `seconds`; return the job's id."""
     body = {"model": "faulty", "seed": seed, "seconds": seconds}
     response = client.post("/v1/samples", json=body, headers={"Prefer": prefer})
     assert response.status_code == 202, response.text
@@ -25,7 +25,7 @@ def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", s
 
 
 def held(stack: Stack, part: str | None) -> set[str]:
-    """Ids of the jobs that somebody, or one worker, is running at this moment."""
+    """Return the ids of the running jobs: of all of them, or of those of one worker."""
     owner = f"%-{stack.parts[part].pid}-%" if part else "%"
     with contextlib.closing(sqlite3.connect(stack.state / "state" / "jobs.sqlite3")) as job_store:
         query = "SELECT id FROM jobs WHERE status = 'running' AND lease_holder LIKE ?"
@@ -33,7 +33,7 @@ def held(stack: Stack, part: str | None) -> set[str]:
 
 
 def wait_for_running(stack: Stack, part: str | None) -> set[str]:
-    """Return in the middle of a pass, with the ids of the jobs in it."""
+    """Wait until jobs are in the middle of a forward pass; return their ids."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         found = held(stack, part)
@@ -47,7 +47,7 @@ def wait_for_running(stack: Stack, part: str | None) -> set[str]:
 
 
 def finished_jobs(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, Any]]:
-    """The jobs once all of them have ended."""
+    """Wait until all jobs have ended; return them by seed."""
     deadline = time.monotonic() + END_S
     bodies: dict[int, dict[str, Any]] = {}
     with httpx.Client(base_url=stack.url, timeout=30) as client:

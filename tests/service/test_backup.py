@@ -1,4 +1,4 @@
-"""A backup of a running service, restored as another service whose responses are the same."""
+"""A backup of a running service, restored as another service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 
 def command(stack: Stack, *words: str) -> str:
-    """What the command says, run with the service's settings."""
+    """Run `python -m core.backup` with the service's settings; return its output."""
     line = [sys.executable, "-m", "core.backup", *words]
     done = subprocess.run(line, cwd=ROOT, env=stack.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -24,7 +24,9 @@ def command(stack: Stack, *words: str) -> str:
 
 
 def test_a_restored_service_responds_as_before(tmp_path: Path) -> None:
-    """Old results to the byte; what waited and ran is run; datasets, versions and which one serves are there."""
+    """A restored service returns the same results, runs the unfinished jobs, and has the datasets,
+    trainings and versions.
+    """
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first = Stack(tmp_path / "a", log_level="warning")

@@ -1,4 +1,6 @@
-"""Accepted jobs and waiting requests survive crashes: small here, at full size in `make test-slow`."""
+"""Accepted jobs and synchronous requests survive crashes: a small run here, a full one in `make
+test-slow`.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,21 @@ from tests.service.jobs import create_job, finished_jobs, report, wait_for_runni
 from tests.stack import Stack
 
 SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full", marks=pytest.mark.slow)]
-"""Jobs, blows, and how many jobs must have been hit while they ran."""
+"""Jobs, kills, and the least number of jobs that must have been running at a kill."""
 
 
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service to be broken; each test leaves all its parts running."""
+    """A service whose processes tests kill; each test leaves all of them running."""
     settings = {"max_waiting": "4096", "max_sync_timeout_s": "280", "log_level": "warning"}
     with Stack(tmp_path_factory.mktemp("chaos"), **settings) as running:
         yield running
 
 
 def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: int) -> None:
-    """Every job ended once, succeeded, and has the bytes of an undisturbed run."""
+    """Check that every job ended once, with the bytes of an undisturbed run; at most 1 % may
+    fail.
+    """
     bodies = finished_jobs(stack, ids)
     lost = {seed: body["problem"] for seed, body in bodies.items() if body["status"] != "succeeded"}
     assert len(lost) <= len(ids) // 100, lost
@@ -53,7 +57,9 @@ def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: 
 
 
 def strike(stack: Stack, blows: int, blow: Callable[[], None], part: str | None = None) -> set[str]:
-    """Call `blow` that many times while jobs run (on `part`); return the jobs that ran at those times."""
+    """Call `blow` `blows` times, each time while jobs run (on `part`); return the jobs that ran
+    then.
+    """
     interrupted: set[str] = set()
     for _ in range(blows):
         interrupted |= wait_for_running(stack, part)
@@ -62,14 +68,14 @@ def strike(stack: Stack, blows: int, blow: Callable[[], None], part: str | None 
 
 
 def post_all(stack: Stack, count: int) -> dict[int, str]:
-    """Promise `count` jobs with seeds of their own."""
+    """Create `count` jobs, each with its own seed; return their ids by seed."""
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         return {seed: create_job(client, seed) for seed in range(1000, 1000 + count)}
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_worker_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
-    """A worker killed in the middle of a batch costs no job."""
+    """No job is lost if a worker is killed in the middle of a batch."""
     ids = post_all(chaos, jobs)
 
     def blow() -> None:
@@ -81,7 +87,9 @@ def test_worker_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_worker_frozen_past_its_lease(chaos: Stack, jobs: int, blows: int, least: int) -> None:
-    """A worker that wakes up after its lease ran out can no longer write, and its jobs are run by another."""
+    """A worker that is frozen until its lease has expired can no longer write; another worker runs
+    its jobs.
+    """
     chaos.start("inference", "second")
     ids = post_all(chaos, jobs)
 
@@ -98,7 +106,9 @@ def test_worker_frozen_past_its_lease(chaos: Stack, jobs: int, blows: int, least
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_api_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
-    """Jobs survive the API process that accepted them, also those it adopted from a waiting request."""
+    """Jobs survive the API process that accepted them, as do synchronous requests that it had
+    turned into jobs.
+    """
     with httpx.Client(base_url=chaos.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
         half = range(1000, 1000 + jobs // 2)
         waited = dict(zip(half, pool.map(lambda seed: create_job(client, seed, "wait=1", 2.0), half), strict=True))
@@ -131,7 +141,9 @@ def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) ->
     [pytest.param(40, 1, 30.0, id="small"), pytest.param(500, 4, 15.0, id="full", marks=pytest.mark.slow)],
 )
 def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: int, limit_s: float) -> None:
-    """Synchronous requests get the right response in time although workers die; the full size needs an idle machine."""
+    """Synchronous requests get the right response in time although workers are killed; the full
+    size needs an idle machine.
+    """
     with httpx.Client(base_url=chaos.url, timeout=60) as client:
         right = {
             seed: client.post("/v1/samples", json={"model": "faulty", "seed": seed}).json() for seed in range(100, 150)
@@ -143,7 +155,7 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
             time.sleep(0.5)
             chaos.kill("inference")
             chaos.start("inference")
-            while not chaos.serves("inference"):  # or the next kill hits one that does not serve yet
+            while not chaos.serves("inference"):  # otherwise the next kill hits a worker that is not ready
                 if done.wait(0.05):
                     return
             if done.wait(1.5):
@@ -170,7 +182,9 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
 
 
 def test_a_long_run_resumes_after_its_worker_died(chaos: Stack) -> None:
-    """A run of many slices is carried on from the last one, to the bytes of an undisturbed run."""
+    """A job of many slices resumes from its last slice and ends with the bytes of an undisturbed
+    run.
+    """
     half = np.zeros((1, 8, 8), np.uint8)
     half[:, 4:] = 255
     picture = base64.b64encode(png(half)).decode()
@@ -189,13 +203,13 @@ def test_a_long_run_resumes_after_its_worker_died(chaos: Stack) -> None:
         assert client.get(job["links"]["result"]).content == undisturbed.content
         events = client.get(f"{here}/events").text.splitlines()
     progress = [json.loads(line.removeprefix("data: "))["progress"] for line in events if '"progress"' in line]
-    assert progress == sorted(progress)  # it did not begin anew
+    assert progress == sorted(progress)  # the job was not started again from its beginning
 
 
 @pytest.mark.parametrize("bad", [RAISES, KILLS], ids=["raises", "kills the process"])
 @pytest.mark.parametrize("as_job", [False, True], ids=["synchronous", "job"])
 def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> None:
-    """In a batch of 32, the row that raises or kills its worker fails with its reason; 31 succeed."""
+    """In a batch of 32, only the row that raises or kills its worker fails, with the reason."""
     seeds = [*range(2000, 2031), bad]
     random.Random(0).shuffle(seeds)
     with (
@@ -203,7 +217,7 @@ def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> Non
         httpx.Client(base_url=chaos.url, timeout=290) as client,
         ThreadPoolExecutor(33) as pool,
     ):
-        # a slow pass first, so that the 32 meet in one batch behind it
+        # a slow pass first, so that the 32 requests share the next batch
         pool.submit(client.post, "/v1/samples", json={"model": "faulty", "seed": 1, "seconds": 1.0})
         time.sleep(0.3)
         if as_job:

@@ -1,4 +1,4 @@
-"""`/docs` in a real browser that reaches this service alone: Swagger UI shows the operations and sends requests."""
+"""`/docs` in a real browser without network: Swagger UI shows the operations and sends requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ ISOLATED = (
     "--disable-sync",
     "--disable-gpu",
 )
-"""No name resolves in the browser: also what it would load by itself has no network."""
+"""Options of a browser that resolves no host name, so that its own background requests fail,
+too.
+"""
 
 RECORD_VIOLATIONS = """
 window.violations = [];
@@ -40,7 +42,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium of this machine."""
+    """A running Chromium."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ISOLATED))
         yield browser
@@ -49,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service that asks for keys and knows `ann-key`."""
+    """A service with API keys, which knows the key `ann-key`."""
     folder = tmp_path_factory.mktemp("keyed")
     with Stack(folder, api_keys=str(key_file(folder, key_line("ann"))), sync_timeout_s="60") as running:
         yield running
@@ -57,7 +59,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @dataclass
 class Visit:
-    """`/docs` of a service in a browser window, and what the window reported."""
+    """`/docs` of a service in a browser page, with the requests and errors that the page caused."""
 
     page: Page
     url: str
@@ -67,7 +69,7 @@ class Visit:
     """Errors in the console, and exceptions of scripts."""
 
     def start(self) -> None:
-        """Load the page and wait for its operations."""
+        """Load the page and wait until operations are shown."""
         page = self.page
         page.route("**/*", self._route)
         page.route_web_socket(re.compile(""), self._block_web_socket)
@@ -93,7 +95,7 @@ class Visit:
             self.errors.append(message.text)
 
     def try_out(self, tag: str, operation: str) -> Locator:
-        """Open an operation and send its example; return the part of the page with the response."""
+        """Open an operation and send its example; return the element with the response."""
         block = self.page.locator(f"#operations-{tag}-{operation}")
         if block.locator(".execute").count() == 0:
             block.locator(".opblock-summary-control").click()
@@ -113,7 +115,9 @@ class Visit:
 
 @contextlib.contextmanager
 def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[Visit]:
-    """Visit `/docs`; at the end, nothing was blocked by a policy and nothing requested from elsewhere."""
+    """Visit `/docs`; at the end check that no content policy was violated and no other origin was
+    requested.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 1600}, accept_downloads=False)
     context.set_default_timeout(60_000)
     expect.set_options(60_000)
@@ -121,14 +125,16 @@ def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[Visit]:
         visited = Visit(context.new_page(), url)
         visited.start()
         yield visited
-        visited.page.screenshot(path=screenshot)  # stays in pytest's folder, to look at
+        visited.page.screenshot(path=screenshot)  # kept in pytest's folder for inspection
         assert visited.page.evaluate("window.violations") == []
         assert visited.other_origins == []
-        assert visited.page.locator(".errors-wrapper").count() == 0  # what Swagger UI finds in the description
+        assert visited.page.locator(".errors-wrapper").count() == 0  # errors that Swagger UI finds in the description
 
 
 def test_every_operation_is_shown(browser: Browser, stack: Stack, tmp_path: Path) -> None:
-    """Each operation of `/openapi.json` has its block; a service without keys has no "Authorize"."""
+    """Every operation of `/openapi.json` is shown; without API keys there is no "Authorize"
+    button.
+    """
     description = httpx.get(f"{stack.url}/openapi.json").json()
     operations = [described for methods in description["paths"].values() for described in methods.values()]
     expected = {f"operations-{described['tags'][0]}-{described['operationId']}" for described in operations}
@@ -142,7 +148,7 @@ def test_every_operation_is_shown(browser: Browser, stack: Stack, tmp_path: Path
 
 
 def test_try_it_out(browser: Browser, stack: Stack, tmp_path: Path) -> None:
-    """The example of `POST /v1/samples` is sent as it is, and its result shown."""
+    """The button "Try it out" sends the example of `POST /v1/samples` and shows the result."""
     with visit(browser, stack.url, tmp_path / "samples.png") as visited:
         response = visited.try_out("operations", "create_samples")
         expect(response.locator(".response-col_status").first).to_have_text(re.compile("^200"))
@@ -152,7 +158,7 @@ def test_try_it_out(browser: Browser, stack: Stack, tmp_path: Path) -> None:
 
 
 def test_authorize(browser: Browser, keyed: Stack, tmp_path: Path) -> None:
-    """Without a key a 401 is shown; after "Authorize" the same request succeeds."""
+    """Without a key the page shows a 401; after "Authorize" the same request succeeds."""
     with visit(browser, keyed.url, tmp_path / "keys.png") as visited:
         response = visited.try_out("operations", "create_samples")
         status = response.locator(".response-col_status").first

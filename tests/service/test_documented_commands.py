@@ -1,4 +1,4 @@
-"""The commands of the documentation, run against a real service in the order of the page."""
+"""The commands of the documentation, run against a real service in the order of each page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ ELSEWHERE = re.compile(
     r"bihm-mnist|superres|upscales|mixed\.zip|\"source\"|REVERIE_API_KEYS|python -m api|my-digits|trainings"
     r"|example\.com"
 )
-"""Commands of api.md that need another model, another file, the network or a training."""
+"""Commands of api.md that are not run here: they need another model or file, the network or a
+training.
+"""
 
 PROBLEM = re.compile(r'"status":([45]\d\d)\b|"code":"(\w+)"')
 
 
 def commands(page: str) -> list[tuple[str, str]]:
-    """Return each `$ command` of a page, with the output that the page shows."""
+    """Return each `$ command` of a page with the output that the page shows."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL):
         for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -39,8 +41,8 @@ def commands(page: str) -> list[tuple[str, str]]:
 
 
 class Shell:
-    """Runs commands in one folder; a job's id on the page stands for the id of the last job that
-    was started.
+    """Runs commands in one folder; a job's id on the page is replaced by that of the job started
+    last.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -73,9 +75,8 @@ class Shell:
 
 
 def check(shell: Shell, page: str) -> int:
-    """Run the commands; each one fails with the status that the page shows, or does not fail.
-
-    Return their number.
+    """Run the commands of a page and check that each fails, or succeeds, as the page shows; return
+    their number.
     """
     entries = commands(page)
     for command, shown in entries:
@@ -85,7 +86,7 @@ def check(shell: Shell, page: str) -> int:
 
 
 def write_files(folder: Path) -> None:
-    """Write the files that the pages send."""
+    """Write the files that the commands send."""
     with gzip.open(ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz") as file:
         digits = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 1, 28, 28)
     (folder / "digit.png").write_bytes(png(digits[0]))
@@ -100,7 +101,7 @@ def write_files(folder: Path) -> None:
 
 
 def test_the_commands_of_the_tour_work(stack: Stack, tmp_path: Path) -> None:
-    """docs/api.md: what one model and a dataset suffice for."""
+    """The commands of docs/api.md work that need only one model and a dataset."""
     write_files(tmp_path)
     page = (ROOT / "docs" / "api.md").read_text()
     blocks = "\n".join(
@@ -110,11 +111,11 @@ def test_the_commands_of_the_tour_work(stack: Stack, tmp_path: Path) -> None:
     try:
         assert check(shell, blocks) >= 15
     finally:
-        shell.run("curl -s -X DELETE $U/v1/datasets/digits")  # other tests use the name
+        shell.run("curl -s -X DELETE $U/v1/datasets/digits")  # other tests use this name
 
 
 def test_the_example_of_the_openai_client_works(stack: Stack, tmp_path: Path) -> None:
-    """docs/api.md: models, images, a file and a fine-tuning job by OpenAI's Python client."""
+    """The example of OpenAI's Python client in docs/api.md works."""
     write_files(tmp_path)
     page = (ROOT / "docs" / "api.md").read_text()
     (example,) = re.findall(r"```python\n(from openai.*?)```", page, re.DOTALL)
@@ -127,7 +128,7 @@ def test_the_example_of_the_openai_client_works(stack: Stack, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_commands_of_a_training_work(stack: Stack, tmp_path: Path) -> None:
-    """docs/train.md, with fewer epochs: curl, the command line and Python."""
+    """The commands of docs/train.md work, with fewer epochs: curl, the command line and Python."""
     write_files(tmp_path)
     page = (ROOT / "docs" / "train.md").read_text()
     for long, short in [('"epochs": 100}', '"epochs": 2}'), ("training.epochs=60", "training.epochs=2")]:

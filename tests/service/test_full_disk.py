@@ -1,4 +1,4 @@
-"""The fifth kind of failure: disks that are full to the last byte, and have room again later."""
+"""Disks that become full to the last byte and have room again later."""
 
 from __future__ import annotations
 
@@ -28,29 +28,31 @@ SIZES = [
     pytest.param(40, 2, 1, (4, 0.4), id="small"),
     pytest.param(400, 10, 10, (4, 1.6), id="full", marks=pytest.mark.slow),
 ]
-"""Jobs, times that the disk fills up, how many jobs must have run when it did; jobs a pass, and how long that takes."""
+"""Jobs, how often the disk fills up, the least number of jobs running then, and (jobs per pass, its
+duration in s).
+"""
 
 REFUSED = {503, 507}
 
 TILE_BYTES = 3 * (4 * 24) ** 2
-"""Of a tile of the family `enlarge`, 24 pixels without its margin, four times as wide."""
+"""Result of a tile of the family `enlarge`: 24 pixels without its margin, four times as wide."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
-    """A service all of whose state lies on one small disk, the queue server's too."""
+    """A service whose whole state is on one small disk, including the queue server's."""
     yield from _stack(tmp_path_factory.mktemp("whole"), "state")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
-    """A service whose blob store alone is on a small disk."""
+    """A service with only its blob store on a small disk."""
     yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8")
 
 
 @pytest.fixture(autouse=True)
 def _room(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that fails while a disk is full leaves room for the next one."""
+    """Empty the disk after each test, because a test may fail while it is full."""
     yield
     for name in {"whole", "store"} & set(request.fixturenames):
         request.getfixturevalue(name)[1].empty()
@@ -66,7 +68,9 @@ def _stack(folder: Path, where: str, **settings: str) -> Iterator[tuple[Stack, S
 
 
 def upscale(client: httpx.Client, prefer: str, size: int = 96, **fields: Any) -> httpx.Response:
-    """Have a picture enlarged: the tiles of a job go to the blob store."""
+    """Return the response to an upscale of a noise image; the tiles of a job are stored in the blob
+    store.
+    """
     pixels = np.random.default_rng(size).integers(0, 256, (3, size, size), dtype=np.uint8)
     body = {"model": "enlarge", "seed": "7", "scale": "2", **{name: str(value) for name, value in fields.items()}}
     headers = {"Prefer": prefer}
@@ -74,7 +78,9 @@ def upscale(client: httpx.Client, prefer: str, size: int = 96, **fields: Any) ->
 
 
 def create_jobs(client: httpx.Client, jobs: int, together: int, pass_s: float) -> tuple[dict[int, str], list[str]]:
-    """Jobs by seed, so many of which share a pass, and a picture to every tenth of them."""
+    """Create sample jobs, of which `together` share a pass, and an upscale for every tenth; return
+    the ids by seed and those of the upscales.
+    """
     ids, pictures = {}, []
     for seed in range(1000, 1000 + jobs):
         ids[seed] = create_job(client, seed, seconds=pass_s + 0.0001 * (seed // together % 100))
@@ -84,7 +90,7 @@ def create_jobs(client: httpx.Client, jobs: int, together: int, pass_s: float) -
 
 
 def go_on(stack: Stack, interrupted: set[str]) -> None:
-    """Return when the jobs that were interrupted are through, or the next time would meet the same ones."""
+    """Wait until the interrupted jobs have run, so that the next full disk meets others."""
     wait_until(lambda: not interrupted & held(stack, None), "the interrupted jobs have finished")
 
 
@@ -92,7 +98,9 @@ def go_on(stack: Stack, interrupted: set[str]) -> None:
 def test_a_full_disk_costs_no_job(
     whole: tuple[Stack, SmallDisk], jobs: int, times: int, least: int, passes: tuple[int, float]
 ) -> None:
-    """Accepted jobs get their result, to the byte, without a charged attempt; new requests get 503 or 507."""
+    """While the disk is full, new requests get 503 or 507; every accepted job succeeds without a
+    charged attempt.
+    """
     stack, disk = whole
     interrupted: set[str] = set()
     codes: Counter[int] = Counter()
@@ -139,18 +147,20 @@ def test_a_full_disk_costs_no_job(
             assert got == client.post("/v1/samples", json={"model": "faulty", "seed": seed}).json()["images"]
         for job_id in pictures:
             assert client.get(f"/v1/jobs/{job_id}/result").content == right
-    assert all(part.poll() is None for part in stack.parts.values())  # nobody has died of it
+    assert all(part.poll() is None for part in stack.parts.values())  # no process has exited
 
 
 def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) -> None:
-    """It says what it waits for, holds up nobody, and goes on when there is room."""
+    """A job that cannot store its result waits with the reason, delays no other job, and finishes
+    once there is room.
+    """
     stack, disk = store
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         right = upscale(client, "wait=60").content
         job_id = upscale(client, "respond-async", seconds=1).json()["id"]
         disk.fill()
         wait_until(lambda: "no room" in client.get(f"/v1/jobs/{job_id}").text, "the job waits for room")
-        other = create_job(client, 1)  # whose result is small enough for the database
+        other = create_job(client, 1)  # its result is small enough for the database
         assert finished_jobs(stack, {1: other})[1]["status"] == "succeeded"
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
         disk.empty()
@@ -160,7 +170,9 @@ def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) 
 
 
 def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, SmallDisk]) -> None:
-    """507 after the time that is set, and not one attempt charged."""
+    """A job that finds no room within `storage_wait_s` fails with 507 and without a charged
+    attempt.
+    """
     stack, disk = store
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         job_id = upscale(client, "respond-async", seconds=1).json()["id"]
@@ -176,7 +188,7 @@ def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, Small
 
 
 def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDisk]) -> None:
-    """A response too large for a message, and no room for it: 507 with the reason, soon."""
+    """A synchronous request whose result can be neither sent nor stored gets 507 within seconds."""
     stack, disk = store
     with redis.Redis(port=stack.queue_port) as queue:
         (heartbeat,) = map(unpack, queue.hgetall(WORKERS).values())
@@ -200,14 +212,14 @@ def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDi
 
 
 def tiles(client: httpx.Client) -> int:
-    """Tiles that the workers have enlarged."""
+    """Return the number of tiles that the workers have enlarged."""
     lines = client.get("/metrics").text.splitlines()
     done = [line for line in lines if line.startswith("reverie_worker_rows") and 'operation="upscale"' in line]
     return sum(int(float(line.split()[-1])) for line in done)
 
 
 def test_jobs_that_cannot_be_stored_are_rejected(store: tuple[Stack, SmallDisk]) -> None:
-    """No 202 for a picture that there is no room for; many at once, with and without a key."""
+    """Concurrent upscale jobs whose images cannot be stored get 507, and no job is listed."""
     stack, disk = store
     with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         listed = len(client.get("/v1/jobs", params={"limit": 100}).json()["data"])

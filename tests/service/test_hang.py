@@ -17,12 +17,12 @@ STALL_S = 2.0
 
 LOCK_FREE = pytest.param(HANGS, id="lock free")
 LOCK_HELD = pytest.param(HANGS_LOCKED, id="lock held")
-# every hang costs three starts of a worker: of both tests with both locks, two are slow
+# Every hang costs three starts of a worker, so two of the four combinations are slow tests.
 
 
 @pytest.fixture(scope="module")
 def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service whose inference worker is started again whenever it exits."""
+    """A service whose inference worker is restarted whenever it exits."""
     settings = {"stall_s": str(STALL_S), "max_sync_timeout_s": "280", "max_attempts": "2"}
     with Stack(tmp_path_factory.mktemp("hang"), **settings) as running, running.restarting("inference"):
         yield running
@@ -30,7 +30,9 @@ def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.mark.parametrize("seed", [LOCK_FREE, pytest.param(HANGS_LOCKED, id="lock held", marks=pytest.mark.slow)])
 def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) -> None:
-    """The other requests of the batch succeed; the worker's log has the traceback."""
+    """Of a batch with a row that hangs, the other requests succeed; the worker's log has the
+    traceback.
+    """
     body, wait = {"model": "faulty", "seconds": 0.0}, {"Prefer": "wait=280"}
     seeds = [*range(3000, 3007), seed]
     with httpx.Client(base_url=reviving.url, timeout=290) as client, ThreadPoolExecutor(9) as pool:
@@ -49,7 +51,7 @@ def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) ->
 
 @pytest.mark.parametrize("seed", [pytest.param(HANGS, id="lock free", marks=pytest.mark.slow), LOCK_HELD])
 def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
-    """Its lease is not renewed for ever; after its attempts it fails with the reason, and other jobs succeed."""
+    """A job that hangs fails with the reason after its attempts, and other jobs succeed."""
     with httpx.Client(base_url=reviving.url, timeout=60) as client:
         ids = {number: create_job(client, number, seconds=0.0) for number in (seed, 3100, 3101)}
     bodies = finished_jobs(reviving, ids)
@@ -58,7 +60,7 @@ def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
 
 
 def test_long_work_that_advances_is_left_alone(reviving: Stack) -> None:
-    """A run of many steps may take longer than the limit; each step may not."""
+    """A job of many steps may take longer than `stall_s`, which limits each step."""
     body = {"model": "faulty", "seed": 5, "k": 8, "seconds": 0.5, "images": [_black()]}
     with httpx.Client(base_url=reviving.url, timeout=120) as client:
         before = reviving.parts["inference"].pid

@@ -1,4 +1,6 @@
-"""Nothing stays behind of what was cancelled, deleted, refused, interrupted or killed."""
+"""No file is left of jobs, uploads and trainings that were cancelled, deleted, rejected,
+interrupted or killed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ LOCKS = {"lock", ".lock", ".sweep.lock"}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service that cleans up three times as often as by default."""
+    """A service that sweeps every 5 s."""
     running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", result_ttl_s="100000", sweep_s="5")
     digits(running.state / "state" / "datasets")
     with running:
@@ -35,7 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def files(stack: Stack) -> set[str]:
-    """Files, and folders without any, of what the service keeps for jobs, uploads, datasets and versions."""
+    """Return the paths of files and empty folders that the service keeps for jobs, uploads,
+    datasets and versions.
+    """
     state = stack.state / "state"
     found = set()
     for top in ("blobs", "scratch", "runs", "datasets", "checkpoints", "unfinished"):
@@ -48,7 +52,7 @@ def files(stack: Stack) -> set[str]:
 
 
 def cancelled_and_deleted(client: httpx.Client, stack: Stack) -> None:
-    """Jobs that run: a worker may write what it has computed even after they are gone."""
+    """Cancel and delete running jobs, whose worker may write its results afterwards."""
     ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(4)]
     job_when(client, ids[0], lambda job: job["progress"] > 0)
     for job_id in ids:
@@ -57,7 +61,7 @@ def cancelled_and_deleted(client: httpx.Client, stack: Stack) -> None:
 
 
 def cancelled(client: httpx.Client, stack: Stack) -> None:
-    """Jobs that were cancelled, and of which nobody deletes the rows."""
+    """Cancel running jobs without deleting them."""
     ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(2)]
     job_when(client, ids[0], lambda job: job["progress"] > 0)
     for job_id in ids:
@@ -65,7 +69,7 @@ def cancelled(client: httpx.Client, stack: Stack) -> None:
 
 
 def training_deleted(client: httpx.Client, stack: Stack) -> None:
-    """A training that is deleted while its process writes its last checkpoint."""
+    """Delete a training while its process writes its last checkpoint."""
     recipe = {"config": {"hidden": [512], "latents": 4}, "training": {"epochs": 5000, "batch_size": 20}}
     body = {"family": "vae", "dataset": "digits", "name": "gone", "recipe": recipe}
     job_id = client.post("/v1/trainings", json=body).json()["id"]
@@ -76,7 +80,7 @@ def training_deleted(client: httpx.Client, stack: Stack) -> None:
 
 
 def uploads_refused(client: httpx.Client, stack: Stack) -> None:
-    """Datasets and versions that are not what they should be."""
+    """Upload datasets and versions that are invalid."""
     for content in (b"no picture", b"PK\x03\x04" + os.urandom(1000), os.urandom(3 << 20)):
         headers = {"Content-Type": "application/octet-stream"}
         response = client.post("/v1/datasets", params={"name": "bad"}, content=content, headers=headers)
@@ -91,7 +95,7 @@ def uploads_refused(client: httpx.Client, stack: Stack) -> None:
 
 
 def uploads_interrupted(client: httpx.Client, stack: Stack) -> None:
-    """Clients that leave in the middle of an upload."""
+    """Close connections in the middle of an upload."""
     for path in ("/v1/datasets?name=cut", "/v1/models/vae-mnist-2d/versions"):
         with socket.create_connection(("127.0.0.1", stack.port)) as link:
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
@@ -100,7 +104,7 @@ def uploads_interrupted(client: httpx.Client, stack: Stack) -> None:
 
 
 def api_killed(client: httpx.Client, stack: Stack) -> None:
-    """An API process that is killed while it takes uploads in and converts one."""
+    """Kill the API process while it receives uploads and converts one."""
     pictures = io.BytesIO()
     np.savez(pictures, np.random.default_rng(0).integers(0, 256, (60_000, 32, 32), dtype=np.uint8))
     links = []
@@ -126,7 +130,9 @@ def api_killed(client: httpx.Client, stack: Stack) -> None:
 
 
 def writers_killed(client: httpx.Client, stack: Stack) -> None:
-    """What a process leaves that is killed while it writes, and folders that a sweep lost track of before."""
+    """Write files as processes leave them that are killed while writing, and folders without an
+    owner.
+    """
     state = stack.state / "state"
     for name in (
         f"blobs/jobs/job_{'0' * 28}/1-0.{'a' * 32}{PARTIAL}",
@@ -155,7 +161,7 @@ def writers_killed(client: httpx.Client, stack: Stack) -> None:
     ids=lambda leave: leave.__name__,
 )
 def test_nothing_is_left_behind(place: Stack, leave: Callable[[httpx.Client, Stack], None]) -> None:
-    """After two sweeps, 40 s later at most, the disk is as it was."""
+    """After two sweeps the state folder has no more files than before."""
     with httpx.Client(base_url=place.url, timeout=120) as client:
         kept = upscale(client, "respond-async", 96).json()["id"]
         assert finished_job(client, kept)["status"] == "succeeded"

@@ -1,4 +1,4 @@
-"""A new family is one Python file and one recipe: it is sampled, trained and published without other changes."""
+"""A new family needs one Python file and one recipe to be trained, published and sampled."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture
 def family_folder(tmp_path: Path) -> Path:
-    """A folder with the family's file and its recipe."""
+    """A folder with the family's Python file and its recipe."""
     folder = tmp_path / "families"
     folder.mkdir()
     (folder / "pixels.py").write_text(FAMILY)
@@ -103,7 +103,7 @@ def family_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, family_folder: Path) -> Iterator[Stack]:
-    """A service that has no other model than those of this family, and a dataset."""
+    """A service with a dataset and no models but those of the new family."""
     running = Stack(
         tmp_path / "service",
         extra_models=str(family_folder),
@@ -116,7 +116,9 @@ def service(tmp_path: Path, family_folder: Path) -> Iterator[Stack]:
 
 
 def test_one_command_describes_it(family_folder: Path) -> None:
-    """`python -m models families` describes the family, with its recipe, beside those of the repository."""
+    """`python -m models families` lists the new family and its recipe with those of the
+    repository.
+    """
     command = [sys.executable, "-m", "models", "families", "--extra-models", str(family_folder)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120).stdout
     families = TypeAdapter(dict[str, FamilyDescription]).validate_json(printed)
@@ -128,7 +130,9 @@ def test_one_command_describes_it(family_folder: Path) -> None:
 
 
 def test_it_is_trained_published_and_sampled(service: Stack) -> None:
-    """Its options are listed; its training makes a version that serves each of its operations, reproducibly."""
+    """The family's options are listed, and a training makes a version with reproducible
+    operations.
+    """
     with httpx.Client(base_url=service.url, timeout=60) as client:
         families = _poll(client, "/v1/families", lambda body: "pixels" in {one["name"] for one in body["data"]})
         assert "vae" in {one["name"] for one in families["data"]}
@@ -155,7 +159,7 @@ def test_it_is_trained_published_and_sampled(service: Stack) -> None:
 
 
 def _poll(client: httpx.Client, path: str, is_done: Any) -> dict[str, Any]:
-    """Return the body of a GET once it is as expected."""
+    """Repeat a GET until its body meets a condition; return the body."""
 
     def body() -> dict[str, Any] | None:
         fetched: dict[str, Any] = client.get(path).json()

@@ -1,4 +1,6 @@
-"""Switching versions while no inference worker is there: refused with the reason, and nothing is left behind."""
+"""Activating a version without an inference worker is rejected with the reason and leaves no
+candidate.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def refused(stack: Stack, version: str) -> str:
-    """Why a switch is refused, which must be soon."""
+    """Check that an activation is rejected within seconds; return the detail of the problem."""
     started = time.monotonic()
     response = httpx.patch(f"{stack.url}/v1/models/{NAME}", json={"version": version}, timeout=30)
     assert time.monotonic() - started < 8
@@ -42,7 +44,9 @@ def refused(stack: Stack, version: str) -> str:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_switch_needs_a_worker(app_state: Stack, how: signal.Signals) -> None:
-    """At once after the last worker died, when its heartbeat is still there, and later; with a worker it is done."""
+    """Without a live worker an activation is 503, even while the dead worker's heartbeat remains;
+    with one it succeeds.
+    """
     app_state.kill("inference", how)
     assert "no inference worker is running" in refused(app_state, "2")
     assert "no inference worker is running" in refused(app_state, "2")
@@ -55,7 +59,9 @@ def test_a_switch_needs_a_worker(app_state: Stack, how: signal.Signals) -> None:
 
 
 def test_a_publication_needs_a_worker(app_state: Stack) -> None:
-    """It is refused at once with 503 and makes no job; one that is never to serve is taken."""
+    """Without a worker a publication is 503 and makes no job; one with `serve: never` is
+    accepted.
+    """
     chosen = Settings(state=app_state.state / "state")
     job_store = JobStore(chosen.database)
     jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]

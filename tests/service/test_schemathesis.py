@@ -1,4 +1,6 @@
-"""Generated requests of every kind, valid and not, alone and in sequences, never meet a fault or a hang."""
+"""Generated requests, valid and invalid, alone and in sequences, cause no server error and no
+hang.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from tests.stack import Stack
 
 HANG_S = 10.0
 ALLOWED = {503, 504, 507}
-"""Statuses of a service without room or time; anything else from 500 is a fault."""
+"""Allowed statuses from 500 on: overload, deadline and full disk."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request that was made, and its response; status 0: none came."""
+    """A request and its response; status 0 if there was none."""
 
     method: str
     url: str
@@ -35,7 +37,7 @@ class Exchange:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Exchange:
-        """Read an entry of a HAR file."""
+        """Return the exchange in an entry of a HAR file."""
         request, response = entry["request"], entry["response"]
         content = response["content"]
         return cls(
@@ -50,7 +52,7 @@ class Exchange:
 
     @property
     def fault(self) -> str:
-        """What is wrong with it; empty where nothing is."""
+        """What is wrong with the response; empty if nothing is."""
         if self.status == 0:
             return "no response"
         if self.seconds > HANG_S:
@@ -60,7 +62,7 @@ class Exchange:
         if self.status not in ALLOWED:
             return "a fault of the service"
         if self.url.partition("?")[0].endswith("/readyz"):
-            return ""  # whose body says what is missing
+            return ""  # its body says what is missing
         if "/openai/v1/" in self.url:
             reasoned = json.loads(self.received)["error"]["message"]
         else:
@@ -70,7 +72,7 @@ class Exchange:
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service of its own, which fetches nothing: on its PATH there is no program to fetch with."""
+    """A service with a PATH without programs, so that it fetches nothing."""
     folder = tmp_path_factory.mktemp("fuzzed")
     running = Stack(folder, sync_timeout_s="3", max_sync_timeout_s="5", data=str(folder / "data"))
     running.environment["PATH"] = str(folder)
@@ -79,7 +81,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def exchanges(stack: Stack, seconds: int, *words: str) -> list[Exchange]:
-    """What schemathesis sent in so many seconds, and what came back."""
+    """Run schemathesis for so many seconds; return its requests and responses."""
     report = stack.state / "report.har"
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{stack.url}/openapi.json"),
@@ -93,7 +95,7 @@ def exchanges(stack: Stack, seconds: int, *words: str) -> list[Exchange]:
 
 
 SHORT = [(150, ["--phases", "examples,coverage", "--workers", "4", "--seed", "1"]), (6, ["--phases", "stateful"])]
-"""Values at the ends of every range, to the last of them, some 15 s; `tests/api/test_openapi.py` has random ones."""
+"""All boundary values, which take some 15 s; `tests/api/test_openapi.py` has random values."""
 
 FULL = [(600, ["--phases", "examples,coverage,fuzzing,stateful"])]
 
@@ -106,7 +108,7 @@ FULL = [(600, ["--phases", "examples,coverage,fuzzing,stateful"])]
     ],
 )
 def test_generated_requests_meet_no_fault(fuzzed: Stack, runs: list[tuple[int, list[str]]], least: int) -> None:
-    """In the phases of schemathesis: no 5xx but one that says what there is no room or time for, and no hang."""
+    """No generated request gets another 5xx than the allowed ones with a reason, or hangs."""
     made = [exchange for seconds, words in runs for exchange in exchanges(fuzzed, seconds, *words)]
     statuses = Counter(exchange.status for exchange in made)
     assert len(made) >= least, statuses

@@ -1,4 +1,6 @@
-"""Programs that cannot start say why in one sentence and exit with 1; one that can be started can be stopped."""
+"""Programs that cannot start exit with status 1 and one sentence; an API can be stopped at any
+time.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,11 @@ PROGRAMS = {
     "serve beside a queue server": ["workers.devserver", "--no-queue"],
 }
 END_S = 90.0
-"""Importing torch takes its time on a busy machine."""
+"""Long, because importing torch takes time on a busy machine."""
 
 
 def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
-    """Start a program with these settings and no others."""
+    """Start a program with these settings only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     chosen = {f"REVERIE_{name.upper()}": str(value) for name, value in settings.items()}
     environment = {**kept, "OMP_NUM_THREADS": "1", **chosen}
@@ -47,7 +49,9 @@ def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
 
 
 def refusals(*programs: str, **settings: object) -> dict[str, str]:
-    """Run programs side by side; each must end by itself with status 1 and one sentence, which are returned."""
+    """Start programs at the same time; check that each exits with status 1 and one sentence, and
+    return the sentences.
+    """
     running = {name: start(PROGRAMS[name], **{"port": free_port(), **settings}) for name in programs or PROGRAMS}
     output = {}
     try:
@@ -74,7 +78,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def queue_server(folder: Path, *options: str) -> Iterator[str]:
-    """A queue server of its own; its URL."""
+    """Run a queue server; yield its URL."""
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     command = [*queue_command(Settings(state=folder, queue_url=url)), *options]
@@ -90,7 +94,9 @@ def queue_server(folder: Path, *options: str) -> Iterator[str]:
 
 
 def reasons(first: tuple[object, ...], *others: tuple[object, ...]) -> list[object]:
-    """Parameters and a last one, the programs to start: all for the first reason, two for others (all: slow)."""
+    """Return test parameters with the programs to start: all for the first reason; two, or in slow
+    tests all, for the others.
+    """
     all_programs, two = tuple(PROGRAMS), ("api", "training")
     return [
         pytest.param(*first, all_programs, id=str(first[0])),
@@ -101,7 +107,7 @@ def reasons(first: tuple[object, ...], *others: tuple[object, ...]) -> list[obje
 
 @pytest.mark.parametrize(("where", "programs"), reasons(("a file",), ("below a file",), ("below /proc",)))
 def test_a_state_folder_that_cannot_be_written(tmp_path: Path, where: str, programs: tuple[str, ...]) -> None:
-    """The programs name the folder, the reason and the setting."""
+    """The error names the state folder, the reason and the setting."""
     (tmp_path / "file").touch()
     state = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "state", "below /proc": Path("/proc/x/y")}
     queue = f"redis://127.0.0.1:{free_port()}/0"
@@ -111,14 +117,14 @@ def test_a_state_folder_that_cannot_be_written(tmp_path: Path, where: str, progr
 
 
 def test_a_part_of_the_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """A file where the folder of results should be."""
+    """A file in the place of a subfolder of the state folder is reported."""
     (tmp_path / "blobs").touch()
     for output in refusals("api", "inference", state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0").values():
         assert "REVERIE_STATE" in output
 
 
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
-    """What is no database is named, without its password."""
+    """A URL of no usable database is reported without its password."""
     (tmp_path / "text").write_text("no database" * 1000)
     queue = {"queue_url": f"redis://127.0.0.1:{free_port()}/0", "state": tmp_path}
     for output in refusals(database_url=f"sqlite:///{tmp_path}/text", **queue).values():
@@ -129,7 +135,7 @@ def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
-    """A value out of range and a name that is no setting."""
+    """An invalid value and an unknown setting are reported."""
     for output in refusals(state=tmp_path, sync_timeout_s="-1").values():
         assert "REVERIE_SYNC_TIMEOUT_S: Input should be greater than 0" in output
     for output in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
@@ -137,7 +143,9 @@ def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(tmp_path: Path) -> None:
-    """A setting that was renamed must not silently lose its effect."""
+    """A renamed setting is rejected with its new name, so that it does not silently lose its
+    effect.
+    """
     for message in refusals("api", "inference", state=tmp_path, ledger_url="x", life_s="3").values():
         assert "REVERIE_LEDGER_URL is REVERIE_DATABASE_URL now" in message
         assert "REVERIE_LIFE_S is REVERIE_HEARTBEAT_TIMEOUT_S now" in message
@@ -147,7 +155,7 @@ def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(tmp_path: 
 
 
 def test_a_port_that_is_in_use(tmp_path: Path) -> None:
-    """The program that would listen there reports it before it starts anything."""
+    """A port in use is reported before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         queue = f"redis://127.0.0.1:{free_port()}/0"
@@ -160,7 +168,7 @@ def test_a_port_that_is_in_use(tmp_path: Path) -> None:
 
 
 def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
-    """The sentence says how it is given, and never shows one; with the right one the server is used."""
+    """A missing or wrong password is reported without showing it; the right one is accepted."""
     with queue_server(tmp_path, "--requirepass", "sesame") as url:
         output = refusals(state=tmp_path, queue_url=url)
         assert "Address already in use" in output.pop("serve")
@@ -175,7 +183,9 @@ def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
 
 
 class Talker(threading.Thread):
-    """A server that says the same to everybody and hangs up, or stays silent."""
+    """A server that sends the same reply to each connection and closes it, or stays silent if
+    `reply` is empty.
+    """
 
     def __init__(self, reply: bytes) -> None:
         super().__init__(daemon=True)
@@ -184,7 +194,7 @@ class Talker(threading.Thread):
         self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
 
     def run(self) -> None:
-        """Accept until the listener is closed."""
+        """Accept connections until the listener is closed."""
         kept = []
         with contextlib.suppress(OSError):
             while True:
@@ -207,14 +217,14 @@ class Talker(threading.Thread):
 def test_a_queue_server_that_refuses(
     tmp_path: Path, kind: str, reply: bytes, reason: str, programs: tuple[str, ...]
 ) -> None:
-    """The error quotes its reply, or says that there is none."""
+    """The error quotes the reply of a server that refuses, or says that there is none."""
     talker = Talker(reply)
     talker.start()
     try:
         outputs = refusals(*programs, state=tmp_path, queue_url=talker.url)
     finally:
         talker.listener.close()
-    if "serve" in programs:  # which starts a queue server of its own
+    if "serve" in programs:  # it starts a queue server of its own
         assert "Address already in use" in outputs.pop("serve")
     for one in outputs.values():
         assert reason in one
@@ -222,7 +232,7 @@ def test_a_queue_server_that_refuses(
 
 
 def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
-    """Another state folder, or the same with another database, is refused, on each of the first one's databases."""
+    """A queue server that another instance uses is rejected, also on its other databases."""
     first, second = tmp_path / "first", tmp_path / "second"
     with queue_server(tmp_path) as url:
         assert startup.check(Settings(state=first, queue_url=url))
@@ -234,7 +244,7 @@ def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
             "api", "inference", "training", state=first, database_url=database, queue_url=url
         ).values():
             assert "belongs to another instance" in output
-        # the training workers' database of one instance is no queue for another
+        # the database that training workers of one instance use is not free for another
         for output in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
             assert "belongs to another instance" in output
         (second / "link").symlink_to(first)
@@ -243,7 +253,7 @@ def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
 
 
 def test_a_service_that_runs_already(tmp_path: Path) -> None:
-    """A second `make serve` from one state folder is refused, whatever its ports."""
+    """A second `make serve` with the same state folder is rejected, whatever its ports."""
     state = tmp_path / "state"
     quiet = {"state": state, "checkpoints": tmp_path / "none"}
     first = start(["workers.devserver"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
@@ -260,7 +270,7 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
 
 
 def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], str]:
-    """Start an API; return its process and its address once it responds."""
+    """Start an API; return its process and its URL once it responds."""
     port = free_port()
     process = start(["api"], state=folder, port=port, shutdown_grace_s=1, **settings)
     address = f"http://127.0.0.1:{port}"
@@ -273,7 +283,7 @@ def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], st
 
 
 def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
-    """Send SIGTERM, after which the process must exit soon; return its output."""
+    """Send SIGTERM; return the process's output, and fail if it does not exit in time."""
     process.send_signal(signal.SIGTERM)
     try:
         return process.communicate(timeout=limit_s)[0]
@@ -282,7 +292,9 @@ def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
 
 
 def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
-    """It has started, is not ready, and ends on SIGTERM; a waiting request gets 503 with the reason."""
+    """An API without a queue server is not ready and exits on SIGTERM; a waiting request gets
+    503.
+    """
     process, address = serving(tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0")
     assert httpx.get(f"{address}/readyz").status_code == 503
     with ThreadPoolExecutor(1) as thread:
@@ -294,7 +306,7 @@ def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_an_api_whose_queue_server_hangs(tmp_path: Path) -> None:
-    """The queue server accepts what comes and replies no more."""
+    """An API whose queue server no longer replies exits on SIGTERM."""
     with queue_server(tmp_path) as url:
         process, _ = serving(tmp_path, queue_url=url)
         with redis.Redis.from_url(url) as client:
@@ -309,14 +321,16 @@ def test_sigterm_ends_an_api_whose_queue_server_hangs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after_s", [0.3, 1.0, 2.0])
 def test_sigterm_ends_an_api_that_is_starting(tmp_path: Path, after_s: float) -> None:
-    """Whatever it is doing at that moment."""
+    """An API exits on SIGTERM at any moment of its start."""
     process = start(["api"], state=tmp_path, port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0")
     time.sleep(after_s)
     ended_in_time(process, 20.0)
 
 
 def test_another_instance_s_queue_server_that_comes_up_later_is_refused(tmp_path: Path) -> None:
-    """An API that started before its queue server looks at whose it is once it is there."""
+    """An API that started before its queue server exits if the server belongs to another
+    instance.
+    """
     theirs = tmp_path / "theirs"
     with queue_server(theirs) as elsewhere:
         assert startup.check(Settings(state=theirs, queue_url=elsewhere))
@@ -324,7 +338,7 @@ def test_another_instance_s_queue_server_that_comes_up_later_is_refused(tmp_path
             client.shutdown(save=True, nosave=False)
     url = f"redis://127.0.0.1:{free_port()}/0"
     process, _ = serving(tmp_path / "mine", queue_url=url)
-    command = queue_command(Settings(state=theirs, queue_url=url))  # with the mark in its append-only file
+    command = queue_command(Settings(state=theirs, queue_url=url))  # its append-only file has the mark of the instance
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as queue:
         try:
             output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The tour of docs/train.md, for every family: data in, a training of a few steps, and a version that serves."""
+"""The tour of docs/train.md, for every family: upload a dataset, train, and use the version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reverie(stack: Stack) -> Iterator[Client]:
 
 
 def pictures(path: Path) -> Path:
-    """A ZIP of digits, 14×14."""
+    """Write a ZIP of digits of 14×14 pixels; return its path."""
     from models.kit import data
 
     images = data.load(str(DIGITS)).images[:300, :, ::2, ::2].contiguous().numpy()
@@ -41,7 +41,7 @@ def pictures(path: Path) -> Path:
 
 
 def zipped(path: Path, images: Any) -> Path:
-    """A ZIP of PNGs."""
+    """Write images as a ZIP of PNGs; return its path."""
     with zipfile.ZipFile(path, "w") as archive:
         for number, pixels in enumerate(images):
             archive.writestr(f"{number:04}.png", png(pixels))
@@ -49,7 +49,9 @@ def zipped(path: Path, images: Any) -> Path:
 
 
 def vectors(path: Path) -> Path:
-    """An NPZ of binary vectors in three parts, each near one of four patterns."""
+    """Write an NPZ of binary vectors near one of four patterns, in three splits; return its
+    path.
+    """
     random = np.random.default_rng(0)
     patterns = random.random((4, 20)) < 0.5
     rows = (patterns[random.integers(0, 4, 300)] ^ (random.random((300, 20)) < 0.05)).astype(np.uint8)
@@ -58,7 +60,7 @@ def vectors(path: Path) -> Path:
 
 
 def photographs(path: Path) -> Path:
-    """A ZIP of colourful pictures of several sizes."""
+    """Write a ZIP of colour images of several sizes; return its path."""
     random = np.random.default_rng(1)
 
     def photograph(height: int, width: int) -> np.ndarray:
@@ -71,7 +73,7 @@ def photographs(path: Path) -> Path:
 
 @pytest.mark.timeout(900)  # eight processes import torch: half a minute on an idle machine, minutes on a busy one
 def test_data_goes_in_and_a_model_comes_out(reverie: Client, tmp_path: Path) -> None:
-    """VAE, BiHM, EBGAN and super-resolution: each is trained on an upload and serves as version 1 of its name."""
+    """Each family is trained on an upload, and version 1 of the new model can be used."""
     digits = reverie.upload_dataset("tour-digits", pictures(tmp_path / "digits.zip"))
     flags = reverie.upload_dataset("tour-flags", vectors(tmp_path / "flags.npz"))
     photos = reverie.upload_dataset("tour-photos", photographs(tmp_path / "photos.zip"), kind="photographs")
@@ -109,7 +111,7 @@ def test_data_goes_in_and_a_model_comes_out(reverie: Client, tmp_path: Path) -> 
 
 
 def digit(shape: tuple[int, int, int]) -> bytes:
-    """A bar on black."""
+    """Return a PNG of a bright bar on black."""
     pixels = np.zeros(shape, np.uint8)
     pixels[:, 2:12, 6:8] = 255
     return png(pixels)

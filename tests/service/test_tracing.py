@@ -1,4 +1,4 @@
-"""OpenTelemetry: one trace from the HTTP request to the forward pass, as a collector of another process receives it."""
+"""OpenTelemetry: one trace from the HTTP request to the forward pass, received by a collector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARENT = "b7ad6b7169203331"
 
 @dataclass(frozen=True)
 class Received:
-    """A span that the collector has received; ids are hexadecimal."""
+    """A received span; ids are hexadecimal."""
 
     service: str
     name: str
@@ -65,7 +65,7 @@ class Collector:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
     def trace(self, trace_id: str, *names: str) -> dict[str, Received]:
-        """Return the spans of a trace by name once these names are there."""
+        """Wait until a trace has spans of these names; return its spans by name."""
 
         def found() -> dict[str, Received] | None:
             spans = {f"{one.service} {one.name}": one for one in self.spans if one.trace == trace_id}
@@ -125,7 +125,9 @@ def _parent(number: int, *, sampled: bool = True) -> dict[str, str]:
 
 
 def test_a_request_is_one_trace(traced: Stack, collector: Collector) -> None:
-    """From the client's span through queue and batch to the forward pass and the encoding of its result."""
+    """The trace of a request has spans of queue, batch, forward pass and encoding, with the right
+    parents.
+    """
     with httpx.Client(base_url=traced.url, timeout=60) as client:
         body = {"model": TINY, "seed": 3, "count": 2}
         response = client.post("/v1/samples", json=body, headers=_parent(1))
@@ -152,7 +154,9 @@ def test_a_request_is_one_trace(traced: Stack, collector: Collector) -> None:
 
 
 def test_a_batch_of_several_requests_links_them(traced: Stack, collector: Collector) -> None:
-    """The forward pass is in the trace of one, with links to the others; these have a link to it."""
+    """The span of a shared batch is in the trace of one request and has links to those of the
+    others, which link to it.
+    """
     body = {"model": TINY, "seed": 3, "count": 1, "steps": 2, "seconds": 0.3}
 
     def post(number: int) -> int:
@@ -173,7 +177,7 @@ def test_a_batch_of_several_requests_links_them(traced: Stack, collector: Collec
 
 
 def test_a_job_is_in_the_trace_of_its_request(traced: Stack, collector: Collector) -> None:
-    """A job that a worker claims, a synchronous request that became one, and a training."""
+    """The spans of a job and of a dry run are in the trace of the request that created them."""
     digits(traced.state / "state" / "datasets", "digits")
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 1, "batch_size": 50}}
     training = {"family": "vae", "dataset": "digits", "name": "traced", "recipe": recipe}
@@ -192,7 +196,9 @@ def test_a_job_is_in_the_trace_of_its_request(traced: Stack, collector: Collecto
 
 
 def test_the_clients_decision_on_sampling_holds(traced: Stack, collector: Collector) -> None:
-    """A trace that the client does not record is not recorded here; one that is not valid is a new one."""
+    """A trace that the client does not sample is not recorded; an invalid `traceparent` starts a
+    new trace.
+    """
     with httpx.Client(base_url=traced.url, timeout=60) as client:
         body = {"model": TINY, "seed": 3, "count": 2}
         silent = client.post("/v1/samples", json=body, headers=_parent(4, sampled=False))
@@ -212,7 +218,7 @@ def test_the_clients_decision_on_sampling_holds(traced: Stack, collector: Collec
 
 
 def test_images_are_the_same_with_and_without_traces(traced: Stack, client: httpx.Client, digit: bytes) -> None:
-    """Traces change nothing of a response's body, and without them there is no header of theirs."""
+    """Tracing does not change response bodies; without it there is no `traceresponse` header."""
     for path, body in (
         ("samples", {"model": TINY, "seed": 3, "count": 5}),
         ("upscales", {"model": "enlarge", "seed": 3, "image": b64(digit)}),
@@ -226,14 +232,16 @@ def test_images_are_the_same_with_and_without_traces(traced: Stack, client: http
 
 
 def test_without_its_packages_tracing_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
+    """Tracing without its packages stops the start, and the error says what to install."""
     monkeypatch.setattr(tracing, "installed", lambda: False)
     with pytest.raises(StartupError, match=r"requirements/otel\.lock"):
         check(Settings(state=tmp_path, tracing=True))
 
 
 def test_without_tracing_no_exporter_is_imported(root: Path) -> None:
-    """Neither in an API process nor in a worker; redis-py imports the SDK's metrics by itself where they are."""
+    """Without tracing neither API nor workers import an exporter; redis-py itself imports the SDK
+    if it is installed.
+    """
     code = "import sys, api.server, workers.inference.worker, workers.training.worker\n"
     code += "sys.exit(any(name.startswith('opentelemetry.exporter') for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -1,4 +1,4 @@
-"""Trainings that lose their process, their worker or the queue server; versions that change under load."""
+"""Trainings whose process, worker or queue server is killed, and version switches under load."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ END_S = 600.0
 STEPS_PER_EPOCH = 150
 
 SHORT, FULL = 24, 120
-"""Epochs. At 400 steps a second the short training takes 9 s: its worker's lease expires long before its end."""
+"""Epochs. At 400 steps per second the short training takes 9 s, so that its worker's lease expires
+before its end.
+"""
 
 
 @pytest.fixture(scope="module")
 def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service whose parts may die, with a dataset in it."""
+    """A service whose processes tests kill, with a dataset."""
     running = Stack(tmp_path_factory.mktemp("training"), log_level="warning", job_lease_s="2")
     digits(running.state / "state" / "datasets")
     with running:
@@ -45,7 +47,7 @@ def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def training_body(name: str, epochs: int) -> dict[str, Any]:
-    """A training of `epochs` times 150 steps, which keeps a checkpoint five times a second."""
+    """Return a training of `epochs` times 150 steps that keeps a checkpoint five times a second."""
     training = {"epochs": epochs, "batch_size": 2, "save_every_s": 0.2, "average": 0.9}
     recipe = {"config": {"hidden": [48], "latents": 4}, "training": training, "seed": 5}
     return {
@@ -58,14 +60,14 @@ def training_body(name: str, epochs: int) -> dict[str, Any]:
 
 
 class Undisturbed:
-    """Weights of trainings without a service and without a failure; each is trained once."""
+    """Weights of trainings in this process, without failures; each recipe is trained once."""
 
     def __init__(self, datasets: Path, folder: Path) -> None:
         self.datasets, self.folder = datasets, folder
         self.weights: dict[str, dict[str, torch.Tensor]] = {}
 
     def train(self, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the weights that a recipe leads to, whatever it is called."""
+        """Return the weights of a recipe, whatever its name."""
         undisturbed = {**recipe, "name": "undisturbed"}
         undisturbed["training"] = {**recipe["training"], "save_every_s": 1000.0}
         key = json.dumps(undisturbed)
@@ -87,7 +89,9 @@ def undisturbed(app_state: Stack, tmp_path_factory: pytest.TempPathFactory) -> U
 
 
 def check_version(stack: Stack, job: dict[str, Any], undisturbed: Undisturbed) -> None:
-    """The training has succeeded, and its version has the weights of an undisturbed training, to the bit."""
+    """Check that a training has succeeded, and that its version has the weights of an undisturbed
+    training, bit for bit.
+    """
     assert (job["status"], job["version"]) == ("succeeded", "1"), job["problem"]
     file = stack.state / "state" / "checkpoints" / job["recipe"]["name"] / "1" / "model.safetensors"
     published = load_file(file)
@@ -96,36 +100,36 @@ def check_version(stack: Stack, job: dict[str, Any], undisturbed: Undisturbed) -
 
 
 def position(folder: Path) -> dict[str, Any]:
-    """The position of a run, as it last wrote it."""
+    """Return the progress that a run has written; {} if there is none."""
     with contextlib.suppress(FileNotFoundError):
         return dict(json.loads((folder / "progress.json").read_text()))
     return {}
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step of the last checkpoint; 0 before the first."""
+    """Return the step of the last checkpoint; 0 before the first."""
     return int((position(folder).get("checkpoint") or {"steps": 0})["steps"])
 
 
 def wait_for_checkpoint(folder: Path, after: int = 0) -> None:
-    """Return when a run has a checkpoint that is later than step `after`."""
+    """Wait until a run has a checkpoint later than step `after`."""
     wait_until(lambda: checkpoint_step(folder) > after, f"a checkpoint after step {after}")
 
 
 def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The training once it has ended."""
+    """Wait until a training has ended; return it."""
     helpers.finished_job(client, job_id, END_S)
     return dict(client.get(f"/v1/trainings/{job_id}").json())
 
 
 def kill_child(folder: Path) -> None:
-    """Kill the process that trains."""
+    """Kill the training process."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
 
 
 def blow(stack: Stack, folder: Path, victim: str) -> None:
-    """Kill one part with SIGKILL; what a supervisor restarts is started again."""
+    """Kill one process with SIGKILL, and start it again if a supervisor would."""
     if victim == "child":
         kill_child(folder)
         return
@@ -148,7 +152,9 @@ def blow(stack: Stack, folder: Path, victim: str) -> None:
 def test_a_killed_training_reaches_the_same_weights(
     app_state: Stack, undisturbed: Undisturbed, epochs: int, victims: list[str], delay_s: float
 ) -> None:
-    """Child, worker and queue server die at random moments; the version has the bits of an undisturbed run."""
+    """Killing the training process, worker and queue server at random moments does not change the
+    weights.
+    """
     chance = random.Random(epochs)
     within_epoch = 0
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
@@ -169,7 +175,9 @@ def test_a_killed_training_reaches_the_same_weights(
 
 @pytest.mark.timeout(900)
 def test_a_worker_whose_lease_expired_changes_nothing(app_state: Stack, undisturbed: Undisturbed) -> None:
-    """Frozen past its lease while another worker takes over, it finds its claim gone; one version comes of it."""
+    """A worker frozen past its lease loses its claim; another finishes the training, and one
+    version is made.
+    """
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
         job_id = client.post("/v1/trainings", json=training_body("frozen", SHORT)).json()["id"]
         folder = app_state.state / "state" / "runs" / job_id
@@ -188,7 +196,9 @@ def test_a_worker_whose_lease_expired_changes_nothing(app_state: Stack, undistur
 
 @pytest.mark.timeout(600)
 def test_a_stopped_worker_hands_its_training_over(app_state: Stack) -> None:
-    """SIGTERM leaves a checkpoint and a queued job, at once and not after a lease; the next worker goes on from it."""
+    """On SIGTERM a worker writes a checkpoint and queues its training at once; the next one resumes
+    from there.
+    """
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
         job = client.post("/v1/trainings", json=training_body("handed-over", 2000)).json()
         folder = app_state.state / "state" / "runs" / job["id"]
@@ -213,7 +223,7 @@ def _working(folder: Path) -> bool:
 
 @pytest.mark.timeout(600)
 def test_a_diverging_training_fails_with_its_reason(app_state: Stack) -> None:
-    """The job says what happened; what was good until then is kept and can be published."""
+    """A diverging training fails with the reason and makes no version."""
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
         body = training_body("diverging", 500)
         body["recipe"]["training"] |= {"learning_rate": 10.0, "optimiser": "sgd", "average": 0.0, "decay": "constant"}
@@ -227,7 +237,9 @@ def test_a_diverging_training_fails_with_its_reason(app_state: Stack) -> None:
 
 @pytest.mark.timeout(600)
 def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -> None:
-    """At a hundred requests a second and twenty switches, each response has the bytes of the version it names."""
+    """While versions are switched under load, every response has the images of the version that it
+    reports.
+    """
     seeds = range(20)
     with httpx.Client(base_url=app_state.url, timeout=120) as client:
         header, raw = split_file(SHIPPED.read_bytes())
@@ -255,7 +267,9 @@ def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -
 
 
 async def _switched(url: str, times: int) -> list[tuple[int, int, Any]]:
-    """Return the responses to samples, requested every ten milliseconds while versions are switched `times` times."""
+    """Request a sample every 10 ms while versions are switched `times` times; return seed, status
+    and body of each.
+    """
     found: list[tuple[int, int, Any]] = []
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:

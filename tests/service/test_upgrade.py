@@ -1,4 +1,4 @@
-"""A service starts on the state folder of an earlier release, and goes on with its jobs."""
+"""A service starts on the state folder of an earlier release and runs its jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.waiting import wait_until
 
 
 def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
-    """Waiting and interrupted ones by the workers of this release; ended and paused ones stay as they were."""
+    """Queued and interrupted jobs of the first release are run; ended and paused ones are
+    unchanged.
+    """
     stack = Stack(tmp_path, result_ttl_s="1000000000")
     load(FIRST, stack.state / "state" / "ledger.sqlite3")
     with contextlib.closing(sqlite3.connect(stack.state / "state" / "ledger.sqlite3")) as connection:
@@ -47,10 +49,10 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
                 1: "succeeded",
                 2: "succeeded",
                 3: "succeeded",
-                4: "failed",  # of a model that is not there any more
-                5: "failed",  # it has taken down three workers
+                4: "failed",  # its model no longer exists
+                5: "failed",  # it has crashed three workers
                 6: "paused",
-                7: "failed",  # its dataset is not there
+                7: "failed",  # its dataset does not exist
                 8: "succeeded",
                 9: "succeeded",
                 10: "succeeded",

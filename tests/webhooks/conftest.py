@@ -1,4 +1,4 @@
-"""A service that may reach this machine, and a receiver of its webhooks."""
+"""A service that may connect to this machine, a receiver of its webhooks, and a file server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.webhooks.receiver import Receiver
 
 @pytest.fixture(scope="package")
 def hooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A real service whose webhooks may go to this machine, and are retried soon."""
+    """A real service whose webhooks may be sent to this machine and are retried quickly."""
     folder = tmp_path_factory.mktemp("webhooks")
     settings = {"allowed_networks": "127.0.0.0/8", "webhook_retry_s": "0.2", "extra_models": FAMILIES}
     with Stack(folder, **settings) as running:
@@ -30,13 +30,13 @@ def service(hooked: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """A receiver of webhooks."""
+    """A running receiver of webhooks."""
     with Receiver().running() as running:
         yield running
 
 
 @pytest.fixture
 def files() -> Iterator[FileServer]:
-    """A server of files."""
+    """A running file server."""
     with FileServer().running() as running:
         yield running

@@ -1,4 +1,4 @@
-"""A server of files for tests of inputs by URL."""
+"""A file server for tests of inputs by URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.http_servers import serving
 
 
 class FileServer:
-    """Serves `files` by path; a value may also be a function of the handler."""
+    """Serves `files` by path; a value may also be a function that handles the request."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes | Callable[[Any], None]] = {}
@@ -46,7 +46,7 @@ class FileServer:
 
 
 def endless(handler: Any, announced: int | None = None) -> None:
-    """Send zeros for ever, or until the client closes the connection."""
+    """Send zeros until the client closes the connection."""
     handler.send_response(200)
     if announced is not None:
         handler.send_header("Content-Length", str(announced))
@@ -71,7 +71,7 @@ def redirect(location: str) -> Callable[[Any], None]:
 
 
 def stalled(handler: Any) -> None:
-    """Send the headers, and then nothing for a while."""
+    """Send the headers, and no body for 20 s."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()

@@ -1,6 +1,7 @@
 """A receiver of webhooks: an HTTP server that appends each request to a file as a line of JSON.
 
-As a program, `python -m tests.webhooks.receiver PORT FILE`, it can be killed; `Receiver` runs it in a thread.
+As a program, `python -m tests.webhooks.receiver PORT FILE`, it can be killed; `Receiver` runs it in
+a thread.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def serve(port: int, record: Callable[[dict[str, Any]], None], respond: Callable
 
 
 def accept(handler: Any) -> None:
-    """Respond 204."""
+    """Respond with 204."""
     handler.send_response(204)
     handler.end_headers()
 
 
 class Receiver:
-    """A receiver in a thread. `responses` are the next responses; then each request is accepted."""
+    """A receiver in a thread: it sends the next of `responses`, then accepts each request."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ class Receiver:
 
 
 def main() -> None:
-    """Serve until this process is killed."""
+    """Write each request to a file until this process is killed."""
     port, path = int(sys.argv[1]), Path(sys.argv[2])
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     serve(port, lambda request: os.write(descriptor, json.dumps(request).encode() + b"\n"), accept).serve_forever(0.05)  # type: ignore[arg-type]

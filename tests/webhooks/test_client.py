@@ -1,4 +1,6 @@
-"""The Python client and the command line: webhooks, deliveries, pictures and datasets by URL."""
+"""Webhooks, deliveries, and images and datasets by URL in the Python client and the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from tests.webhooks.test_jobs import verified
 
 @pytest.fixture
 def client(hooked: Stack) -> Iterator[Client]:
-    """A client of the service that may reach this machine."""
+    """A client of the service that may connect to this machine."""
     with Client(hooked.url) as connected:
         yield connected
 
@@ -38,7 +40,9 @@ def npz() -> bytes:
 
 
 def test_operations_take_a_webhook_and_list_its_deliveries(hooked: Stack, client: Client, receiver: Receiver) -> None:
-    """By its URL or with events; the method still returns the result."""
+    """A webhook is given as a URL or with events; the method returns the result, and deliveries can
+    be listed.
+    """
     assert len(client.samples(MODEL, 2, seed=1, webhook=receiver.url).images) == 2
     webhook = {"url": receiver.url, "events": ["job.running", "job.succeeded"]}
     job = client.submit("samples", MODEL, seed=2, count=1, webhook=webhook)
@@ -62,7 +66,9 @@ def test_operations_take_a_webhook_and_list_its_deliveries(hooked: Stack, client
 def test_pictures_may_be_urls(
     client: Client, files: FileServer, receiver: Receiver, digit: bytes, tmp_path: Path
 ) -> None:
-    """Of all operations; URLs and files are not mixed, because their order would be lost."""
+    """Images of all operations may be URLs; URLs and files are not mixed, because their order would
+    be lost.
+    """
     half = np.zeros((1, 8, 8), np.uint8)
     half[:, 4:] = 255
     small = png(np.full((1, 8, 8), 100, np.uint8))
@@ -104,7 +110,7 @@ def test_the_command_line_has_them_too(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`--webhook`, `reverie jobs deliveries`, and URLs of pictures and datasets."""
+    """The command line has `--webhook`, `jobs deliveries`, and images and datasets by URL."""
     monkeypatch.setenv("REVERIE_URL", hooked.url)
     monkeypatch.chdir(tmp_path)
 

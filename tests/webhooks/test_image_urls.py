@@ -1,4 +1,4 @@
-"""Images by URL on a real service: the same results as for files, and clear errors."""
+"""Images by URL on a real service give the results of files, and clear errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def post(service: httpx.Client, path: str, wait: str = "wait=60", /, **fields: A
 
 
 def failed(service: httpx.Client, **fields: Any) -> dict[str, Any]:
-    """Return the problem of the job of a request for encodings, which fails."""
+    """Create a job of encodings that fails; return its problem."""
     response = post(service, "encodings", "respond-async", **fields)
     assert response.status_code == 202, response.text
     job = finished_job(service, response.json()["id"])
@@ -36,7 +36,7 @@ def failed(service: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 
 def test_an_image_by_url_is_as_good_as_its_file(service: httpx.Client, files: FileServer, digit: bytes) -> None:
-    """The same bytes in JSON and forms, for one image, several, and beside files."""
+    """Images by URL give the bytes of files, in JSON and forms, alone and beside files."""
     other = png(np.full((1, 28, 28), 100, np.uint8))
     files.files = {"/digit.png": digit, "/other.png": other}
     first, second = f"{files.url}/digit.png", f"{files.url}/other.png"
@@ -50,7 +50,7 @@ def test_an_image_by_url_is_as_good_as_its_file(service: httpx.Client, files: Fi
 
 
 def test_a_mask_and_a_picture_to_upscale_may_be_urls(service: httpx.Client, files: FileServer) -> None:
-    """`mask_url` and, of an upscale, `image_url`; the response is as for files."""
+    """`mask_url`, and `image_url` of an upscale, give the response of files."""
     picture, half = png(np.full((1, 8, 8), 100, np.uint8)), np.zeros((1, 8, 8), np.uint8)
     half[:, 4:] = 255
     files.files = {"/picture.png": picture, "/mask.png": png(half)}
@@ -72,7 +72,7 @@ def test_a_mask_and_a_picture_to_upscale_may_be_urls(service: httpx.Client, file
 def test_a_job_by_url_shows_its_progress_and_sends_its_webhook(
     service: httpx.Client, files: FileServer, receiver: Receiver, digit: bytes
 ) -> None:
-    """Its events say what is fetched, its request has the URL, and its webhook is sent at the end."""
+    """A job by URL has the URL in its request, reports what it fetches, and sends its webhook."""
     files.files = {"/digit.png": digit}
     url = f"{files.url}/digit.png"
     response = service.post("/v1/encodings", json={"model": MODEL, "image_url": url, "webhook": {"url": receiver.url}})
@@ -102,7 +102,9 @@ def test_a_job_by_url_shows_its_progress_and_sends_its_webhook(
     ],
 )
 def test_a_url_that_may_not_be_fetched_is_rejected(service: httpx.Client, url: str, words: str) -> None:
-    """422 at once, for an image, a mask, a picture to upscale and a webhook."""
+    """A URL that may not be fetched is 422 at once, for an image, a mask, an upscale and a
+    webhook.
+    """
     assert problem(post(service, "encodings", image_url=url), 422, words)["errors"][0]["field"] == "image_url"
     problem(post(service, "upscales", model=ENLARGE, image_url=url), 422, words)
     problem(post(service, "inpaintings", model=TINY, image_url=url, mask_url=url), 422, words)
@@ -111,7 +113,9 @@ def test_a_url_that_may_not_be_fetched_is_rejected(service: httpx.Client, url: s
 
 
 def test_a_file_that_cannot_be_used_fails_the_job(service: httpx.Client, files: FileServer, digit: bytes) -> None:
-    """Missing, redirected, no picture, of another size, too large: the problem names the field and says why."""
+    """A job fails with the reason if its file is missing, redirected, not an image, of another size
+    or too large.
+    """
     files.files = {
         "/text": b"no picture",
         "/large.png": png(np.zeros((1, 30, 30), np.uint8)),
@@ -134,7 +138,7 @@ def test_a_file_that_cannot_be_used_fails_the_job(service: httpx.Client, files: 
 
 
 def test_a_number_of_images_that_does_not_fit_is_rejected_at_once(service: httpx.Client, files: FileServer) -> None:
-    """Before anything is fetched."""
+    """A wrong number of images is 422 before any of them is fetched."""
     url = f"{files.url}/a.png"
     problem(post(service, "samples", image_url=url), 422, "no images")
     problem(post(service, "interpolations", image_url=url), 422, "exactly two")
@@ -145,7 +149,7 @@ def test_a_number_of_images_that_does_not_fit_is_rejected_at_once(service: httpx
 
 
 def test_a_job_that_is_cancelled_while_it_fetches_stops(service: httpx.Client, files: FileServer) -> None:
-    """The connection is closed at the next progress report."""
+    """Cancelling a job that fetches a file closes the connection."""
     closed: list[float] = []
 
     def slow(handler: Any) -> None:

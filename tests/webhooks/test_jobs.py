@@ -1,4 +1,4 @@
-"""Webhooks of jobs on a real service: signed, retried, listed."""
+"""Webhooks of jobs on a real service: signatures, contents and listed deliveries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def secret_of(stack: Stack) -> str:
 
 
 def verified(stack: Stack, request: dict[str, Any]) -> dict[str, Any]:
-    """Check the signature of a request, and that its body is as described; return the body."""
+    """Check the signature of a request and that its body conforms to its schema; return the
+    body.
+    """
     body: dict[str, Any] = standardwebhooks.Webhook(secret_of(stack)).verify(request["body"], request["headers"])
     event = WebhookEvent.model_validate(body)
     assert event.model_dump() == body
@@ -33,7 +35,7 @@ def verified(stack: Stack, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def ended(service: httpx.Client, job_id: str, count: int = 1) -> list[dict[str, Any]]:
-    """Wait until that many deliveries of a job have ended; return all of them, newest first."""
+    """Wait until `count` deliveries of a job have ended; return all of them, newest first."""
 
     def deliveries() -> list[dict[str, Any]] | None:
         data: list[dict[str, Any]] = service.get(f"/v1/jobs/{job_id}/deliveries").json()["data"]
@@ -43,7 +45,7 @@ def ended(service: httpx.Client, job_id: str, count: int = 1) -> list[dict[str, 
 
 
 def test_a_job_sends_a_signed_webhook_when_it_ends(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
-    """Standard Webhooks' own library verifies it; the delivery is listed."""
+    """The signature verifies with the library of Standard Webhooks, and the delivery is listed."""
     response = service.post("/v1/samples", json={"model": MODEL, "seed": 1, "webhook": {"url": receiver.url}})
     assert response.status_code == 202
     job = finished_job(service, response.json()["id"])
@@ -57,7 +59,7 @@ def test_a_job_sends_a_signed_webhook_when_it_ends(hooked: Stack, service: httpx
 
 
 def test_forms_and_queries_take_a_webhook_as_json(service: httpx.Client, receiver: Receiver, digit: bytes) -> None:
-    """Of pictures that come as files, and as the body."""
+    """Forms, and queries of a raw image, take a webhook as JSON."""
     webhook = json.dumps({"url": receiver.url, "events": ["job.running", "job.succeeded"]})
     form = service.post("/v1/encodings", data={"model": MODEL, "webhook": webhook}, files={"images": digit})
     query = {"model": MODEL, "webhook": webhook}
@@ -68,7 +70,7 @@ def test_forms_and_queries_take_a_webhook_as_json(service: httpx.Client, receive
 
 
 def test_a_client_may_wait_for_a_job_with_a_webhook(service: httpx.Client, receiver: Receiver) -> None:
-    """`Prefer: wait=N` returns the result, and an Idempotency-Key the same job; the webhook is sent once."""
+    """`Prefer: wait=N` returns the result, a retry the same job, and the webhook is sent once."""
     body = {"model": MODEL, "seed": 5, "webhook": {"url": receiver.url}}
     headers = {"Prefer": "wait=60", "Idempotency-Key": "a webhook once"}
     first, second = (service.post("/v1/samples", json=body, headers=headers) for _ in range(2))
@@ -83,7 +85,7 @@ def test_a_client_may_wait_for_a_job_with_a_webhook(service: httpx.Client, recei
 
 
 def test_a_failed_job_sends_its_problem(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
-    """The body has what the job has."""
+    """The webhook of a failed job has the job's problem."""
     response = service.post("/v1/samples", json={"model": FAULTY, "seed": RAISES, "webhook": {"url": receiver.url}})
     job = finished_job(service, response.json()["id"])
     ended(service, job["id"])
@@ -92,7 +94,7 @@ def test_a_failed_job_sends_its_problem(hooked: Stack, service: httpx.Client, re
 
 
 def test_trainings_and_dry_runs_send_webhooks(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
-    """Also when a training is cancelled; its job shows the webhook and links to the deliveries."""
+    """Dry runs and cancelled trainings send webhooks; a training links to its deliveries."""
     digits(hooked.state / "state" / "datasets", "hooked")
     webhook = {"url": receiver.url, "events": ["job.cancelled", "job.succeeded"]}
     body = {"family": "vae", "dataset": "hooked", "name": "hooked", "webhook": webhook}
@@ -118,7 +120,9 @@ def test_trainings_and_dry_runs_send_webhooks(hooked: Stack, service: httpx.Clie
 
 
 def test_imports_and_publications_send_webhooks(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
-    """Both are jobs whose deliveries are listed; the publication is of a training that was paused."""
+    """Both are jobs whose deliveries are listed; the publication is of a training that was
+    paused.
+    """
     webhook = {"url": receiver.url}
     file = with_card(SHIPPED.read_bytes(), name="imported-with-a-webhook")
     form = {"data": {"webhook": json.dumps(webhook)}, "files": {"file": file}}
