@@ -66,7 +66,7 @@ def test_digits(count: int) -> torch.Tensor:
     return data.grey(data.static_binarization(pictures.images, test=True)[0][:count])
 
 
-# --- log Z -----------------------------------------------------------------------------------------------------------
+# --- log Z ---
 
 
 def partition(samples: int, seed: int = 102) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def partition(samples: int, seed: int = 102) -> dict[str, Any]:
     }
 
 
-# --- Effective sample sizes ------------------------------------------------------------------------------------------
+# --- Effective sample sizes ---
 
 
 @torch.inference_mode()
@@ -122,7 +122,7 @@ def sizes(count: int, k: int) -> dict[str, Any]:
     return found
 
 
-# --- Speed -----------------------------------------------------------------------------------------------------------
+# --- Speed ---
 
 
 def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -> torch.Tensor:
@@ -203,7 +203,7 @@ def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
     }
 
 
-# --- Inpainting ------------------------------------------------------------------------------------------------------
+# --- Inpainting ---
 
 
 def lower_half(count: int) -> torch.Tensor:
@@ -255,7 +255,7 @@ def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
     }
 
 
-# --- Pictures --------------------------------------------------------------------------------------------------------
+# --- Pictures ---
 
 
 def pictures() -> dict[str, Any]:
@@ -280,7 +280,7 @@ def pictures() -> dict[str, Any]:
     return {"files": ["bihm-p.png", "bihm-p-star.png", "bihm-inpaintings.png"]}
 
 
-# --- Report ----------------------------------------------------------------------------------------------------------
+# --- Report ---
 
 
 def keep(part: str, found: dict[str, Any]) -> None:

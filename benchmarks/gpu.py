@@ -71,7 +71,7 @@ def synced(device: str) -> float:
     return time.perf_counter()
 
 
-# --- The same results -------------------------------------------------------------------------------------------------
+# --- The same results ---
 
 
 def random_numbers(device: str, count: int) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def checked(device: str, *, dry: bool) -> bool:
     return all(line["ok"] for line in found)
 
 
-# --- Speed ------------------------------------------------------------------------------------------------------------
+# --- Speed ---
 
 
 def reached(device: str, seconds: float) -> float:
@@ -211,7 +211,7 @@ def speeds(device: str, *, dry: bool) -> Iterator[dict[str, Any]]:
         yield {"speed": folder.name, "samples_per_s": count * each, "batch": count, "share_of_product": share}
 
 
-# --- Training ---------------------------------------------------------------------------------------------------------
+# --- Training ---
 
 
 def made_up(recipe: dict[str, Any], folder: Path) -> Path:

@@ -68,7 +68,7 @@ FIXED_NAME = "descent-fixed"  # by another checkpoint
 SHOWN = ("bicubic", "tv", "mse", "statistics", "realesrgan-x4plus")
 
 
-# --- One method, in a process of its own ------------------------------------------------------------------------------
+# --- One method, in a process of its own ---
 
 
 def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
@@ -133,7 +133,7 @@ def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) ->
     return {"took": took, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-# --- All methods ------------------------------------------------------------------------------------------------------
+# --- All methods ---
 
 
 def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> 
     return {"scale": scale, "methods": methods}
 
 
-# --- The page ---------------------------------------------------------------------------------------------------------
+# --- The page ---
 
 
 def report(result: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ def report(result: dict[str, Any]) -> None:
     RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-# --- The literature's benchmarks --------------------------------------------------------------------------------------
+# --- The literature's benchmarks ---
 
 
 def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> None:
@@ -250,7 +250,7 @@ def levels(path: Path) -> torch.Tensor:
         return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255.0
 
 
-# --- Total variation's weight -----------------------------------------------------------------------------------------
+# --- Total variation's weight ---
 
 
 def tune(strengths: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)) -> dict[float, float]:

@@ -15,9 +15,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Importer:
-    """Import a module by its name, with one thread for torch, as the scripts have.
+    """Return a function that imports a benchmark's module by its name, with one thread for torch.
 
-    Imported only when a test asks, so that the tests of `models` are collected before.
+    Modules are imported when a test requests them, after the tests of `models` are collected.
     """
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(BENCHMARKS))

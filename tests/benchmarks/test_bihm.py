@@ -1,4 +1,4 @@
-"""The machine's benchmark measures what it says."""
+"""The benchmark of the bidirectional Helmholtz machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.benchmarks.modules import Importer
 
 
 def test_the_transcription_has_our_loss_and_gradient(module: Importer) -> None:
-    """Repeating the picture K times and forming every probability gives the same numbers."""
+    """The literal transcription of Algorithm 1 gives the loss and the gradient of `models.bihm`."""
     benchmark = module("bihm")
     from models import bihm
     from models.kit.row_streams import RowStreams
@@ -36,7 +36,7 @@ def test_the_transcription_has_our_loss_and_gradient(module: Importer) -> None:
 
 
 def test_its_page_can_be_written(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Measurements are stored with machine and date, and shown on the page."""
+    """Stored measurements appear on the page."""
     benchmark = module("bihm")
     monkeypatch.setattr(benchmark, "RESULT", tmp_path / "bihm.json")
     measured = {"seed": 2, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}

@@ -1,4 +1,6 @@
-"""The benchmarks of generated digits: scores and anomalies by closed forms, and each script in a few seconds."""
+"""The benchmarks of generated digits: scores and anomalies against closed forms, and a short run of
+each script.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of MNIST the few digits of the tests."""
+    """Replace MNIST by the few digits of the tests."""
     from models.kit import data
 
     pictures = data.load(str(DIGITS))
@@ -29,7 +31,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_script_explains_itself(
     module: Importer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """`--help` names its commands."""
+    """`--help` lists the commands of the script."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit):
         module(name).main()
@@ -37,7 +39,9 @@ def test_each_script_explains_itself(
 
 
 def test_scores_of_known_probabilities(module: Importer) -> None:
-    """Ten sure digits, evenly: the closed form of the clamped I', log 10 for E KL; one digit alone: 0 for both."""
+    """Certain, evenly distributed digits have the scores of the closed forms; a single digit has 0
+    for both.
+    """
     scores = module("digits.scores")
     even = torch.eye(10, dtype=torch.float64).repeat(30, 1)
     high, low = 1.0 / 1.09, 0.01 / 1.09
@@ -55,7 +59,7 @@ def test_scores_of_known_probabilities(module: Importer) -> None:
 
 
 def test_auroc_counts_pairs(module: Importer) -> None:
-    """It is the share of pairs in the right order, ties half."""
+    """AUROC is the share of pairs in the right order; ties count half."""
     auroc = module("digits.anomalies").auroc
     normal, unusual = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0])
     assert auroc(normal, unusual) == pytest.approx((1.5 + 3) / 6)
@@ -64,7 +68,9 @@ def test_auroc_counts_pairs(module: Importer) -> None:
 
 
 def test_anomalies_are_made_of_the_pictures_given(module: Importer) -> None:
-    """Halves come from a picture and the next one; principal components leave no residual where there are enough."""
+    """Halves are of an image and the next one; with enough principal components the residual is
+    0.
+    """
     anomalies = module("digits.anomalies")
     images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     joined, stacked = anomalies.joined(images), anomalies.stacked(images)
@@ -78,7 +84,9 @@ def test_anomalies_are_made_of_the_pictures_given(module: Importer) -> None:
 
 
 def test_the_classifier_that_ships_is_small_and_knows_its_digits(module: Importer) -> None:
-    """Under 2 MB; probabilities sum to one; of the tests' digits it is mostly sure."""
+    """The classifier has under 2 MB, its probabilities sum to one, and it is confident of most test
+    digits.
+    """
     classifier = module("digits.classifier")
     from models.kit import data
 
@@ -89,7 +97,7 @@ def test_the_classifier_that_ships_is_small_and_knows_its_digits(module: Importe
 
 
 def test_the_grid_is_what_its_seed_says(module: Importer) -> None:
-    """32 EBGANs, every network once; 11 GANs a learning rate; the same list every time."""
+    """The grid is reproducible: 32 EBGANs, one per network, and 11 GANs per learning rate."""
     grid = module("gan_grid")
     runs = grid.settings()
     assert runs == grid.settings()
@@ -102,7 +110,7 @@ def test_the_grid_is_what_its_seed_says(module: Importer) -> None:
 
 @pytest.mark.usefixtures("few")
 def test_a_grid_resumes_and_reports(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs that have a line are not done again; the report has every run."""
+    """Finished runs are not repeated, and the report has every run."""
     grid = module("gan_grid")
     lines = tmp_path / "lines.jsonl"
     for limit in (1, 2):
@@ -121,7 +129,7 @@ def test_a_grid_resumes_and_reports(module: Importer, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("few")
 def test_margins_are_swept_and_reported(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One row and one picture a margin."""
+    """The report has one row and one image per margin."""
     margins = module("gan_margins")
     monkeypatch.setattr(margins, "MARGINS", (4, 8))
     monkeypatch.setattr(margins, "ROOT", tmp_path)
@@ -137,7 +145,7 @@ def test_margins_are_swept_and_reported(module: Importer, monkeypatch: pytest.Mo
 
 
 def test_the_verdict_of_a_run(module: Importer) -> None:
-    """Collapse, dropped digits, and a good run by their shares and score."""
+    """The verdict names a collapse, missing digits, unclear samples or a good run."""
     verdict = module("gan_margins").verdict
     assert verdict({"shares": [0.04] * 9 + [0.64], "i_prime": 0.4}).startswith("collapsed: 64% are taken for a 9")
     assert verdict({"shares": [0.0, 0.2, *[0.1] * 8], "i_prime": 1.7}) == "drops 0"

@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU, by its dry run on the CPU."""
+"""The benchmark script for a GPU, in its dry run on the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_device_that_computes_the_same_passes(module: Importer) -> None:
-    """Every operation runs on both devices; the CPU equals itself, also for more rows than a path has frames."""
+    """Every operation is compared, and the CPU agrees with itself."""
     gpu = module("gpu")
     lines = list(gpu.differences("vae-mnist-2d", "cpu", 9))
     assert {line["check"].split()[1] for line in lines} >= {"sample", "interpolate", "manifold", "log_likelihood"}
@@ -27,7 +27,7 @@ def test_a_device_that_computes_the_same_passes(module: Importer) -> None:
 
 
 def test_a_device_that_computes_otherwise_is_found(module: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means a hundredth off fail where they were computed, and a changed random number fails."""
+    """A device whose results differ by 1 % fails the check."""
     gpu = module("gpu")
     real, calls = gpu.asked, list[tuple[Any, ...]]()
 
@@ -44,7 +44,9 @@ def test_a_device_that_computes_otherwise_is_found(module: Importer, monkeypatch
 
 
 def test_every_recipe_has_its_scale(module: Importer) -> None:
-    """None is forgotten but those that trainings begin from and the one that makes no model of its own."""
+    """Every recipe has a scale, except the families' default recipes and one that makes no model of
+    its own.
+    """
     gpu = module("gpu")
     recipes = {path.stem for path in (ROOT / "models" / "recipes").glob("*.json")}
     assert recipes - set(gpu.PAPER) == {"vae", "bihm", "ebgan", "superres", "superres-scattering"}
@@ -54,7 +56,7 @@ def test_every_recipe_has_its_scale(module: Importer) -> None:
     "recipes", [["vae-mnist-k5"], pytest.param(["vae-mnist-k5", "vae-mnist"], marks=pytest.mark.slow)], ids=len
 )
 def test_a_recipe_is_trained_exported_and_measured(tmp_path: Path, recipes: list[str]) -> None:
-    """The dry run of recipes; the second one starts from the first."""
+    """The dry run trains, exports and evaluates each recipe; the second starts from the first."""
     command = [sys.executable, "benchmarks/gpu.py", "train", "--device", "cpu", "--dry", "--out", str(tmp_path)]
     command += ["--recipes", *recipes]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -65,7 +67,7 @@ def test_a_recipe_is_trained_exported_and_measured(tmp_path: Path, recipes: list
 
 @pytest.mark.slow
 def test_the_whole_script_runs_dry_on_the_cpu(tmp_path: Path) -> None:
-    """Checks, speeds and every recipe."""
+    """The dry run of the whole script checks, measures and trains all recipes."""
     settings = {**os.environ, "DEVICE": "cpu", "DRY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, check=True, env=settings)
     found = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("check", "speed", "train")}

@@ -1,4 +1,4 @@
-"""The page of all figures is made of what was measured, and of nothing else."""
+"""The page of all figures contains only what was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.benchmarks.modules import Importer
 def test_every_line_can_be_read_or_says_that_it_was_not_measured(
     module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without results the page says so, line by line; what is in a card is there all the same."""
+    """Without results each line says that it was not measured, except the figures of cards."""
     papers = module("papers")
     monkeypatch.setattr(papers, "RESULTS", tmp_path)
     lines = [line for line in papers.page() if line.startswith("| ") and "`python" in line]

@@ -1,4 +1,4 @@
-"""The benchmark checks responses, chooses settings and stops servers; nothing is measured here."""
+"""The serving benchmark checks responses, chooses settings and stops servers; no test measures."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ def body(level: int = 7, **changes: Any) -> dict[str, Any]:
 
 
 def counts(verdict: Any) -> tuple[int, int, int]:
-    """Exact, near and bad of a verdict on one answer."""
+    """Return the numbers of exact, near and bad responses in a verdict on one response."""
     assert verdict.taken == 1
     return verdict.exact, verdict.near, verdict.bad
 
@@ -46,19 +46,21 @@ def counts(verdict: Any) -> tuple[int, int, int]:
 def test_responses_are_checked(
     module: Importer, status: int, response: dict[str, Any], verdict: tuple[int, int, int]
 ) -> None:
-    """Equal to the bit, one grey level off, or bad: another pixel, seed, status or no picture at all."""
+    """A response is exact, near (one grey level off), or bad: other pixels, seed or status, or no
+    image.
+    """
     judge = module("serving.client").judge
     assert counts(judge(status, json.dumps(response).encode(), body(), "fields")) == verdict
     assert counts(judge(status, json.dumps([response]).encode(), body(), "list")) == verdict
 
 
 def test_a_body_that_is_no_json_is_bad(module: Importer) -> None:
-    """A body that does not parse counts as bad and stops nothing."""
+    """A body that cannot be parsed counts as bad and does not stop the benchmark."""
     assert counts(module("serving.client").judge(200, b"<html>", body(), "fields")) == (0, 0, 1)
 
 
 def trial(module: Importer, name: str, served: tuple[float, ...], p50_ms: tuple[float, ...], fault: str = "") -> Any:
-    """A trial with requests per second and median latency at 1, 16 and 64 connections."""
+    """Return a trial with requests per second and median latency at 1, 16 and 64 connections."""
     numbers = (1, 16, 64)
     return module("serving.sweep").Trial(
         {"dial": name}, dict(zip(numbers, served, strict=True)), dict(zip(numbers, p50_ms, strict=True)), fault
@@ -66,7 +68,9 @@ def trial(module: Importer, name: str, served: tuple[float, ...], p50_ms: tuple[
 
 
 def test_dials_are_chosen_for_each_number_of_connections(module: Importer) -> None:
-    """Most requests at 16 and 64, lowest median alone; a setting that refused requests is never taken."""
+    """Settings with the most requests at 16 and 64 connections and the lowest median at one are
+    chosen, if no request failed.
+    """
     trials = [
         trial(module, "many", (100, 500, 900), (10, 30, 70)),
         trial(module, "few", (400, 800, 600), (2, 20, 100)),
@@ -78,7 +82,7 @@ def test_dials_are_chosen_for_each_number_of_connections(module: Importer) -> No
 
 
 def test_a_setting_within_five_percent_gives_way(module: Importer) -> None:
-    """One start serves for all where the gain is within noise."""
+    """If settings differ by less than 5 %, one is used for all numbers of connections."""
     trials = [
         trial(module, "best", (100, 500, 900), (10, 30, 70)),
         trial(module, "near", (102, 510, 890), (9.8, 30, 70)),
@@ -87,7 +91,7 @@ def test_a_setting_within_five_percent_gives_way(module: Importer) -> None:
 
 
 def test_a_server_is_ended_with_its_daemons(module: Importer, tmp_path: Path) -> None:
-    """A child that left for a session of its own, under another parent, dies with the server."""
+    """A daemon of the server, in its own session and under another parent, is stopped with it."""
     daemon = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
     server = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {daemon!r}]); time.sleep(60)"
     log = tmp_path / "log"
@@ -102,7 +106,7 @@ def test_a_server_is_ended_with_its_daemons(module: Importer, tmp_path: Path) ->
 
 
 def test_the_script_explains_itself() -> None:
-    """`--help` works in the project's own environment, before anything is installed or measured."""
+    """`--help` works before anything is installed or measured."""
     command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "--quick" in shown

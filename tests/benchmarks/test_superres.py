@@ -1,4 +1,6 @@
-"""The benchmark of upscaling: its metrics against scikit-image's, its yardstick, and each script in a few seconds."""
+"""The benchmark of upscaling: metrics against scikit-image's and closed forms, and a short run of
+each script.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.benchmarks.modules import Importer
 
 @pytest.mark.parametrize(("name", "expected"), [("astronaut", 26.84), ("chelsea", 31.47), ("coffee", 27.29)])
 def test_bicubic_reproduces_the_known_figures(module: Importer, name: str, expected: float) -> None:
-    """×4 down and up with Pillow's bicubic filter gives the PSNR that others measured, to 0.05 dB."""
+    """Pillow's bicubic filter at ×4 gives the PSNR in the literature, to 0.05 dB."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph(name), 4)
     low = metrics.downscaled(original, 4)
@@ -28,7 +30,9 @@ def test_bicubic_reproduces_the_known_figures(module: Importer, name: str, expec
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image(module: Importer) -> None:
-    """On the luma without its border, to rounding; equal pictures have no error."""
+    """PSNR and SSIM of the luma without its border agree with scikit-image; equal images have no
+    error.
+    """
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("chelsea"), 4)
     worse = metrics.resized(metrics.downscaled(original, 4), *original.shape[:2])
@@ -45,7 +49,9 @@ def test_psnr_and_ssim_are_those_of_scikit_image(module: Importer) -> None:
 
 
 def test_psnr_of_a_benchmark_set(module: Importer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The original is cropped to the low resolution's size; the regression is better than bicubic interpolation."""
+    """Originals are cropped to the size of the low resolution, and the regression exceeds bicubic
+    interpolation.
+    """
     superres, metrics, pictures = module("superres"), module("photos.metrics"), module("photos.pictures")
     original = pictures.photograph("chelsea")[60:157, 80:175]
     low = metrics.downscaled(np.ascontiguousarray(original[:96, :94]), 2)
@@ -61,7 +67,9 @@ def test_psnr_of_a_benchmark_set(module: Importer, tmp_path: Path, capsys: pytes
 
 
 def test_vgg_gives_every_rectified_layer(module: Importer) -> None:
-    """VGG-16 has thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR minus the mean."""
+    """VGG-16 has thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR
+    minus the mean.
+    """
     network = module("photos.vgg").VGG16()
     images = torch.rand(2, 3, 32, 32)
     found = network(images)
@@ -86,14 +94,14 @@ def test_distance_is_that_of_unit_features(module: Importer) -> None:
 
 
 def test_luma_spans_16_to_235(module: Importer) -> None:
-    """Black, white and green by BT.601."""
+    """Black, white and green have the luma of BT.601."""
     luma = module("photos.metrics").luma
     colours = np.array([[[0, 0, 0], [255, 255, 255], [0, 255, 0]]], np.uint8)
     assert luma(colours)[0] == pytest.approx([16.0, 235.0, 144.553])
 
 
 def test_energies_of_a_blurred_picture_are_lower(module: Importer) -> None:
-    """A picture has its own energies; blurred it loses most of the finest octave and less of the next."""
+    """An image has energies 1; blurred it loses most of the finest octave and less of the next."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("coffee"), 4)
     blurred = metrics.resized(metrics.downscaled(original, 2), *original.shape[:2])
@@ -104,7 +112,7 @@ def test_energies_of_a_blurred_picture_are_lower(module: Importer) -> None:
 
 
 def test_consistency_is_of_the_picture_made_small(module: Importer) -> None:
-    """An original is consistent with its own reduction; another photograph's is not."""
+    """An original is consistent with its own reduction, a flipped one is not."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("astronaut"), 4)
     low = metrics.downscaled(original, 4)
@@ -113,7 +121,9 @@ def test_consistency_is_of_the_picture_made_small(module: Importer) -> None:
 
 
 def test_the_largest_cell_separates_a_lattice_from_texture(module: Importer) -> None:
-    """All of a wave, half of two waves, a 128th of white noise; a lattice within noise by its share of the power."""
+    """A wave has all power in one cell, two waves half, white noise little; a lattice in noise has
+    its share of the power.
+    """
     largest_cell = module("photos.metrics").largest_cell
     y, x = np.mgrid[:192, :256]
     noise = np.random.default_rng(1).normal(0, 1, y.shape)
@@ -134,7 +144,9 @@ def test_the_largest_cell_separates_a_lattice_from_texture(module: Importer) -> 
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee"])
 def test_the_shipped_detail_is_no_lattice(module: Importer, name: str) -> None:
-    """Of what the statistics add to the regression at ×4, no cell of its spectrum has more than 8 %."""
+    """In the detail that the statistics add at ×4, no cell of the spectrum has more than 8 % of the
+    power.
+    """
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     lattice = module("lattice")
     from models.kit import card
@@ -149,7 +161,7 @@ def test_the_shipped_detail_is_no_lattice(module: Importer, name: str) -> None:
 
 
 def test_the_lattice_page_has_its_figures(module: Importer) -> None:
-    """Means and largest cells by fidelity, and a line a photograph."""
+    """The page has means and largest cells by fidelity, and one line per photograph."""
     lattice = module("lattice")
     one = {"psnr": 28.0, "vgg": 0.15, "noise_vgg": 0.16, "cell": 0.05, "at": [0.3, 0.5], "strength": 2.0}
     photograph = {"psnr": 29.0, "vgg": 0.17, "lacking_cell": 0.04, "fidelities": {"0.0": one}}
@@ -161,7 +173,7 @@ def test_the_lattice_page_has_its_figures(module: Importer) -> None:
 
 
 def test_perceptual_distance_is_a_distance(module: Importer) -> None:
-    """It is 0 for equal pictures and does not depend on their order."""
+    """The perceptual distance is 0 for equal images and symmetric."""
     metrics = module("photos.metrics")
     from models.kit import features
 
@@ -177,7 +189,9 @@ def test_perceptual_distance_is_a_distance(module: Importer) -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_model_downsamples_as_pillow_does(module: Importer, scale: int) -> None:
-    """U and Pillow's filter, which rounds and clips between its passes, are seldom a level apart, hardly ever two."""
+    """U differs from Pillow's filter, which rounds between its passes, by one level in under 20 %
+    of values and by more in under 0.1 %.
+    """
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     from models.superres import regression
 
@@ -192,7 +206,7 @@ def test_the_model_downsamples_as_pillow_does(module: Importer, scale: int) -> N
 def test_the_script_explains_itself(
     module: Importer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--help` names its commands."""
+    """`--help` lists the commands of the script."""
     monkeypatch.setattr("sys.argv", ["superres", "--help"])
     with pytest.raises(SystemExit):
         module("superres").main()
@@ -200,7 +214,9 @@ def test_the_script_explains_itself(
 
 
 def test_a_whole_picture_is_enlarged_as_one_tile(module: Importer) -> None:
-    """Bicubic by `upscale` is bicubic of the whole picture, inside of its border."""
+    """`upscale` with method `bicubic` of one tile equals the interpolation of the whole image,
+    except at its border.
+    """
     superres = module("superres")
     from models import superres as family
     from models.superres import regression
@@ -218,7 +234,9 @@ def test_a_whole_picture_is_enlarged_as_one_tile(module: Importer) -> None:
 def test_the_page_has_every_method_and_photograph(
     module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A table of means, one of each photograph for three metrics, and the descents' energies."""
+    """The page has a table of means, a table of photographs for each of three metrics, and the
+    descents' energies.
+    """
     superres = module("superres")
     one = {"psnr": 28.0, "ssim": 0.8, "vgg": 0.15, "lite0": 0.3, "consistency": 60.0}
     one |= {"gradient": 0.5, "octave_1": 0.1, "octave_2": 0.6}

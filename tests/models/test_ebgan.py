@@ -43,7 +43,7 @@ def gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.grad
 
 
-# --- Equations -------------------------------------------------------------------------------------------------------
+# --- Equations ---
 
 
 def test_the_energy_is_the_norm_over_a_pictures_pixels() -> None:
@@ -132,7 +132,7 @@ def test_the_plain_gans_losses_are_the_logarithms() -> None:
     torch.testing.assert_close(ebgan.gan_generator_loss(fake), -fake.sigmoid().log())
 
 
-# --- The game --------------------------------------------------------------------------------------------------------
+# --- Optimizer steps ---
 
 GAMES = [
     {},
@@ -246,7 +246,7 @@ def test_after_training_statistics_and_quantiles_are_fixed() -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-# --- Operations ------------------------------------------------------------------------------------------------------
+# --- Operations ---
 
 
 def finalized() -> ebgan.Model:

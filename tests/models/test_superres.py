@@ -224,7 +224,7 @@ def test_the_generator_starts_where_the_regression_ends() -> None:
         model.warm_start({})
 
 
-# Enlarging
+# Upscaling
 
 
 @pytest.mark.parametrize("method", ["bicubic", "tv", "mse", "statistics"])
@@ -319,7 +319,7 @@ def test_finalize_makes_a_filter_for_each_scale() -> None:
         assert torch.equal(model.sharpen(low, scale, 1.0), estimate)
     started = built(config)
     started.warm_start(model.state_dict())
-    assert torch.equal(started.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
+    assert torch.equal(started.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training computes its own
 
 
 def test_the_ensemble_is_equivariant() -> None:
@@ -331,7 +331,7 @@ def test_the_ensemble_is_equivariant() -> None:
     torch.testing.assert_close(turned, torch.rot90(found, 1, (2, 3)), atol=1e-4, rtol=0)
 
 
-# The model that ships
+# The shipped model
 
 
 @pytest.fixture(scope="module")

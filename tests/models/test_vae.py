@@ -52,7 +52,7 @@ def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
     return pictures.view(count, 1, model.config.height, model.config.width)
 
 
-# --- Equations -------------------------------------------------------------------------------------------------------
+# --- Equations ---
 
 
 def test_log_normal_is_torchs(digits: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ def test_iwae_bound_rises_with_k() -> None:
     torch.testing.assert_close(vae.iwae_bound(log_w[:, :1]), a)
 
 
-# --- Estimators on a trained network ---------------------------------------------------------------------------------
+# --- Estimators on a trained network ---
 
 
 def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -188,7 +188,7 @@ def test_dreg_points_the_same_way_and_varies_less(trained: vae.Model, digits: to
 def test_dreg_has_no_variance_at_the_posterior() -> None:
     """If q is the posterior, weights are equal and the encoder's DReG gradient is zero."""
     model = small(objective="importance_dreg", samples=5)
-    for name, parameter in model.named_parameters():  # q is the prior, and the decoder does not look at z
+    for name, parameter in model.named_parameters():  # q is the prior, and the decoder ignores z
         if name.startswith("encoder") or name == "decoder.trunk.0.weight":
             parameter.data.zero_()
     loss = model.loss(drawn(model, 4), RowStreams.range(2, 0, 4)).sum()
@@ -197,7 +197,7 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
     torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
 
 
-# --- Likelihood ------------------------------------------------------------------------------------------------------
+# --- Likelihood ---
 
 
 def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
@@ -294,7 +294,7 @@ def test_objectives_are_their_equations() -> None:
         torch.testing.assert_close(model.loss(images, rows, 1), early)
 
 
-# --- Operations ------------------------------------------------------------------------------------------------------
+# --- Operations ---
 
 
 def test_only_two_latents_make_a_manifold(trained: vae.Model) -> None:

@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         if length is not None:
             self.send_header("Content-Length", str(length))
         if self.close_connection:
-            self.send_header("Connection", "close")  # otherwise the next request may find the connection closing
+            self.send_header("Connection", "close")  # so that the client does not reuse the connection
         self.end_headers()
 
     def log_message(self, *_: object) -> None:

@@ -27,7 +27,7 @@ SLOW: dict[str, Any] = {"steps": 20, "seconds": 0.05}
 
 
 def test_lost_requests_and_responses_are_retried(proxied: Client, proxy: FaultyProxy) -> None:
-    """With the same body, because the seed is drawn before the first attempt."""
+    """Retries send the same body, because the seed is drawn before the first attempt."""
     proxy.faults += ["drop", "lose", 100]
     assert len(proxied.samples(MODEL).images) == 1
     assert len(proxy.seen) == 4
@@ -57,7 +57,9 @@ def test_a_retried_submission_makes_one_job(proxied: Client, proxy: FaultyProxy,
 
 
 def test_a_deletion_is_not_retried_after_a_lost_response(proxied: Client, proxy: FaultyProxy, client: Client) -> None:
-    """A second deletion would raise NotFoundError."""
+    """A deletion whose response is lost raises UnreachableError, because a retry would raise
+    NotFoundError.
+    """
     job = client.wait(client.submit("samples", FAULTY, seed=1).id)
     proxy.faults += ["lose"]
     with pytest.raises(UnreachableError):
@@ -81,7 +83,7 @@ def test_events_resume_after_a_broken_connection(proxied: Client, proxy: FaultyP
 
 
 def test_another_content_type_than_an_event_stream_raises(proxied: Client, proxy: FaultyProxy) -> None:
-    """The page of a proxy, for example; the client does not retry."""
+    """A response that is not an event stream, such as a proxy's page, raises without a retry."""
     proxy.faults += [(200, {"Content-Type": "text/html"})]
     with pytest.raises(UnreachableError, match="text/html"):
         next(proxied.events("job_0"))
@@ -106,7 +108,7 @@ def test_a_download_resumes_after_a_broken_connection(proxied: Client, proxy: Fa
 
 
 def test_a_failed_download_leaves_no_file(proxied: Client, proxy: FaultyProxy, tmp_path: Path) -> None:
-    """Neither the file nor a partial one."""
+    """A failed download leaves neither the file nor a partial one."""
     job = proxied.wait(proxied.submit("samples", MODEL, count=200, seed=3).id)
     proxy.faults += [5000, (410, {})]
     with pytest.raises(GoneError):
@@ -132,7 +134,7 @@ def test_a_file_never_holds_another_content_type(
         lambda: proxied.save_curves(done, path),
         lambda: proxied.export_version(MODEL, path.with_suffix(".safetensors"), "1"),
     ]
-    if status != 202:  # which these two follow to the job's result
+    if status != 202:  # these two methods would follow a 202 to the job's result
         calls += [
             lambda: proxied.save(path, "samples", TINY),
             lambda: proxied.upscales(tmp_path / "in" / "small.png", path, model=ENLARGE),
@@ -141,20 +143,20 @@ def test_a_file_never_holds_another_content_type(
         proxy.faults = [(status, {"Content-Type": "application/json"})]
         with pytest.raises(UnexpectedContentError, match=rf"was not written.*application/json.*{status}"):
             call()
-    proxy.faults = [5000, (status, {"Content-Type": "text/html"})]  # what came before is no file either
+    proxy.faults = [5000, (status, {"Content-Type": "text/html"})]  # a partial download is removed, too
     with pytest.raises(UnexpectedContentError, match="text/html"):
         proxied.export_version(MODEL, path.with_suffix(".safetensors"), "1")
     assert list(path.parent.iterdir()) == []
 
 
 def test_an_address_without_a_service_raises() -> None:
-    """UnreachableError after the retries."""
+    """If no server responds, UnreachableError is raised after the retries."""
     with Client(f"http://127.0.0.1:{free_port()}", retries=2) as client, pytest.raises(UnreachableError, match="/v1"):
         client.models()
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://localhost:port", "http://"])
 def test_an_invalid_address_is_rejected(url: str) -> None:
-    """Before a request is sent, with an example of a valid one."""
+    """An invalid URL raises ValueError with an example of a valid one, before a request is sent."""
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:8000"):
         Client(url)

@@ -63,7 +63,7 @@ def test_it_is_installed_and_runs_as_a_module(stack: Stack) -> None:
 
 
 def test_it_prints_its_version(run: Run) -> None:
-    """Without a request."""
+    """`--version` prints the version without a request."""
     assert run("--version") == (0, f"reverie {__version__}\n", "")
 
 
@@ -82,7 +82,7 @@ def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
 
 
 def test_sample_can_write_to_standard_output(stack: Stack, tmp_path: Path) -> None:
-    """The bytes of the picture and nothing else."""
+    """`sample -o -` writes the image, and nothing else, to standard output."""
     process = subprocess.run(
         [sys.executable, "-m", "reverie", "--url", stack.url, "sample", MODEL, "-n", "1", "-o", "-"],
         cwd=ROOT,
@@ -130,7 +130,7 @@ def test_versions_are_exported_imported_and_activated(run: Run, tmp_path: Path) 
     assert status == 0
     assert out.startswith(f"{file.name}: {TINY}@1, ")
     data = bytearray(file.read_bytes())
-    data[-4:] = np.float32(0.5).tobytes()  # its one weight
+    data[-4:] = np.float32(0.5).tobytes()  # its only weight
     file.write_bytes(data)
     status, out, _ = run("models", "import", TINY, file.name)
     assert status == 0
@@ -144,7 +144,7 @@ def test_versions_are_exported_imported_and_activated(run: Run, tmp_path: Path) 
 
 
 def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
-    """The file's name is the default name."""
+    """A dataset is added (by default under the file's name), shown and deleted."""
     with zipfile.ZipFile(tmp_path / "bars.zip", "w") as archive:
         for number in range(20):
             pixels = np.zeros((1, 8, 8), np.uint8)
@@ -164,7 +164,7 @@ def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_inactive_version_is_deleted(run: Run, tmp_path: Path) -> None:
-    """Active versions, shipped ones and shipped models are not."""
+    """Inactive versions can be deleted; active and shipped versions and shipped models cannot."""
     file = tmp_path / "tiny.safetensors"
     assert run("models", "export", TINY, "-o", file.name)[0] == 0
     data = bytearray(file.read_bytes())
@@ -189,7 +189,7 @@ def test_me_shows_the_caller(run: Run) -> None:
 
 
 def test_jobs_are_watched_saved_cancelled_and_deleted(run: Run, stack: Stack, tmp_path: Path) -> None:
-    """A finished and a running job."""
+    """A finished job is watched, saved and deleted; a running one is cancelled."""
     from reverie.client import Client
 
     with Client(stack.url) as reverie:
@@ -251,7 +251,7 @@ def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack)
     """Ctrl-C stops watching only, and prints how to watch again."""
     words = [sys.executable, "-m", "reverie", "--url", stack.url, "train", *TRAIN, "--name", "cli-long", "--follow"]
     long = ["--set", "training.epochs=100000", "--set", "training.batch_size=10"]
-    # a background shell, as CI may have, starts its commands deaf to Ctrl-C
+    # a background shell, as in CI, starts its commands with SIGINT ignored
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         [*words, *long],
@@ -288,7 +288,7 @@ def test_families_and_dry_runs_are_printed(run: Run, dataset: str) -> None:
 
 
 def test_errors_are_printed_on_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit status 1 for errors, 2 for wrong usage."""
+    """Errors go to standard error; the exit status is 1, or 2 for wrong usage."""
     status, out, err = run("sample", "gan")
     assert (status, out) == (1, "")
     assert MODEL in err
@@ -308,7 +308,7 @@ def test_errors_are_printed_on_standard_error(run: Run, monkeypatch: pytest.Monk
 
 
 def test_options_are_json_or_strings() -> None:
-    """`a.b=c`, as `python -m models train` takes them."""
+    """Options are given as `a.b=c`, as `python -m models train` accepts them."""
     assert parse_options(["a.b=1", "a.c=word", "d=[1, 2]"]) == {"a": {"b": 1, "c": "word"}, "d": [1, 2]}
 
 

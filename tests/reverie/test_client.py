@@ -99,7 +99,9 @@ def test_both_clients_have_the_same_methods(stack: Stack) -> None:
 
 
 def test_the_suffix_chooses_the_format(client: Client, tmp_path: Path) -> None:
-    """PNG, NPZ and JSON of one request agree; another suffix is rejected before a request is sent."""
+    """PNG, NPZ and JSON of one request agree; another suffix is rejected before a request is
+    sent.
+    """
     saved = client.save(tmp_path / "a.png", "samples", MODEL, count=4, seed=3)
     assert (saved.media, saved.made_by, saved.seed) == ("image/png", f"{MODEL}@1", 3)
     assert saved.size_bytes == saved.path.stat().st_size
@@ -135,8 +137,8 @@ def test_a_request_that_becomes_a_job_is_waited_for(proxied: Client, proxy: Faul
 
 
 def test_a_job_from_start_to_deletion(client: Client, tmp_path: Path) -> None:
-    """Submit, events, wait, result, list, delete; the result is the same bytes as a synchronous
-    one's.
+    """A job is submitted, watched, waited for, listed and deleted; its result equals the
+    synchronous one.
     """
     job = client.submit("samples", TINY, seed=4, **SLOW)
     assert job.status in {"queued", "running"}
@@ -160,7 +162,7 @@ def test_a_job_from_start_to_deletion(client: Client, tmp_path: Path) -> None:
 
 
 def test_lists_are_read_page_by_page(client: Client) -> None:
-    """`limit` entries, newest first, each once."""
+    """A list has at most `limit` entries, newest first, each once."""
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda seed: client.submit("samples", FAULTY, seed=seed).id, range(200, 305)))
     jobs = client.jobs(model=FAULTY, limit=105)
@@ -172,7 +174,7 @@ def test_lists_are_read_page_by_page(client: Client) -> None:
 
 
 def test_a_job_can_be_cancelled(client: Client) -> None:
-    """It ends without a result, and asking for the result raises."""
+    """A cancelled job has no result, and requesting it raises."""
     job = client.submit("samples", TINY, seed=4, steps=400, seconds=0.05)
     assert client.cancel(job.id).status == "cancelled"
     assert client.wait(job.id, 5).ended
@@ -251,7 +253,7 @@ def test_a_dataset_is_uploaded_shown_and_deleted(client: Client, tmp_path: Path)
 
 
 def test_an_asynchronous_client_uploads_files(stack: Stack, tmp_path: Path) -> None:
-    """As the blocking one does, with progress."""
+    """AsyncClient uploads files with progress, as Client does."""
     file = zipped(tmp_path / "digits.zip", digits(40))
     sent: list[int] = []
 
@@ -339,7 +341,7 @@ def test_an_error_response_raises_the_class_of_its_status(client: Client) -> Non
 
 
 def test_a_key_is_sent(tmp_path: Path, proxy: FaultyProxy) -> None:
-    """As a bearer token; an unknown key raises UnauthorizedError."""
+    """The key is sent as a bearer token; an unknown one raises UnauthorizedError."""
     with Client(proxy.url, key="open-sesame") as client:
         client.models()
         assert proxy.seen[-1].headers["authorization"] == "Bearer open-sesame"

@@ -35,7 +35,7 @@ def progress_output(*, terminal: bool) -> str:
 
 
 def test_a_terminal_shows_a_bar_and_a_status_line() -> None:
-    """Long lines are cut; messages stay."""
+    """On a terminal long lines are cut, and messages stay above the bar."""
     output = progress_output(terminal=True)
     last = output.rpartition("training digits running")[2]
     assert "━" in last
@@ -45,7 +45,7 @@ def test_a_terminal_shows_a_bar_and_a_status_line() -> None:
 
 
 def test_without_a_terminal_each_line_is_written_once() -> None:
-    """No bar and no control characters, for logs."""
+    """Without a terminal there is no bar and no control character, for logs."""
     output = progress_output(terminal=False).splitlines()
     assert [line[:20] for line in output] == ["epoch 1  train_loss ", "a checkpoint was wri", "epoch 2  train_loss "]
     assert output[0].endswith("one line")
@@ -56,7 +56,9 @@ def _job(**fields: Any) -> Job:
 
 
 def test_a_waiting_job_shows_its_place() -> None:
-    """Position, estimated start and reason; what is unknown is left out, and a running job shows none of it."""
+    """A queued job shows position, estimated start and reason, as far as they are known; a running
+    job shows none.
+    """
     job = _job(position=3, estimated_start_s=100.0, waiting_reason="2 other jobs will be started first")
     assert format_waiting(job) == "queued, position 3, starts in about 2 min, 2 other jobs will be started first"
     assert format_waiting(_job()) == "queued"
@@ -65,7 +67,7 @@ def test_a_waiting_job_shows_its_place() -> None:
 
 
 def test_without_a_terminal_each_place_is_a_line() -> None:
-    """It is written again only when it changes."""
+    """Without a terminal the position is written only when it changes."""
     output, written = Output(as_json=False), io.StringIO()
     output.stderr = Console(file=written, width=60, soft_wrap=True)
     with ProgressBar(output, "samples") as bar:

@@ -1,4 +1,4 @@
-"""Deadlines and waiting jobs, as the Python client has them."""
+"""Deadlines and queued jobs in the Python client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.reverie.faulty_proxy import FaultyProxy
 
 
 def test_the_service_stops_at_the_deadline(client: Client, tmp_path: Path) -> None:
-    """A synchronous request raises, and is not sent again; a job fails; trainings and upscales take a deadline, too."""
+    """At its deadline a synchronous request raises and is not retried, and a job fails."""
     slow: dict[str, Any] = {"steps": 500, "seconds": 0.1}
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError) as late:
@@ -37,7 +37,7 @@ def test_the_service_stops_at_the_deadline(client: Client, tmp_path: Path) -> No
 
 
 def test_a_retry_has_what_is_left_of_the_time(proxied: Client, proxy: FaultyProxy) -> None:
-    """The deadline is that of the call, not of each attempt."""
+    """The deadline applies to the call with all its retries."""
     proxied.samples(TINY, deadline_s=60)
     first = float(proxy.seen[-1].headers["request-timeout"])
     assert 55 < first <= 60
@@ -48,7 +48,9 @@ def test_a_retry_has_what_is_left_of_the_time(proxied: Client, proxy: FaultyProx
 
 
 def test_a_queued_job_says_where_it_stands(client: Client) -> None:
-    """Its position, and why it waits; they are gone once it runs."""
+    """While a client waits, a queued job reports its position and reason, and no longer once it
+    runs.
+    """
     slow = [client.submit("samples", TINY, steps=20, seconds=0.1, count=40 + number) for number in range(3)]
     queued = [client.submit("samples", TINY, steps=1, seconds=0.1, count=50 + number) for number in range(3)]
     seen: list[Job] = []

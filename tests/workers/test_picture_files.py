@@ -1,4 +1,6 @@
-"""Picture files are checked before they are decoded, and decoded the same way wherever they come in."""
+"""Image files are checked before they are decoded, and decoded equally by operations and
+upscales.
+"""
 
 import io
 import struct
@@ -22,27 +24,29 @@ ATTEMPTS = 3  # the garbage collector may run in one of them
 
 
 def smooth(mode: str = "RGB") -> Image.Image:
-    """A picture without symmetry that survives lossy formats."""
+    """Return an asymmetric image that survives lossy formats."""
     corners = np.random.default_rng(3).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(corners).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).convert(mode)
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The picture as a file."""
+    """Return the image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(
     levels: np.ndarray, bits: int, colour: int, before: bytes = b"", after: bytes = b"", *, packed: bool = True
 ) -> bytes:
-    """A PNG of levels (H, W) or (H, W, C) in any depth, with chunks before and after the pixels."""
+    """Return a PNG of levels (H, W) or (H, W, C) in any bit depth, with chunks before and after the
+    pixels.
+    """
     height, width = levels.shape[:2]
     lines = []
     for line in levels.reshape(height, -1):
@@ -58,12 +62,12 @@ def png(
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """A segment of a JPEG."""
+    """Return a JPEG segment."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
 
 
 def exif(orientation: int) -> Image.Exif:
-    """Metadata of a camera that was held like this."""
+    """Return EXIF metadata with this orientation."""
     metadata = Image.Exif()
     metadata[0x0112] = orientation
     metadata[0x010F] = "camera"
@@ -71,7 +75,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def profile(name: str = "Swapped space", size_bytes: int = 0) -> bytes:
-    """An ICC profile of sRGB with red and green in each other's place, of at least this size."""
+    """Return an sRGB ICC profile with red and green swapped, of at least this size."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = bytearray(plain)
     red, green = plain.index(b"rXYZ"), plain.index(b"gXYZ")
@@ -82,7 +86,7 @@ def profile(name: str = "Swapped space", size_bytes: int = 0) -> bytes:
 
 
 def read(data: bytes) -> Photograph:
-    """The picture as upscaling reads it."""
+    """Return the image as upscales read it."""
     return decode_photograph(open_photograph(data))
 
 
@@ -94,13 +98,15 @@ DEPTHS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "bits"), DEPTHS)
 def test_the_transparent_level_or_colour_is_transparent(colour: int, bits: int, *, interlaced: bool) -> None:
-    """In every depth of grey, RGB and palettes: exactly where all bits of all channels match."""
+    """The transparent level or colour of a PNG of any depth applies to the pixels that match it in
+    all bits.
+    """
     random = np.random.default_rng(bits)
     channels = 3 if colour == 2 else 1
     levels = random.integers(0, 1 << bits, (HEIGHT, WIDTH, channels))
     key = levels[5, 7].copy()
     levels[8:12, 8:12] = key
-    if bits == 16:  # the same upper bytes, another lower one
+    if bits == 16:  # equal upper bytes, one different lower byte
         levels[:4] = key
         levels[0, :, -1] ^= 1
     before = b""
@@ -119,7 +125,7 @@ def test_the_transparent_level_or_colour_is_transparent(colour: int, bits: int, 
     assert photograph.alpha is not None
     assert ((photograph.alpha == 0) == matches).all()
     assert set(np.unique(photograph.alpha)) <= {0, 255}
-    if bits <= 8:  # operations refuse more
+    if bits <= 8:  # operations reject deeper images
         pixels, conversion = decode(file, 3, HEIGHT, WIDTH)
         assert (pixels[:, matches] == 0).all()
         assert "transparency over black" in str(conversion)
@@ -127,7 +133,7 @@ def test_the_transparent_level_or_colour_is_transparent(colour: int, bits: int, 
 
 
 def interlaced_copy(levels: np.ndarray, bits: int, colour: int, before: bytes) -> bytes:
-    """The same PNG in Adam7's seven passes."""
+    """Return the PNG of the same arguments, interlaced by Adam7."""
     plain = png(levels, bits, colour, before)
     passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
     raw = b""
@@ -143,7 +149,7 @@ def interlaced_copy(levels: np.ndarray, bits: int, colour: int, before: bytes) -
 
 
 def test_a_key_has_no_more_bits_than_the_levels() -> None:
-    """The upper bits of a key count for nothing, as the standard says."""
+    """The upper bits of a transparent level are ignored, as the PNG standard requires."""
     levels = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 16
     photograph = read(png(levels, 4, 0, chunk(b"tRNS", struct.pack(">H", 0x0F00 | 5))))
     assert photograph.alpha is not None
@@ -178,7 +184,7 @@ def test_text_of_any_size_is_dropped(text: bytes, where: str) -> None:
 
 
 def with_profile(kind: str, content: bytes) -> bytes:
-    """A red picture with a profile."""
+    """Return a red image with an ICC profile."""
     red = Image.new("RGB", (WIDTH, HEIGHT), (255, 0, 0))
     if kind == "PNG":
         return png(np.asarray(red), 8, 2, chunk(b"iCCP", b"p\0\0" + zlib.compress(content)))
@@ -187,7 +193,9 @@ def with_profile(kind: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_a_profile_within_the_limit_is_applied(kind: str) -> None:
-    """On upscales and on operations, and is listed as a conversion; a larger one is left out, which is listed, too."""
+    """Upscales and operations apply a profile and list it; a larger one is ignored, which is
+    listed, too.
+    """
     for size in (0, 1 << 20, 3 << 20):
         file = with_profile(kind, profile(size_bytes=size))
         pixels, conversion = decode(file, 3, HEIGHT, WIDTH)
@@ -204,7 +212,7 @@ def test_a_profile_within_the_limit_is_applied(kind: str) -> None:
 
 
 def test_a_profile_that_is_none_is_left_out() -> None:
-    """Also where it unpacks to more than a megabyte."""
+    """An invalid ICC profile is ignored, which is listed."""
     for content in (b"p" * 1_200_000, b"no profile"):
         file = with_profile("PNG", content)
         assert read(file).notes == ("an ICC profile that does not fit was left out",)
@@ -212,7 +220,7 @@ def test_a_profile_that_is_none_is_left_out() -> None:
 
 
 def tagged(kind: str, image: Image.Image, orientation: int) -> bytes:
-    """A file that says how its picture must be turned."""
+    """Return the image as a file with an EXIF orientation."""
     options: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
     return saved(image, kind, exif=exif(orientation), **options.get(kind, {}))
 
@@ -220,7 +228,9 @@ def tagged(kind: str, image: Image.Image, orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation_is_honoured_by_operations(kind: str, orientation: int) -> None:
-    """The picture is as if it had been saved upright, its size is the upright one, and the conversion is listed."""
+    """An image with an EXIF orientation is read as if it had been saved upright, and the conversion
+    is listed.
+    """
     lying = smooth()
     file = tagged(kind, lying, orientation)
     stored = Image.open(io.BytesIO(tagged(kind, lying, 1))).convert("RGB")
@@ -243,7 +253,7 @@ def test_orientation_is_honoured_by_operations(kind: str, orientation: int) -> N
 
 
 def test_orientation_is_read_from_xmp() -> None:
-    """And by ImageMagick's text; EXIF counts first."""
+    """The orientation is read from XMP or ImageMagick's text chunk, unless EXIF has one."""
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     turned = NOISE[::-1, ::-1]
     for content in (
@@ -261,7 +271,7 @@ def test_orientation_is_read_from_xmp() -> None:
 
 
 def test_transparency_turns_with_the_picture() -> None:
-    """So does that of a colour key."""
+    """A transparent level applies after the image is turned upright."""
     levels = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256
     file = png(levels, 8, 0, chunk(b"tRNS", struct.pack(">H", 9)) + chunk(b"eXIf", exif(6).tobytes()[6:]))
     photograph = read(file)
@@ -270,7 +280,9 @@ def test_transparency_turns_with_the_picture() -> None:
 
 
 def test_of_several_pictures_in_a_jpeg_the_first_is_read() -> None:
-    """As phones and cameras write them, with previews, gain maps or depth behind it."""
+    """Of a JPEG with several images, such as previews or depth maps, the first is read, which is
+    listed.
+    """
     first = smooth()
     file = saved(first, "MPO", save_all=True, append_images=[first.resize((9, 9)), first.rotate(180)])
     plain = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
@@ -278,17 +290,17 @@ def test_of_several_pictures_in_a_jpeg_the_first_is_read() -> None:
     assert (pixels.transpose(1, 2, 0) == plain).all()
     assert conversion == "the first of several pictures in the file"
     assert (read(file).pixels == plain).all()
-    broken = file.replace(b"MPF\0II", b"MPF\0XX")  # its directory is never looked at
+    broken = file.replace(b"MPF\0II", b"MPF\0XX")  # its directory is not read
     assert (read(broken).pixels == plain).all()
 
 
-# --- files that are cut short ---
+# --- truncated files ---
 
 
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_jpeg_without_its_end_marker_is_read(cut: int, *, grey: bool) -> None:
-    """If all its pixels are there; the conversion is listed."""
+    """A JPEG without its end marker is read if all pixels are there; the conversion is listed."""
     file = saved(smooth("L" if grey else "RGB"), "JPEG", quality=95)
     pixels, conversion = decode(file[:-cut], 3, HEIGHT, WIDTH)
     assert (pixels == decode(file, 3, HEIGHT, WIDTH)[0]).all()
@@ -297,7 +309,7 @@ def test_a_jpeg_without_its_end_marker_is_read(cut: int, *, grey: bool) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_a_jpeg_without_its_last_pixels_is_refused(options: dict[str, Any]) -> None:
-    """However few of them are missing, in words that name the cause."""
+    """A JPEG without its last pixels is rejected as truncated, however few are missing."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
     file = saved(noise, "JPEG", quality=90, **options)
     scan = file.index(b"\xff\xda")
@@ -308,7 +320,7 @@ def test_a_jpeg_without_its_last_pixels_is_refused(options: dict[str, Any]) -> N
 
 
 def test_a_png_without_its_end_is_read() -> None:
-    """All its pixels are there."""
+    """A PNG without its end chunk is read."""
     assert (read(png(NOISE, 8, 2)[:-12]).pixels == NOISE).all()
 
 
@@ -316,7 +328,7 @@ def test_a_png_without_its_end_is_read() -> None:
 
 
 def webp(*chunks: bytes) -> bytes:
-    """A WebP of these chunks, extended."""
+    """Return an extended WebP of these chunks."""
     head = (
         struct.pack("<4sI4s", b"VP8X", 10, b"") + (WIDTH - 1).to_bytes(3, "little") + (HEIGHT - 1).to_bytes(3, "little")
     )
@@ -325,13 +337,13 @@ def webp(*chunks: bytes) -> bytes:
 
 
 def tiff(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
-    """A TIFF with a directory of tag, type, number and value."""
+    """Return a TIFF with one directory; an entry is tag, type, count and value."""
     tags = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + struct.pack("<I", following)
 
 
 def run_length_bmp(kind: int) -> bytes:
-    """A BMP with 15 million codes of no pixel."""
+    """Return a BMP with 15 million run-length codes that set no pixel."""
     bits, colours = (8, 256) if kind == 1 else (4, 16)
     head = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, bits, kind, 0, 0, 0, colours, 0)
     return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 4 * colours) + head + bytes(4 * colours) + bytes(30_000_000)
@@ -391,7 +403,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_files_of_countless_parts_are_refused_before_they_are_decoded(name: str) -> None:
-    """In a fifth of a second of processor time, on every route."""
+    """Files of countless parts are rejected in under 0.2 s of CPU time, by operations and
+    upscales.
+    """
     data = BOMBS[name]()
     for act in (lambda data: decode(data, 3, HEIGHT, WIDTH), read):
         seconds: list[float] = []
@@ -429,7 +443,7 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_hostile_metadata_costs_nothing(name: str) -> None:
-    """Where a picture can be read without it, it is read, and as quickly."""
+    """An image with hostile metadata that is not needed is read in under 0.2 s of CPU time."""
     data = HARMLESS[name]()
     start = time.process_time()
     pixels: Pixels
@@ -439,7 +453,9 @@ def test_hostile_metadata_costs_nothing(name: str) -> None:
 
 
 def test_real_files_have_fewer_parts_than_the_limit() -> None:
-    """Large metadata of editors, profiles in many segments, small blocks of pixels."""
+    """Files with large metadata, many segments or small blocks, as real programs write them, are
+    read.
+    """
     many = b"".join(segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(60_000)) for _ in range(150))
     assert (read(_jpeg(many)).pixels == read(saved(smooth(), "JPEG")).pixels).all()
     large = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
@@ -456,7 +472,7 @@ def test_real_files_have_fewer_parts_than_the_limit() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
 def test_several_frames_are_rejected(kind: str) -> None:
-    """In words that name the cause, for each format that has them; one frame of an animation is a picture."""
+    """An animation is rejected with the reason; a file with a single frame is read."""
     image = smooth()
     several = saved(image, kind, save_all=True, append_images=[image.rotate(90)])
     with pytest.raises(UnusableImageError, match=r"animated.*single frame"):
@@ -466,7 +482,7 @@ def test_several_frames_are_rejected(kind: str) -> None:
 
 
 def test_sixteen_bit_colours_of_windows_are_not_deep() -> None:
-    """A BMP of 5, 6 and 5 bits a pixel is read."""
+    """A BMP with 5, 6 and 5 bits per colour is read."""
     head = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, 16, 3, 0, 0, 0, 0, 0) + struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
     file = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(head)) + head + b"\x00\xf8" * 8
     assert decode(file, 3, 2, 4)[0][:, 0, 0].tolist() == [255, 0, 0]

@@ -1,4 +1,4 @@
-"""The photographs' own model, tile by tile, against the picture in one piece."""
+"""The shipped super-resolution model in tiles, compared with the image in one piece."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "superres-photos" / "1"
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason="the checkpoint does not ship here")
 @pytest.mark.parametrize("method", ["bicubic", "mse", "statistics"])
 def test_tiles_show_no_seam(method: str) -> None:
-    """At most one level of 255 anywhere, at the largest scale."""
+    """Tiles differ from the image in one piece by at most one of 255 levels, at the largest
+    scale.
+    """
     model, fields = card.load(CHECKPOINT)
     tile, margin = fields["image"], fields["operations"]["upscale"]["margin"]
     options: Any = from_json(
@@ -45,7 +47,7 @@ def test_tiles_show_no_seam(method: str) -> None:
 
 
 def _picture(height: int, width: int) -> np.ndarray:
-    """Edges and texture at several scales."""
+    """Return an image with edges and texture at several scales."""
     random = np.random.default_rng(5)
     y, x = np.mgrid[:height, :width]
     waves = 128 + 60 * np.sin(x / 3 + y / 17) + 40 * np.sign(np.sin(x * y / 900))

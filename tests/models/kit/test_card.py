@@ -194,10 +194,10 @@ def test_a_shipped_card_is_complete(path: Path) -> None:
     data, chosen = provenance["data"], provenance.get("selection", {"count": 0, "validation": 0})
     trained = (
         provenance["recipe"]["training"].get("pictures") or SIZES[data["name"]]
-    )  # a recipe may take the first so many
+    )  # a recipe may use the first images only
     assert data["count"] + data["validation"] == min(trained, SIZES[data["name"]])
     assert chosen["count"] + chosen["validation"] in (0, SIZES[data["name"]])
-    assert len(provenance["commit"].rstrip("+")) == 40  # a plus: the tree had changes
+    assert len(provenance["commit"].rstrip("+")) == 40  # a plus marks a tree with changes
     for entry in described["figures"]:
         assert set(entry) == {"name", "value", "unit", "better", "detail"}
     assert FIGURES[described["family"]] <= {entry["name"] for entry in described["figures"]}

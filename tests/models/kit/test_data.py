@@ -191,7 +191,7 @@ def test_an_uploaded_dataset_is_not_read_before_it_is_used(dataset: Path) -> Non
     count = (4 << 30) // 24
     about = json.loads((dataset / "dataset.json").read_text())
     (dataset / "dataset.json").write_text(json.dumps({**about, "counts": {"train": count}}))
-    np.lib.format.open_memmap(dataset / "train.npy", "w+", np.uint8, (count, 1, 6, 4)).flush()  # a file of holes
+    np.lib.format.open_memmap(dataset / "train.npy", "w+", np.uint8, (count, 1, 6, 4)).flush()  # a sparse file
     found = data.load(str(dataset))
     assert found.images[count - 1].sum() == 0
     assert _held_kb() - held < 100_000

@@ -1,4 +1,6 @@
-"""`models.kit.graphed_loss`: a graph is captured once per epoch, and trains as separate steps do."""
+"""`models.kit.graphed_loss`: a graph is captured once per epoch, and trains as separate steps
+do.
+"""
 
 from pathlib import Path
 

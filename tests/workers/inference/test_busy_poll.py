@@ -15,7 +15,7 @@ from workers.inference.busy_poll import DENSE_GAP_S, POLL_S, BusyPoll
 
 
 class Loop:
-    """A real event loop that handles bytes as messages, with the waits of its poller."""
+    """A real event loop that receives bytes as messages; `waits` are the time-outs of its polls."""
 
     def __init__(self, busy_poll: BusyPoll) -> None:
         self.busy_poll = busy_poll
@@ -25,13 +25,13 @@ class Loop:
         self.requested = 0
         self.send_after = 0
         self.poll = self.hub.poller.poll
-        self.hub.poller.poll = self.observed_poll  # the hub looks it up when its loop is created
+        self.hub.poller.poll = self.observed_poll  # before the hub's loop is created, which keeps this function
         busy_poll.register(self.hub)
         self.hub.on_tick.add(self.request)
         self.hub.add_reader(self.near, self.handle)
 
     def observed_poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Poll, and remember how long the poller was ready to wait."""
+        """Poll, and record the time-out."""
         self.waits.append(timeout)
         if len(self.waits) == self.send_after:
             self.far.send(b"m")
@@ -39,11 +39,11 @@ class Loop:
         return ready
 
     def request(self) -> None:
-        """Count the calls of another callback, such as the transport's that asks for a message."""
+        """Count the calls of another callback on the loop, as the transport registers one."""
         self.requested += 1
 
     def handle(self) -> None:
-        """Handle a message."""
+        """Receive and handle one message."""
         self.near.recv(1)
         self.busy_poll.message_received()
         self.busy_poll.message_handled()
@@ -65,7 +65,9 @@ def loop() -> Iterator[Loop]:
 
 
 def test_it_does_not_sleep_between_messages_in_close_succession(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the second message it polls, other callbacks run before that, and the next message is handled at once."""
+    """After two messages in close succession the worker polls until the next one, after other
+    callbacks have run.
+    """
     monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
     monkeypatch.setattr(module, "POLL_S", 60.0)
     loop.send()
@@ -81,7 +83,7 @@ def test_it_does_not_sleep_between_messages_in_close_succession(loop: Loop, monk
 
 
 def test_it_sleeps_when_no_message_comes(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `POLL_S` without a message it waits for events as before, and does not poll again."""
+    """After `POLL_S` without a message the worker waits for events instead of polling."""
     monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
     loop.send()
     loop.send()
@@ -93,7 +95,7 @@ def test_it_sleeps_when_no_message_comes(loop: Loop, monkeypatch: pytest.MonkeyP
 
 
 def test_it_sleeps_at_once_after_a_lone_message(loop: Loop) -> None:
-    """A message long after the one before is no reason to poll."""
+    """After a message that came long after the previous one, the worker does not poll."""
     loop.send()
     time.sleep(5 * DENSE_GAP_S)
     loop.send()
@@ -104,7 +106,7 @@ def test_it_sleeps_at_once_after_a_lone_message(loop: Loop) -> None:
 
 
 def test_a_reconnection_registers_it_once(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker registers it for each new connection, on the same hub."""
+    """Registering again on the same hub, as after a reconnection, adds no callback."""
     monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
     callbacks = len(loop.hub.on_tick)
     loop.busy_poll.register(loop.hub)

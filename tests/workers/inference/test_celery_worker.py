@@ -48,13 +48,15 @@ def inspect(stack: Stack, *words: str) -> str:
 
 
 def test_a_worker_started_by_celery_works(stack: Stack) -> None:
-    """It loads the models and serves requests."""
+    """A worker started by `celery` loads the models and serves requests."""
     answer = httpx.post(f"{stack.url}/v1/samples", json={"model": "vae-mnist-2d", "count": 2, "seed": 1}, timeout=60)
     assert answer.status_code == 200, answer.text
 
 
 def test_remote_control_works(stack: Stack) -> None:
-    """`inspect` reaches the worker, which knows both tasks; Flower uses the same commands."""
+    """`celery inspect` reaches the worker, which has registered both tasks; Flower uses the same
+    commands.
+    """
     assert "pong" in inspect(stack, "ping")
     registered = inspect(stack, "registered")
     assert RUN_BATCH in registered
@@ -63,7 +65,7 @@ def test_remote_control_works(stack: Stack) -> None:
 
 
 def test_it_stops_on_sigterm(stack: Stack) -> None:
-    """SIGTERM ends it with status 0, and its heartbeat is removed."""
+    """On SIGTERM the worker exits with status 0, and its heartbeat is removed."""
     process = stack.parts["inference"]
     process.terminate()
     assert process.wait(30) == 0
@@ -72,5 +74,5 @@ def test_it_stops_on_sigterm(stack: Stack) -> None:
 
 
 def test_remote_control_is_off_by_default() -> None:
-    """The setting is needed."""
+    """Remote control is off unless the setting enables it."""
     assert Settings().remote_control is False

@@ -1,4 +1,6 @@
-"""Stacking, buckets and splitting, on the shipped model and on one that misbehaves."""
+"""Forward passes: stacking requests, padding to batch sizes, and splitting results, with the
+shipped model and a faulty one.
+"""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 def run(loaded_model: LoadedModel, method: str, parts: list[BatchSlice], **options: object) -> list[Outcome]:
-    """Outcomes of a run without a time limit."""
+    """Run a forward pass of these slices without a time limit; return their outcomes."""
     chosen = {**loaded_model.entry.operations[method].defaults, **options}
     answer = engine.run(loaded_model, method, chosen, parts, None, lambda: True)
     assert isinstance(answer, list)
@@ -39,7 +41,7 @@ def run(loaded_model: LoadedModel, method: str, parts: list[BatchSlice], **optio
 
 
 def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) -> None:
-    """A row's exact values are the same alone, among strangers, and in another place of another bucket."""
+    """A row's values are equal bit for bit alone and in a batch of any size."""
     vae = model_cache["vae-mnist-2d"]
     images = (np.random.default_rng(0).random((40, 1, 28, 28)) * 255).astype(np.uint8)
     for method, key in (("sample", "images"), ("encode", "mean"), ("energy", "energies")):
@@ -56,7 +58,7 @@ def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) 
 
 
 def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedModel]) -> None:
-    """Also those between two powers of two, wherever the row stands in them."""
+    """Every batch size of the plan, also between powers of two, gives a row the same bits."""
     vae = model_cache["vae-mnist-2d"]
     buckets = vae.plans["sample"].batch_sizes
     assert any(size & (size - 1) for size in buckets)
@@ -69,13 +71,15 @@ def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedMod
 
 
 def test_a_pass_is_padded_to_the_next_bucket() -> None:
-    """And not at all if there is none: a sender of more rows than the largest bucket has its reasons."""
+    """A batch is padded to the next batch size of the plan; one larger than all of them is not
+    padded.
+    """
     plan = BatchPlan((4, 8, 16, 20), 8)
     assert [plan.padded_size(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
 
 
 def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> None:
-    """A part larger than the largest bucket is run in several passes, with the same rows."""
+    """A slice larger than the largest batch size runs in several passes and gives the same rows."""
     vae = model_cache["vae-mnist-2d"]
     rows = vae.plans["sample"].largest + 5
     (whole,) = run(vae, "sample", [BatchSlice("a", 5, 0, rows)])
@@ -87,7 +91,7 @@ def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> Non
 
 
 def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) -> None:
-    """Where few rows of a small pass have other bits than in a large one, no such pass is run."""
+    """Batch sizes at which a few rows differ in their last bits are not in the plan."""
     tiny = model_cache["tiny"]
     assert tiny.plans["energy"].batch_sizes[0] == 4
     image = np.full((1, 1, 8, 8), 77, np.uint8)
@@ -100,7 +104,7 @@ def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) 
 
 @pytest.mark.parametrize(("seed", "status"), [(RAISES, 500), (REFUSES, 422)])
 def test_a_bad_part_fails_alone(model_cache: dict[str, LoadedModel], seed: int, status: int) -> None:
-    """Where one part of 32 makes the model raise, it alone fails, with the model's words."""
+    """Of 32 slices, only the one that makes the model raise fails, with the model's message."""
     parts = [BatchSlice(str(i), 1000 + i if i != 20 else seed, 0, 1) for i in range(32)]
     outcomes = run(model_cache["faulty"], "sample", parts)
     bad = [outcome.problem for outcome in outcomes if outcome.problem]
@@ -111,7 +115,7 @@ def test_a_bad_part_fails_alone(model_cache: dict[str, LoadedModel], seed: int, 
 
 
 def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, LoadedModel]) -> None:
-    """Work cut into slices gives the same numbers as work done at a stretch."""
+    """An operation interrupted after each time slice gives the same numbers as one run."""
     vae = model_cache["vae-mnist-2d"]
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
     parts = [BatchSlice("a", 5, 0, 1, {"images": image[:1]}), BatchSlice("b", 6, 0, 1, {"images": image[1:]})]
@@ -134,7 +138,7 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
 
 
 def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Path) -> None:
-    """A restarted worker takes over what was found about the buckets."""
+    """A restarted worker reads the batch plans from their file."""
     vae = model_cache["vae-mnist-2d"]
     found = dict(vae.plans)
     list(vae.warm(0.04, tmp_path))
@@ -151,7 +155,7 @@ def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Pat
 
 
 def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
-    """Within a budget for one model, the second takes the place of the first."""
+    """With a memory budget for one model, loading a second one unloads the first."""
     folder = checkpoints(tmp_path / "c")
     share_plans(tmp_path, tmp_path)
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size

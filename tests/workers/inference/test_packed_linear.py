@@ -1,4 +1,4 @@
-"""Packed layers: the same function, the plain weights gone."""
+"""Packed layers compute the same function without keeping the plain weights."""
 
 import torch
 from torch import nn
@@ -8,7 +8,9 @@ from workers.inference.packed_linear import PackedLinear, pack
 
 
 def test_a_packed_layer_computes_the_same() -> None:
-    """To rounding, with a bias and without, for one row, many, and a stack of them."""
+    """A packed layer agrees with the plain one up to rounding, with and without bias, for inputs of
+    several shapes.
+    """
     for bias in (True, False):
         plain = nn.Linear(1024, 700, bias=bias)
         packed = PackedLinear(plain)
@@ -20,7 +22,7 @@ def test_a_packed_layer_computes_the_same() -> None:
 
 
 def test_only_wide_layers_are_packed() -> None:
-    """A small layer stays, and one that stands in two places is packed once."""
+    """Small layers are not packed, and a layer used twice is packed once."""
     wide, narrow = nn.Linear(1024, 1024), nn.Linear(1024, 8)
     model = nn.Sequential(wide, nn.Sequential(wide, narrow))
     x = torch.randn(5, 1024, generator=torch.Generator().manual_seed(0))
@@ -36,7 +38,7 @@ def test_only_wide_layers_are_packed() -> None:
 
 
 def test_a_wide_model_of_a_family_is_packed() -> None:
-    """Whatever layer the family trains by."""
+    """The layers of a wide VAE are packed, whatever class it trains with."""
     model = vae.Model(vae.Config(hidden=(1024, 1024)))
     pack(model)
     assert sum(isinstance(layer, PackedLinear) for layer in model.modules()) == 4

@@ -1,4 +1,4 @@
-"""Interactive batches that interrupt long work, received from a real kombu channel (in memory)."""
+"""Interactive batches that preempt long work, received by a real kombu channel in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASK = "reverie.run_batch"
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceContext]:
-    """A worker's context with the shipped two-dimensional VAE and the tests' models."""
+    """The context of a worker with the shipped two-dimensional VAE and the models of the tests."""
     folder = tmp_path_factory.mktemp("preemption")
     families = Path(__file__).parents[2] / "families"
     settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)
@@ -43,7 +43,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceConte
 
 
 class Queue:
-    """The interactive queue, and what the worker does with its messages."""
+    """The interactive queue; the worker calls `act` for each message."""
 
     def __init__(self, context: InferenceContext, act: Any) -> None:
         self._context, self._act = context, act
@@ -61,13 +61,13 @@ class Queue:
         self._act()
 
     def send(self, times: int = 1) -> None:
-        """Put messages on the queue."""
+        """Put `times` messages on the queue."""
         with self._connection.SimpleQueue(queue_key("interactive"), serializer="json") as queue:
             for _ in range(times):
                 queue.put({}, headers={"task": TASK})
 
     def close(self) -> None:
-        """Receive nothing more."""
+        """Stop receiving messages."""
         self._context.preemption.consumer = None
         self._connection.close()
 
@@ -75,7 +75,9 @@ class Queue:
 def run(
     context: InferenceContext, operation: str, one: BatchSlice, name: str = "vae-mnist-2d", **options: Any
 ) -> Outcome | SliceResult:
-    """Run one slice for one time slice of work."""
+    """Run one slice for at most one time slice; return its outcome, or the state from which it
+    continues.
+    """
     model = context.load_model(name, "1")
     values = {**model.entry.operations[operation].defaults, **options}
     result, _ = context.run(model, operation, values, [one], None, isolated=False)
@@ -83,7 +85,7 @@ def run(
 
 
 def finished(model: LoadedModel, context: InferenceContext, one: BatchSlice, k: int) -> dict[str, Any]:
-    """Run a likelihood to its end, slice by slice; return its fields."""
+    """Run a likelihood to its end, one time slice after another; return its fields."""
     values = {**model.entry.operations["log_likelihood"].defaults, "k": k}
     result: Any = SliceResult({}, 0.0)
     state = None
@@ -95,7 +97,7 @@ def finished(model: LoadedModel, context: InferenceContext, one: BatchSlice, k: 
 
 
 def test_interrupted_work_has_the_same_bytes(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work that others interrupt at every layer, with the same model too, gives what it gives without them."""
+    """Work that is preempted at every layer, also by the same model, gives the same values."""
     monkeypatch.setattr(module, "CHECK_S", 0.0)
     model = context.load_model("vae-mnist-2d", "1")
     image = np.random.default_rng(1).integers(0, 256, (2, 1, 28, 28), np.uint8)
@@ -121,7 +123,7 @@ def test_interrupted_work_has_the_same_bytes(context: InferenceContext, monkeypa
 
 
 def test_tiles_are_interrupted_between_functions(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in a model that calls no layers; the tiles are the same."""
+    """A model that calls no layers is preempted between functions, and its tiles are equal."""
     monkeypatch.setattr(module, "CHECK_S", 0.0)
     tile = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32), np.uint8)
     one = BatchSlice("a", 5, 0, 1, {"images": tile})
@@ -141,7 +143,9 @@ def test_tiles_are_interrupted_between_functions(context: InferenceContext, monk
 
 
 def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -> None:
-    """A step sleeps 5 ms, an interruption as long as the slice of 0.5 s, which still has several steps."""
+    """The time of a preemption does not count toward the time slice: after one of 0.5 s, several
+    steps still run.
+    """
     queue = Queue(context, lambda: time.sleep(0.5))
     try:
         queue.send(20)
@@ -154,7 +158,7 @@ def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -
 
 
 def test_work_gets_half_of_the_time(context: InferenceContext) -> None:
-    """However many messages wait, interruptions of 0.3 s come twice at most in a slice of 0.5 s."""
+    """Preemptions take at most half of the time: at most two of 0.3 s in a time slice of 0.5 s."""
     queue = Queue(context, lambda: time.sleep(0.3))
     try:
         queue.send(20)
@@ -167,7 +171,7 @@ def test_work_gets_half_of_the_time(context: InferenceContext) -> None:
 def test_interruptions_and_isolated_work_are_not_interrupted(
     context: InferenceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one level; and what may have killed a worker runs without company."""
+    """A preempting batch is not preempted itself, and neither is isolated work."""
     monkeypatch.setattr(module, "CHECK_S", 0.0)
     depth = 0
 

@@ -1,4 +1,6 @@
-"""What a worker has computed while the database cannot be written: kept, written later, never computed again."""
+"""Results that cannot be written to a full database are kept, written later, and not computed
+again.
+"""
 
 import sqlite3
 import time
@@ -22,14 +24,14 @@ def job_store(tmp_path: Path) -> JobStore:
 
 
 def limited(job_store: JobStore, more_pages: int) -> None:
-    """Let the database grow by so many pages; SQLite says then what it says of a full disk."""
+    """Limit the database to so many more pages, after which SQLite reports a full disk."""
     with job_store.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + more_pages}")
 
 
 def test_results_wait_for_a_full_database(job_store: JobStore) -> None:
-    """And are written as they were once it has room, under the same claim."""
+    """A result that does not fit is written under the same claim once the database has room."""
     row = job()
     job_store.insert(row)
     (held,) = job_store.claim("w", LEASE_S, 1)
@@ -45,7 +47,9 @@ def test_results_wait_for_a_full_database(job_store: JobStore) -> None:
 
 
 def test_results_that_wait_too_long_end_with_the_reason(job_store: JobStore) -> None:
-    """507, for which there is room when there is none for the result."""
+    """If a result cannot be written in time, its job fails with 507, a record that needs less
+    room.
+    """
     row = job()
     job_store.insert(row)
     (held,) = job_store.claim("w", LEASE_S, 1)
@@ -63,7 +67,7 @@ def test_results_that_wait_too_long_end_with_the_reason(job_store: JobStore) -> 
 
 
 def test_a_fault_that_would_come_again_is_not_kept(job_store: JobStore) -> None:
-    """Or the worker would do nothing else for ever."""
+    """An error other than a full disk is raised, because a retry would fail again."""
     unsaved = UnsavedReports(job_store, 60.0)
     error = sa.exc.IntegrityError("INSERT", {}, sqlite3.IntegrityError("twice"))
     with patch.object(JobStore, "record_slices", side_effect=error), pytest.raises(sa.exc.IntegrityError):
@@ -73,7 +77,9 @@ def test_a_fault_that_would_come_again_is_not_kept(job_store: JobStore) -> None:
 
 @pytest.mark.parametrize(("number", "full"), [(28, True), (122, True), (27, True), (5, False), (2, False)])
 def test_full_disks_are_distinguished_from_other_errors(number: int, full: bool) -> None:
-    """Files, quotas and limits of files; and the problem says which it was."""
+    """Full disks, quotas and file size limits are 507, other errors 503; the problem has the
+    reason.
+    """
     error = OSError(number, "reason")
     assert lacks_space(error) == full
     problem = storage_problem(error)
@@ -82,7 +88,9 @@ def test_full_disks_are_distinguished_from_other_errors(number: int, full: bool)
 
 
 def test_full_databases_are_distinguished_from_other_errors(tmp_path: Path) -> None:
-    """SQLite's own word for it; a lock is no full disk."""
+    """The errors of a full SQLite or PostgreSQL are recognised; a locked database is another
+    error.
+    """
     connection = sqlite3.connect(tmp_path / "l")
     connection.execute("CREATE TABLE t (x)")
     connection.execute("PRAGMA max_page_count=3")

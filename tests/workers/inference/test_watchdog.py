@@ -1,4 +1,4 @@
-"""The watchdog in a process of its own, which it ends or lets be."""
+"""The watchdog in a process of its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print("through", flush=True)
     ids=["idle", "advancing", "short pieces", "hangs", "hangs with the lock", "hangs after a step"],
 )
 def test_only_work_that_does_not_advance_is_ended(act: str, through: bool) -> None:
-    """Whether a program comes to its end within ten seconds, or is ended with status 1 and a traceback."""
+    """A program without progress exits with status 1 and a traceback; others end normally."""
     program = PROGRAM.format(act=act)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

@@ -22,19 +22,19 @@ from workers.training.worker import TrainingWorker
 
 @pytest.fixture
 def files() -> Iterator[FileServer]:
-    """A server of files."""
+    """A running file server."""
     with FileServer().running() as running:
         yield running
 
 
 def worker_of(folder: Path, **settings: Any) -> TrainingWorker:
-    """Return a training worker without a queue server that may reach this machine."""
+    """Return a training worker without a queue server that may connect to this machine."""
     fixed = {"state": folder / "state", "checkpoints": folder / "none", "queue_url": "redis://127.0.0.1:1/0"}
     return TrainingWorker(Settings(**{"allowed_networks": "127.0.0.0/8", **fixed, **settings}))
 
 
 def claimed(worker: TrainingWorker, url: str, **fields: Any) -> Job:
-    """Return a job that fetches a dataset by URL, claimed by the worker."""
+    """Insert a job that fetches a dataset by URL, and claim it; return it."""
     request = {"source_url": url, "name": "web", "validation": 0.1, "test": 0.2, "kind": "pictures", **fields}
     worker.context.job_store.insert(Job(kind="dataset", model="", method="dataset", request=request))
     (job,) = worker.context.job_store.claim(worker.id, 600, 1, kinds=("dataset",))
@@ -42,7 +42,7 @@ def claimed(worker: TrainingWorker, url: str, **fields: Any) -> Job:
 
 
 def ended(worker: TrainingWorker, job: Job) -> Job:
-    """Return the job as it is now."""
+    """Return the current state of a job."""
     found = worker.context.job_store.get(job.id)
     assert found is not None
     return found
@@ -56,7 +56,7 @@ def npz(seed: int = 1, count: int = 50) -> bytes:
 
 
 def test_the_file_at_a_url_becomes_a_dataset(tmp_path: Path, files: FileServer) -> None:
-    """With the options of an upload, and progress; other content under the name is rejected."""
+    """A file by URL becomes a dataset, with progress; other content under the same name is 409."""
     worker = worker_of(tmp_path)
     files.files = {"/a.npz": npz(), "/b.npz": npz(2)}
     job = claimed(worker, f"{files.url}/a.npz")
@@ -75,7 +75,9 @@ def test_the_file_at_a_url_becomes_a_dataset(tmp_path: Path, files: FileServer) 
 
 
 def test_a_file_that_cannot_be_used_fails_the_job(tmp_path: Path, files: FileServer) -> None:
-    """The problem says why, and nothing is stored."""
+    """A file that cannot be fetched or read fails the job with the reason, and nothing is
+    stored.
+    """
     worker = worker_of(tmp_path, max_dataset_bytes=1 << 20)
     files.files = {
         "/text": b"no dataset",
@@ -99,7 +101,7 @@ def test_a_file_that_cannot_be_used_fails_the_job(tmp_path: Path, files: FileSer
 
 
 def test_an_internal_address_is_not_reached(tmp_path: Path, files: FileServer) -> None:
-    """Also if the request was accepted before."""
+    """An internal address is not fetched, although the job had been accepted."""
     worker = worker_of(tmp_path, allowed_networks="")
     job = claimed(worker, f"{files.url}/a.npz")
     worker.run_job(job)
@@ -108,7 +110,7 @@ def test_an_internal_address_is_not_reached(tmp_path: Path, files: FileServer) -
 
 
 def test_a_download_that_takes_too_long_or_is_cancelled_stops(tmp_path: Path, files: FileServer) -> None:
-    """By the time limit, and by the claim that is lost."""
+    """A download stops at the time limit, and when its job is cancelled."""
     stop = threading.Event()
 
     def slow(handler: Any) -> None:

@@ -1,4 +1,6 @@
-"""What a training worker holds its children to: time, memory, progress; and that slow ones block nobody."""
+"""Limits of a training worker's processes: time, memory, progress and devices; and places that slow
+jobs leave to others.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ from workers.training.worker import TrainingWorker
 
 
 def row(kind: str, owner: str = "", **request: Any) -> Job:
-    """A job for the training worker."""
+    """Return a job for the training worker."""
     body = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
     return Job(kind=kind, owner=owner, model="m", method=kind, request=body)
 
 
 def program(trainer: TrainingWorker, text: str) -> None:
-    """Have a Python program run instead of `python -m models`."""
+    """Run a Python program in the place of `python -m models`."""
     trainer.children.command = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
 
 
 SLOW_S = 120.0
-"""Time that a slow job waits at most."""
+"""The longest time that a slow job waits."""
 
 
 class RunningWorker:
@@ -44,7 +46,7 @@ class RunningWorker:
         self.thread.start()
 
     def run_job(self, job: Job) -> None:
-        """Complete a job; a slow one waits first."""
+        """Complete a job; a slow one waits for `go` first."""
         if job.request.get("slow"):
             self.go.wait(SLOW_S)
         self.trainer.context.job_store.finish(job.claim, result=pack({}))
@@ -60,17 +62,17 @@ class RunningWorker:
         return sum(state.status == status for state in states.values())
 
     def wait_until_running(self, count: int, jobs: list[Job]) -> None:
-        """Return when so many of some jobs are running."""
+        """Wait until `count` of the jobs are running."""
         wait_until(lambda: self.count("running", jobs) == count, f"{count} jobs are running")
 
     def wait_until_finished(self, jobs: list[Job]) -> None:
-        """Return when jobs have succeeded, which they must while slow ones wait."""
+        """Wait until the jobs have succeeded."""
         wait_until(lambda: self.count("succeeded", jobs) == len(jobs), "the jobs have finished", SLOW_S / 2)
 
 
 @pytest.fixture
 def running(trainer: TrainingWorker) -> Iterator[RunningWorker]:
-    """A worker at work."""
+    """A running worker."""
     worker = RunningWorker(trainer)
     yield worker
     worker.go.set()
@@ -79,7 +81,7 @@ def running(trainer: TrainingWorker) -> Iterator[RunningWorker]:
 
 
 def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(running: RunningWorker) -> None:
-    """Two of them run, and others' short jobs are done meanwhile."""
+    """While two slow dry runs run, other auxiliary jobs are completed."""
     slow = [row("estimate", slow=True) for _ in range(2)]
     running.insert(*slow)
     running.wait_until_running(2, slow)
@@ -90,7 +92,7 @@ def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(running: RunningWo
 
 
 def test_any_number_of_slow_dry_runs_leaves_room_for_imports(running: RunningWorker) -> None:
-    """One place of several takes no dry runs."""
+    """Slow dry runs never use all places: an import is completed meanwhile."""
     slow = [row("estimate", slow=True) for _ in range(8)]
     running.insert(*slow)
     running.wait_until_running(3, slow)
@@ -100,7 +102,7 @@ def test_any_number_of_slow_dry_runs_leaves_room_for_imports(running: RunningWor
 
 
 def test_one_owner_leaves_room_for_the_dry_runs_of_another(running: RunningWorker) -> None:
-    """However many jobs one owner has."""
+    """One owner's slow dry runs never use all places for dry runs."""
     slow = [row("estimate", owner="many", slow=True) for _ in range(8)]
     running.insert(*slow)
     running.wait_until_running(2, slow)
@@ -110,7 +112,7 @@ def test_one_owner_leaves_room_for_the_dry_runs_of_another(running: RunningWorke
 
 
 def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None:
-    """At its own limit, which is shorter than that of a measurement."""
+    """A dry run that exceeds its time limit is ended and fails with 422."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"estimate_s": 1.0})
     program(trainer, "import time; time.sleep(100)")
     started = time.monotonic()
@@ -120,7 +122,7 @@ def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None
 
 
 def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
-    """Its process is gone soon after."""
+    """The process of a cancelled dry run is ended."""
     program(trainer, "import time; time.sleep(100)")
     job = claimed_job(trainer, row("estimate"))
     threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job.id)).start()
@@ -132,7 +134,9 @@ def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
 
 @pytest.mark.parametrize("kind", ["estimate", "import"])
 def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -> None:
-    """Also a process that does not limit itself."""
+    """An auxiliary job whose process exceeds the memory limit fails with 422, even if the process
+    sets no limit itself.
+    """
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_memory_bytes": 200 << 20})
     program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
     job = claimed_job(trainer, row(kind))
@@ -142,7 +146,7 @@ def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -
 
 
 def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: TrainingWorker) -> None:
-    """503 with the signal."""
+    """An auxiliary job whose process is killed by a signal fails with 503."""
     program(trainer, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(JobFailedError, match="SIGKILL") as failed:
         trainer.auxiliary.estimate(claimed_job(trainer, row("estimate")))
@@ -150,7 +154,9 @@ def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: Trainin
 
 
 def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> None:
-    """Its process, deaf to SIGTERM and without progress, is killed; after the last attempt the training has failed."""
+    """A training process without progress is killed, also if it ignores SIGTERM; after three
+    attempts the training fails.
+    """
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.0})
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     job = claimed_job(trainer, row(TRAINING))
@@ -166,7 +172,7 @@ def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> 
 
 
 def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None:
-    """Whatever it writes counts."""
+    """A training process that writes its progress is not ended."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.5})
     text = (
         "import pathlib, sys, time\n"
@@ -186,7 +192,7 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
 def test_a_training_uses_no_more_devices_than_there_are(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if a worker with more devices was alive when the training was requested."""
+    """A training uses at most the devices of the worker that runs it, even if it requested more."""
     program(trainer, "import sys; sys.exit(4)")
     words: list[str] = []
     start = trainer.children.start
@@ -205,7 +211,7 @@ def test_a_training_uses_no_more_devices_than_there_are(
 
 
 def test_a_worker_without_a_gpu_has_one_device(trainer: TrainingWorker) -> None:
-    """And says so in its heartbeat."""
+    """A worker without a GPU counts one device."""
     trainer.discover_devices()
     assert trainer.devices == 1
     assert AUXILIARY_KINDS == ("estimate", "import", "publication", "dataset")

@@ -1,4 +1,6 @@
-"""Datasets that are known by name, fetched by a training worker in this process with real children."""
+"""Datasets known by name, fetched by a training worker in this process with real child
+processes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def worker(tmp_path: Path) -> TrainingWorker:
 
 
 def _claimed(worker: TrainingWorker, name: str = "digits") -> Job:
-    """A job that fetches MNIST, claimed by the worker."""
+    """Insert a job that fetches MNIST, and claim it; return it."""
     request = {"source": "mnist", "name": name, "validation": 0.1, "shared": None}
     worker.context.job_store.insert(Job(kind="dataset", model="", method="dataset", request=request))
     (job,) = worker.context.job_store.claim(worker.id, 600, 1, kinds=("dataset",))
@@ -60,7 +62,9 @@ def _runs(pid: str) -> bool:
 
 
 def _fetch_with(worker: TrainingWorker, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Have a program in place of the one that fetches: it writes the file that is its first argument."""
+    """Run a program in the place of the one that fetches; its first argument is the file to
+    write.
+    """
     monkeypatch.setattr(worker.children, "command", lambda *words: [sys.executable, "-c", program, words[2]])
 
 
@@ -72,7 +76,9 @@ def _write_npz(path: Path, seed: int) -> str:
 
 
 def test_it_becomes_a_dataset(worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With progress on the way; the result is its description. Other content under the same name is refused."""
+    """A named dataset is fetched and stored, with progress; other content under the same name is
+    409.
+    """
     _fetch_with(worker, monkeypatch, _write_npz(tmp_path / "first.npz", 1))
     job = _claimed(worker)
     worker.run_job(job)
@@ -94,7 +100,7 @@ def test_it_becomes_a_dataset(worker: TrainingWorker, tmp_path: Path, monkeypatc
 def test_without_npm_the_job_says_what_to_do(
     worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails with the ways there are."""
+    """Without files and npm the job fails and lists the ways to get the dataset."""
     monkeypatch.setenv("PATH", str(tmp_path))
     job = _claimed(worker)
     worker.run_job(job)
@@ -106,7 +112,7 @@ def test_without_npm_the_job_says_what_to_do(
 
 
 def test_files_with_another_digest_are_refused(worker: TrainingWorker, tmp_path: Path) -> None:
-    """The problem names the file and both digests."""
+    """Files with another SHA-256 are rejected, and the problem names the file."""
     folder = tmp_path / "data" / "mnist"
     folder.mkdir(parents=True)
     for split in ("train", "t10k"):
@@ -121,7 +127,7 @@ def test_files_with_another_digest_are_refused(worker: TrainingWorker, tmp_path:
 def test_a_cancelled_fetch_ends_its_processes(
     worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that it has started too; nothing is stored."""
+    """Cancelling the job kills the process and its children, and nothing is stored."""
     pid_file = tmp_path / "pid"
     program = (
         "import pathlib, subprocess, time\n"

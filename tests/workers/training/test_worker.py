@@ -1,4 +1,6 @@
-"""The training worker, run in this process with real child processes: its reports, and its limits."""
+"""The training worker, run in this process with real child processes: limits, reports, publications
+and the disk.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,20 @@ from workers.training.worker import TrainingWorker
 
 
 def row(name: str = "m", kind: str = TRAINING, **request: Any) -> Job:
-    """A job for the training worker."""
+    """Return a job for the training worker."""
     body = {"family": "vae", "dataset": "digits", "name": name, **request}
     return Job(kind=kind, model=name, method=kind, request=body)
 
 
 def recipe(**training: Any) -> dict[str, Any]:
-    """A recipe as the API writes it."""
+    """Return a resolved recipe, as the API stores it."""
     words = {"family": "vae", "name": "m", "summary": "for tests", "data": "digits", "seed": 0}
     options = {"epochs": 100_000, "batch_size": 50, "save_every_s": 0.1, **training}
     return {**words, "config": {"hidden": [512], "latents": 4, "height": 14, "width": 14}, "training": options}
 
 
 def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
-    """A training's run, as the worker makes it."""
+    """Return the run of a training, as the worker creates it."""
     return TrainingRun(trainer.context, trainer.children, job, 1)
 
 
@@ -61,7 +63,9 @@ def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
 def test_a_training_is_held_to_its_limits(
     trainer: TrainingWorker, limit: dict[str, Any], title: str, message: str
 ) -> None:
-    """Over a limit it is stopped, the job says which, and what it reached is kept."""
+    """A training that exceeds a limit is stopped, fails with the limit, and keeps its last
+    checkpoint.
+    """
     trainer.context.settings = trainer.context.settings.model_copy(update=limit)
     job = claimed_job(trainer, row(recipe=recipe()))
     with pytest.raises(JobFailedError, match=message) as failed:
@@ -74,7 +78,7 @@ def test_a_training_is_held_to_its_limits(
 
 
 def trainer_is_gone(folder: Path) -> bool:
-    """Whether no process works in a run's folder."""
+    """Return whether no process works in a run folder."""
     lock = folder / "lock"
     return not lock.exists() or not lock.read_text() or not Path(f"/proc/{lock.read_text()}").exists()
 
@@ -85,7 +89,9 @@ def trainer_is_gone(folder: Path) -> bool:
 def test_a_cancelled_or_paused_training_stops_with_a_checkpoint(
     trainer: TrainingWorker, change: str, error: type[Exception]
 ) -> None:
-    """Cancelled, paused, or its worker stopped: the process has exited and left a checkpoint of its last step."""
+    """If a training is cancelled or paused, or its worker stops, its process exits with a
+    checkpoint of its last step.
+    """
     job = claimed_job(trainer, row(recipe=recipe(save_every_s=1000.0)))
     check_process = TrainingRun.check_process
 
@@ -106,7 +112,7 @@ def test_a_cancelled_or_paused_training_stops_with_a_checkpoint(
 
 
 def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) -> None:
-    """Killed before it gets anywhere, three times, the training fails and says so."""
+    """A training process that is killed three times before a checkpoint fails its training."""
     job = claimed_job(trainer, row(recipe=recipe()))
     trainer.children.command = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
     with pytest.raises(
@@ -125,7 +131,7 @@ def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: Traini
 
 
 def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingWorker) -> None:
-    """Here a network of another shape than its data, which the API would have rejected: status 500, no traceback."""
+    """A crash of the training process fails the training with 500 and without a traceback."""
     crashing = recipe()
     crashing["config"]["height"] = 28
     with pytest.raises(JobFailedError, match=r"exited with code 1, an internal error") as failed:
@@ -134,7 +140,7 @@ def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingW
 
 
 def test_metrics_are_reported_once(trainer: TrainingWorker) -> None:
-    """Whatever a resumed run writes again, each epoch becomes one event."""
+    """Each epoch's metrics are reported once, although a resumed run writes them again."""
     job = claimed_job(trainer, row(recipe=recipe()))
     folder = trainer.context.paths.run(job.id)
     folder.mkdir(parents=True)
@@ -156,7 +162,7 @@ def test_metrics_are_reported_once(trainer: TrainingWorker) -> None:
 
 
 def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> None:
-    """The number of a run's version is chosen once; a second publication finds the file there."""
+    """A run keeps the version number that was reserved for it."""
     folder = tmp_path / "run"
     folder.mkdir()
     first = trainer.publisher.reserve_number("m", folder)
@@ -184,7 +190,9 @@ def test_the_active_version_follows_the_policy_and_the_figures(
     switched: bool,
     message: str,
 ) -> None:
-    """The new version serves if it is better, always, or never; the job says which and why."""
+    """The new version becomes active if it is better, always, or never; the job's message says
+    which and why.
+    """
     job = claimed_job(trainer, row())
     seen: list[str] = []
 
@@ -199,14 +207,16 @@ def test_the_active_version_follows_the_policy_and_the_figures(
     events = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     assert message in events[-1]["message"]
     trainer.publisher.apply_policy(job, "never", "1", Measurement(), None)
-    assert seen[-1:] == ["1"]  # there is no other
+    assert seen[-1:] == ["1"]  # there is no other version
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["nobody", "a dead worker's heartbeat"])
 def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch, dead: bool
 ) -> None:
-    """The job says what it waits for, then that the old version goes on serving and why; nothing is announced."""
+    """Without a worker that loads the new version, the old one stays active, and messages say
+    why.
+    """
     monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 3.0)
     beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
@@ -224,7 +234,9 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
 def test_the_first_version_of_a_name_serves_without_a_worker(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no other that could go on serving; the worker that comes loads it."""
+    """The first version of a name becomes active without a worker, because no other version could
+    stay active.
+    """
     monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 0.5)
     trainer.context.inference_workers = dict  # type: ignore[method-assign]
     trainer.publisher.apply_policy(claimed_job(trainer, row()), "if better", "1", Measurement(), None)
@@ -232,7 +244,9 @@ def test_the_first_version_of_a_name_serves_without_a_worker(
 
 
 def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
-    """A line without its end is left for later; only a line that begins with error speaks for the child."""
+    """A partial last line is ignored, and only a line that begins with `error:` is the process's
+    error.
+    """
     (tmp_path / "lines").write_text('{"epoch": 1}\n{"epoch"')
     assert read_json_lines(tmp_path / "lines") == [{"epoch": 1}]
     assert read_json_lines(tmp_path / "none") == []
@@ -248,12 +262,14 @@ def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
 
 @pytest.fixture
 def job_store(tmp_path: Path) -> JobStore:
-    """A new job store."""
+    """An empty job store."""
     return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
 
 
 def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
-    """A training is claimable for training workers alone, and never counts as one that waits for the others."""
+    """Trainings and dry runs are claimed by training workers only, and are not counted for
+    inference workers.
+    """
     job_store.insert(row(), row(kind="estimate"))
     assert job_store.claim("worker", 3, 32) == []
     assert job_store.count_claimable(-1) == 0
@@ -263,7 +279,9 @@ def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
 
 
 def test_a_name_and_a_key_are_claimed_once(job_store: JobStore) -> None:
-    """A second training under a name reports the first; under the same key it is the first."""
+    """A second training of a name is rejected with the first one's id; under the same idempotency
+    key it is the first one.
+    """
     key = IdempotencyKey("POST /v1/trainings", "k", "print", 100)
     first = row()
     assert job_store.insert(first, exclusive=True, idempotency_key=key).conflict == ""
@@ -279,7 +297,7 @@ def test_a_name_and_a_key_are_claimed_once(job_store: JobStore) -> None:
 
 
 def test_a_worker_that_lost_its_claim_writes_nothing(job_store: JobStore) -> None:
-    """After a pause and a resumption the first holder's token is void."""
+    """After a pause and a resumption the first worker's reports are ignored."""
     job_store.insert(job := row())
     (held,) = job_store.claim("first", 3, kinds=(TRAINING,))
     assert job_store.append_events(held.claim, [Event("message", {"message": "here"})], 0.25)
@@ -302,7 +320,9 @@ def test_a_worker_that_lost_its_claim_writes_nothing(job_store: JobStore) -> Non
 
 
 def test_getting_further_makes_attempts_count_anew(job_store: JobStore) -> None:
-    """A worker that dies at a training is charged to it, until a checkpoint shows that it got past that."""
+    """Crashes of a worker are charged to its training until a new checkpoint resets the
+    attempts.
+    """
     job_store.insert(job := row())
     for _ in range(2):
         assert job_store.claim("dying", -1, kinds=(TRAINING,))
@@ -317,7 +337,9 @@ def test_getting_further_makes_attempts_count_anew(job_store: JobStore) -> None:
 
 
 def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
-    """Shape and held-back pictures come from the dataset, the rest from the family's own recipe."""
+    """Image shape and number of validation images come from the dataset, everything else from the
+    family's default recipe.
+    """
     family = load_families(Settings(state=tmp_path))["vae"]
     dataset = {"name": "d", "kind": "vectors", "channels": 1, "height": 1, "width": 112}
     dataset |= {"counts": {"train": 2000, "validation": 500, "test": 100}}
@@ -334,7 +356,9 @@ def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
 
 
 def test_better_follows_the_figures_own_direction() -> None:
-    """Lower or higher as the figure says; figures of other names do not compare."""
+    """Figures are compared in the direction that they state; figures of different names cannot be
+    compared.
+    """
 
     def figure(value: float, name: str = "nll", way: str = "lower") -> list[Metric]:
         return metrics_from_json([{"name": name, "value": value, "better": way}])
@@ -347,12 +371,14 @@ def test_better_follows_the_figures_own_direction() -> None:
 
 
 def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None:
-    """Numbers go on from the shipped ones."""
+    """Version numbers continue after those of the shipped versions."""
     assert Versions(tmp_path).reserve("vae-mnist", ["1"]) == "2"
 
 
 def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
-    """It goes back uncharged with the reason, and fails with 507 only after the time that is set."""
+    """A training without disk space is queued again uncharged with the reason, and fails with 507
+    after `storage_wait_s`.
+    """
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
     job = claimed_job(trainer, row(recipe=recipe()))
     trainer.run_job(job)
@@ -360,7 +386,7 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     assert waiting is not None
     assert (waiting.status, waiting.attempts) == ("queued", 0)
     assert "must leave" in str(waiting.blocked_reason)
-    assert trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,)) == []  # not at once
+    assert trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,)) == []  # not before a second has passed
     time.sleep(1.1)
     (again,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,))
     trainer.context.settings = trainer.context.settings.model_copy(update={"storage_wait_s": 0.0})
@@ -373,7 +399,9 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_job_whose_process_finds_the_disk_full_waits(trainer: TrainingWorker, number: int) -> None:
-    """Whatever it was writing; a child that fails for its own reason does not."""
+    """If the training process fails because of a full disk, the job is queued again; on another
+    error it fails.
+    """
     error = f"OSError: [Errno {number}] {os.strerror(number)}"
     trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{error}' >&2; exit 1"]  # type: ignore[method-assign]
     job = claimed_job(trainer, row(recipe=recipe()))
@@ -389,7 +417,7 @@ def test_a_job_whose_process_finds_the_disk_full_waits(trainer: TrainingWorker, 
 
 
 def test_a_report_that_fails_does_not_fail_the_training(trainer: TrainingWorker) -> None:
-    """The database is full when it begins: it is put back as soon as that can be written."""
+    """If a report cannot be written to a full database, the training is queued again uncharged."""
     error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
     job = claimed_job(trainer, row(recipe=recipe()))
     with patch.object(JobStore, "append_events", side_effect=error):
@@ -400,7 +428,9 @@ def test_a_report_that_fails_does_not_fail_the_training(trainer: TrainingWorker)
 
 
 def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) -> None:
-    """Put back for want of room, or because its worker stops, it is done later; then its folder goes."""
+    """An import that is queued again, for a full disk or a stopping worker, keeps its file; later
+    it succeeds and its folder is removed.
+    """
     trainer.children.run = lambda *_arguments, **_more: b""  # type: ignore[method-assign]
     job = row("m", "import")
     trainer.context.job_store.insert(job)
@@ -428,7 +458,7 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) ->
     done = trainer.context.job_store.get(job.id)
     assert done is not None
     assert (done.status, done.version) == ("succeeded", "1")
-    assert [path.name for path in (trainer.context.paths.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
+    assert [path.name for path in (trainer.context.paths.checkpoints / "m").iterdir()] == ["1"]  # reserved once
 
 
 # --- batches that are too small ---
@@ -460,7 +490,9 @@ def test_a_batch_that_no_step_could_take_is_refused_at_the_start(
     gpus: int,
     field: str,
 ) -> None:
-    """By what the family says of its smallest batches, by the devices that share one, and by what is held back."""
+    """A batch size that the family, the devices or the dataset cannot fill is rejected with its
+    field.
+    """
     known = load_families(Settings(state=tmp_path))
     dataset = {"name": "d", "kind": "pictures", "counts": counts, "channels": 1, "height": 28, "width": 28}
     overrides = {"config": config, "training": training}
