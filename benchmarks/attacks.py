@@ -38,7 +38,7 @@ MIB = 1 << 20
 P99_S, TIMES_IDLE = 0.100, 5
 GROWTH, GROWTH_BYTES = 0.20, 64 * MIB
 DATASET = "attacked"
-LARGER = "enlarge"  # the tests' family that enlarges pictures, which loads at once
+LARGER = "enlarge"  # a family of the tests, which loads quickly
 RESULTS = ROOT / "docs" / "results" / "attacks"
 
 
@@ -140,7 +140,7 @@ def prepared(url: str) -> dict[str, Any]:
             time.sleep(0.5)
         client.post(
             f"/v1/trainings/{job}/pause"
-        ).raise_for_status()  # its events are waited for, its work is not wanted
+        ).raise_for_status()  # its events are needed; its work would disturb the measurement
     return {"dataset": DATASET, "result": result, "jobs": [job]}
 
 

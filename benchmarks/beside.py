@@ -1,4 +1,4 @@
-"""Measure single samples of `vae-mnist`, one after another, beside long work of each kind.
+"""Measure the latency of single samples of `vae-mnist` while long work of each kind runs.
 
     python benchmarks/beside.py                   # all kinds, 20 s each
     python benchmarks/beside.py --only bulk --write
@@ -78,7 +78,7 @@ def beside(url: str, act: Callable[[httpx.Client], object], seconds: float) -> d
             while not over.is_set():
                 act(client)
 
-    worker = threading.Thread(target=work, daemon=True)  # its last request may take long after the measurement
+    worker = threading.Thread(target=work, daemon=True)  # its last request may outlast the measurement
     worker.start()
     time.sleep(1)
     _, latencies = sampled(url, lambda: time.sleep(seconds))

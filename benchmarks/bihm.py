@@ -1,4 +1,4 @@
-"""The bidirectional Helmholtz machine's figures beside the paper's.
+"""Measure the bidirectional Helmholtz machine, and compare its figures with the paper's.
 
     python benchmarks/bihm.py partition  # log Z of bihm-mnist by a second seed; 4 minutes
     python benchmarks/bihm.py sizes      # effective sample sizes, beside the VAE's; 3 minutes
@@ -42,8 +42,8 @@ from models.kit.sampling import effective_sample_size, log_mean_exp  # noqa: E40
 
 RESULT = ROOT / "docs" / "results" / "bihm.json"
 NAMES = ("bihm-mnist", "bihm-mushrooms", "bihm-dna")
-HALF = 14  # lines of a digit that stay
-STEP, TWICE = 50, 200  # digits at once; digits that are filled in twice
+HALF = 14  # lines of a digit that stay visible
+STEP, TWICE = 50, 200  # digits per batch; digits that are inpainted twice
 
 
 def checkpoint(name: str) -> Path:

@@ -38,9 +38,9 @@ from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.run import Run  # noqa: E402
 
 CHECKPOINTS = ROOT / "checkpoints"
-SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 4}  # of options that have them
-TOLERANCE = 2e-3  # of a float beside the CPU's, relative to the answer's largest
-FLIPS = 2e-3  # share of numbers that may differ by more: draws whose probability is next to the threshold
+SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 4}  # small values of the options
+TOLERANCE = 2e-3  # difference from the CPU's result, relative to its largest value
+FLIPS = 2e-3  # share of values that may differ by more: draws next to their threshold
 
 # recipe → its paper's scale. vae-mnist: 3280 passes at K = 50 from a model of K = 5 (Burda et al.,
 # §5); bihm: K = 10 to convergence, then K = 100 at 3e-4 (Bornschein et al., §5); ebgan: the grid's
@@ -71,7 +71,7 @@ def synced(device: str) -> float:
     return time.perf_counter()
 
 
-# --- The same results ---
+# --- Comparison with the CPU ---
 
 
 def random_numbers(device: str, count: int) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
 
 
 def asked(model: Any, described: dict[str, Any], operation: str, rows: int, device: str) -> dict[str, Any]:
-    """Run an operation on the device, on synthetic images, with small options."""
+    """Return an operation's result on the device, for synthetic images and small options."""
     told = described["operations"][operation]
     kind = options_of(model, operation)
     options = kind(**{name: value for name, value in SMALL.items() if name in told["options"]["properties"]})
@@ -215,7 +215,10 @@ def speeds(device: str, *, dry: bool) -> Iterator[dict[str, Any]]:
 
 
 def made_up(recipe: dict[str, Any], folder: Path) -> Path:
-    """Return a few synthetic images as a recipe's data; patches of 96 × 96 for super-resolution."""
+    """Write a few synthetic images as a recipe's data; return the file's path.
+
+    They are patches of 96 × 96 pixels for super-resolution.
+    """
     config = recipe["config"]
     shape = (3, 96, 96) if recipe["family"] == "superres" else (1, config.get("height", 28), config.get("width", 28))
     drawn = np.random.default_rng(1).integers(0, 2 if recipe["family"] == "bihm" else 256, (48, *shape), np.uint8)

@@ -74,7 +74,7 @@ class Target:
 
 
 Attack = Callable[[Target], Iterator[str]]
-ATTACKS: dict[str, tuple[str, Attack]] = {}  # by name: the row of the table of attacks, in words, and what does it
+ATTACKS: dict[str, tuple[str, Attack]] = {}  # by name: its row in the table of results, and the function
 
 
 def attack(name: str, words: str) -> Callable[[Attack], Attack]:

@@ -46,8 +46,8 @@ from models.superres.model import FILTER_PATCHES  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 RESULTS = ROOT / "docs" / "results" / "lattice"
-MIDDLE = 384  # pixels a side that are taken of a held-back photograph
-MOST = 0.08  # the largest cell that may ship
+MIDDLE = 384  # side in pixels of the crop of a held-back photograph
+MOST = 0.08  # the largest cell that a shipped model may have
 Distance = Callable[[np.ndarray], float]
 
 

@@ -182,7 +182,7 @@ async def measured(tree: Path, connections: int, arguments: argparse.Namespace) 
         config.load()
         loop, server = asyncio.get_running_loop(), ServerState()
         async with app.router.lifespan_context(app):
-            await asyncio.sleep(0.5)  # until the worker is known
+            await asyncio.sleep(0.5)  # until the heartbeat of the worker is read
             clients = [Client(protocol(config, server, {}, loop), connections) for _ in range(connections)]
 
             async def draw(requests: int) -> float:

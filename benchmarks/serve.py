@@ -116,7 +116,7 @@ def chosen(
 
 
 def told(choice: ModelOperation) -> dict[str, Any]:
-    """Return a choice as JSON."""
+    """Return the chosen settings as JSON."""
     trials = [dataclasses.asdict(trial) for trial in choice.trials]
     return {"dials": choice.dials, "trials": trials}
 

@@ -64,11 +64,11 @@ OURS: dict[str, dict[str, Any]] = {
     "statistics-half": {"method": "statistics", "fidelity": 0.5},
     "descent": DESCENT,
 }
-FIXED_NAME = "descent-fixed"  # by another checkpoint
+FIXED_NAME = "descent-fixed"  # descent with another checkpoint
 SHOWN = ("bicubic", "tv", "mse", "statistics", "realesrgan-x4plus")
 
 
-# --- One method, in a process of its own ---
+# --- One method, in its own process ---
 
 
 def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
@@ -220,8 +220,8 @@ def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> 
     """Print the mean PSNR of bicubic interpolation and the regression on sets with given low
     resolutions.
 
-    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of
-    the scale S, and so is the enlarged picture if the low resolution was rounded up. PSNR is of
+    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple
+    of the scale S, and so is the enlarged picture if the low resolution was rounded up. PSNR is of
     BT.601's Y without S pixels on each side, both images rounded to 8 bits.
     """
     model, _ = card.load(checkpoint)

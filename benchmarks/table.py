@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from core.catalog.registry import ModelVersion, Registry  # noqa: E402 - the repository is put on the path first
 
-MOST = 4  # figures of a model; its card has them all
+MOST = 4  # figures per model; the card has all of them
 BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
 
 

@@ -245,7 +245,7 @@ def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]
     subprocess.run([*command, "export", str(out), "--checkpoints", str(folder)], cwd=ROOT, env=environment, check=True)
     served = load_file(state / "checkpoints" / "mushrooms" / training["version"] / "model.safetensors")
     alone = load_file(folder / "mushrooms" / "1" / "model.safetensors")
-    measured = {"log_z", "log_z_error"}  # by the evaluation, which the bare run has not had
+    measured = {"log_z", "log_z_error"}  # from the evaluation, which the bare run does not have
     same = all((served[name] == alone[name]).all() for name in alone if name not in measured)
     figures = client.get(f"/v1/models/mushrooms/versions/{training['version']}").json()["card"]["figures"]
     return {"same_bits": bool(same), "figures": figures[:4], "tensors": len(alone)}

@@ -1,8 +1,6 @@
 """Write docs/results/vae-checkpoints.md from the cards of the VAE's checkpoints.
 
-The page says how they were trained and what was measured.
-
-python benchmarks/vae_checkpoints.py
+The page has their training and their figures. Command: `python benchmarks/vae_checkpoints.py`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from models.kit.train import train, weights  # noqa: E402
 
 LATENTS = (3, 5, 10, 20, 200)
 STEP_SIZES = (0.01, 0.02, 0.1)
-PAPER = {  # read off figure 2, test bound in nats: samples seen → by number of latents
+PAPER = {  # test bound in nats, read off figure 2, by samples seen and number of latents
     1_000_000: {3: -152.9, 5: -138.9, 10: -128.3, 20: -124.2, 200: -119.9},
     10_000_000: {3: -138.0, 5: -124.1, 10: -108.5, 20: -104.7, 200: -103.9},
 }

@@ -52,7 +52,7 @@ def recipe(name: str, seed: int, config: dict[str, Any], training: dict[str, Any
 
 
 def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
-    """Train a recipe on the given images; return None if its loss became NaN."""
+    """Train a recipe on the given images; return None if the loss becomes NaN."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         ended = train(chosen, images, out)

@@ -2,8 +2,8 @@
 
 I' = E_x KL(p(y) ‖ p(y|x)) is the score of the EBGAN paper: every p(y|x) is clamped at 1e-2 from
 below and renormalised, and p(y) is their mean; without the clamp the classifier's confidence alone
-decides. E KL = E_x KL(p(y|x) ‖ p(y)), the logarithm of the inception score, is not clamped. An image
-is clear if its largest probability exceeds 0.9.
+decides. E KL = E_x KL(p(y|x) ‖ p(y)), the logarithm of the inception score, is not clamped. An
+image is clear if its largest probability exceeds 0.9.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ CLEAR = 0.9
 
 @dataclass(frozen=True)
 class Scores:
-    """Both scores in nats, the share of clear images, and the share of images assigned to each digit."""
+    """Both scores in nats, the share of clear images, and the share of images assigned to each
+    digit.
+    """
 
     i_prime: float
     e_kl: float

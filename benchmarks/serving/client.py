@@ -117,7 +117,7 @@ def drive(target: Target, connections: int, seconds: float) -> Load:
 
 
 def settle(target: Target) -> None:
-    """Wait until the server has worked off a load: until a few single requests succeed."""
+    """Wait until the server has processed a load, that is, until a few single requests succeed."""
     with target.connection() as connection:
         for _ in range(3):
             target.inference_request(connection, 0)

@@ -22,7 +22,7 @@ def load_average() -> float:
 
 
 def machine() -> dict[str, str | int | float]:
-    """Return the kind of machine, without its name."""
+    """Return properties of the machine, without its name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])

@@ -96,7 +96,7 @@ def _measure(
 
 
 class _Others:
-    """The CPU time of other processes than the server and the client."""
+    """The CPU time of all processes except the server and the client."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree

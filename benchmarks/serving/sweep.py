@@ -75,7 +75,7 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
 
     best = tried(server.start)
     for step in [*server.sweep, *(server.heavy if heavy else ())]:
-        alone = best.dials.get("batch") == "1"  # a window means nothing then
+        alone = best.dials.get("batch") == "1"  # a batching window has no effect then
         settings = [tried({**best.dials, **change}) for change in step if not (alone and "wait_s" in change)]
         best = max([best, *settings], key=lambda trial: trial.served(64))
     return choose(list(trials.values()))

@@ -428,7 +428,8 @@ def test_a_compiled_loss_is_the_loss(images: torch.Tensor, tmp_path: Path) -> No
     for name, compiled in (("compiled", True), ("plain", False)):
         chosen = recipe({"compile": compiled, "epochs": 2, "validation": 0, "batch_size": 200}).to_json()
         (tmp_path / f"{name}.json").write_text(json.dumps(chosen))
-        # in a process of its own, where shapes are not checked: the compiler cannot trace the checks
+        # in a process of its own, where shapes are not checked, because the compiler cannot trace
+        # the checks
         command = [sys.executable, "-m", "models", "train", str(tmp_path / f"{name}.json"), "--out"]
         subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
         losses.append([line["train_loss"] for line in lines(tmp_path / name)])
