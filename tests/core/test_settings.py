@@ -1,4 +1,4 @@
-"""Settings are checked once, at start."""
+"""Settings are checked once, when a program starts."""
 
 import pytest
 from pydantic import ValidationError

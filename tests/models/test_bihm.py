@@ -246,7 +246,9 @@ def test_the_sleep_phase_trains_q_alone_and_raises_z(exact: Exact) -> None:
 
 
 def test_the_weight_of_the_sleep_phase_changes_gradients_and_not_the_loss() -> None:
-    """With `sleep` the loss is the same number, and the gradient of p's weights too."""
+    """The option `sleep` changes neither the value of the loss nor the gradient of p's weights,
+    only that of q's.
+    """
     losses, gradients = [], []
     for weight in (0.0, 0.5):
         model = tiny(config=dataclasses.replace(TINY, samples=10, sleep=weight)).requires_grad_(requires_grad=True)

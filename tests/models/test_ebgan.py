@@ -102,8 +102,8 @@ def test_pulling_away_is_the_papers_double_sum() -> None:
 
 
 def test_pulling_away_of_gaussian_codes_is_one_over_their_dimension() -> None:
-    """Independent Gaussian codes in 32 dimensions: 1/32 within three standard
-    errors of 200 batches.
+    """For independent Gaussian codes in 32 dimensions the term is 1/32 within three standard errors
+    of 200 batches.
     """
     found = torch.stack([ebgan.pulling_away(RowStreams.range(seed, 0, 50).normal(32)).mean() for seed in range(200)])
     error = float(found.std()) / math.sqrt(200)
@@ -176,7 +176,7 @@ def test_each_step_reaches_its_module(changed: dict[str, Any]) -> None:
 
 
 def test_the_generator_step_uses_the_updated_discriminator() -> None:
-    """The second step is computed with weights that change between the steps."""
+    """The generator's step uses the weights that the discriminator has after its own step."""
     model = small().train()
     images, rows = pictures(6, model), RowStreams.range(1, 0, 6)
     steps = model.training_steps(images, rows)
@@ -190,7 +190,9 @@ def test_the_generator_step_uses_the_updated_discriminator() -> None:
 
 
 def test_the_pulling_away_term_is_on_the_generators_loss_alone() -> None:
-    """Its weight adds weight · f_PT of the generated codes to the generator's loss only."""
+    """The weight of the pulling-away term adds weight · f_PT of the generated codes to the
+    generator's loss only.
+    """
     images = pictures(6, small())
     plain = list(small(batch_norm=False).training_steps(images, RowStreams.range(1, 0, 6)))
     model = small(batch_norm=False, pulling_away=0.3)

@@ -57,7 +57,9 @@ def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_starts_from_weights_of_the_same_networks(family: str) -> None:
-    """All weights are taken over; those of other networks are refused."""
+    """A training can start from the weights of a model with the same networks; weights of others
+    are rejected.
+    """
     module, trained = built(family)
     model = module.Model(module.Config())
     card.warm_start(model, trained.state_dict())
@@ -93,7 +95,7 @@ def losses_of(model: Any, images: torch.Tensor, rows: RowStreams) -> Iterator[tu
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_documented_as_a_paper(family: str) -> None:
-    """The header names the paper and how the file departs from it."""
+    """The docstring of a family's module names the paper and how the module departs from it."""
     document = inspect.getdoc(card.family(family)) or ""
     assert "arXiv" in document or "PMLR" in document
     assert "Departs from the paper:" in document

@@ -84,7 +84,9 @@ def test_energy_is_the_mean_square_in_units_of_the_std() -> None:
 
 
 def test_residual_std_is_the_error_of_the_regression() -> None:
-    """It is the root mean square of the difference per channel, and makes the energy 1."""
+    """The residual std is the root mean square of the difference per channel, and makes the energy
+    1.
+    """
     own, wanted = [drawn(3, 2, 4, 4)], [drawn(3, 2, 4, 4, seed=2)]
     (found,) = statistics.residual_std(own, wanted)
     expected = [float((own[0] - wanted[0])[:, channel].square().mean().sqrt()) for channel in range(2)]
@@ -93,7 +95,9 @@ def test_residual_std_is_the_error_of_the_regression() -> None:
 
 
 def test_contrast_is_the_difference_of_two_phases() -> None:
-    """It is 0 for equal statistics, and its gradients for image and sample have opposite signs."""
+    """The contrast is 0 for equal statistics, and its gradients for image and sample have opposite
+    signs.
+    """
     predicted, spread = [torch.zeros(1, 1, 1, 1)], [torch.ones(1)]
     real, sampled = ([torch.full((1, 1, 1, 1), value, requires_grad=True)] for value in (2.0, 3.0))
     found = statistics.contrastive_loss(predicted, real, sampled, spread)
@@ -211,8 +215,8 @@ def test_each_step_reaches_its_module() -> None:
 
 
 def test_the_generator_starts_where_the_regression_ends() -> None:
-    """`warm_start` copies a regression's weights to the generator; without them it
-    names what is missing.
+    """`warm_start` copies a regression's weights to the generator; if some are missing, the error
+    names them.
     """
     trained, model = built(SMALL), superres.Model(STATISTICS)
     model.initialise(RowStreams.range(9, 0, 1))
@@ -264,8 +268,8 @@ def test_fidelity_goes_from_the_statistics_to_the_regression() -> None:
 
 
 def test_descent_reports_its_progress() -> None:
-    """There is one call to begin and one per step, with rising progress; fidelity 1
-    gives the regression.
+    """A descent takes one call to begin and one per step, with rising progress; fidelity 1 gives
+    the regression.
     """
     model = built()
     images = drawn(2, 3, 48, 48)
@@ -282,7 +286,9 @@ def test_descent_reports_its_progress() -> None:
 
 
 def test_a_model_without_statistics_has_only_the_regression() -> None:
-    """Its card does not list the method, and the default method is the regression."""
+    """The card of a model without statistics does not list the method, and its default method is
+    the regression.
+    """
     model = built(SMALL)
     method = model.operations()["upscale"]["options"]["properties"]["method"]
     assert method["enum"] == ["bicubic", "tv", "mse"]
@@ -295,7 +301,9 @@ def test_a_model_without_statistics_has_only_the_regression() -> None:
 
 
 def test_finalize_makes_a_filter_for_each_scale() -> None:
-    """Before it nothing is filtered; after it the detail has another shape of similar strength."""
+    """Before `finalize` nothing is filtered; after it the detail has another spectrum of similar
+    strength.
+    """
     config = replace(STATISTICS, detail_radius=3)
     model, plain = built(config), built()
     generator = torch.Generator().manual_seed(4)

@@ -35,7 +35,9 @@ def test_lost_requests_and_responses_are_retried(proxied: Client, proxy: FaultyP
 
 
 def test_a_busy_service_is_retried_after_retry_after(proxied: Client, proxy: FaultyProxy) -> None:
-    """`Retry-After` is obeyed; after all retries the client raises ServiceUnavailableError."""
+    """A busy service is retried after `Retry-After`; after all retries the client raises
+    ServiceUnavailableError.
+    """
     proxy.faults += [(503, {"Retry-After": "1"}), (429, {"Retry-After": "0"})]
     started = time.monotonic()
     assert proxied.models()
@@ -90,7 +92,9 @@ def test_another_content_type_than_an_event_stream_raises(proxied: Client, proxy
 
 
 def test_a_download_resumes_after_a_broken_connection(proxied: Client, proxy: FaultyProxy, tmp_path: Path) -> None:
-    """The rest is requested by range; the file is complete, and no partial file is left."""
+    """An interrupted download requests the rest by range; the file is complete, and no partial file
+    is left.
+    """
     job = proxied.wait(proxied.submit("samples", MODEL, count=200, seed=3).id)
     proxy.seen.clear()
     proxy.faults += [5000, 7000]

@@ -50,7 +50,9 @@ def lines(text: str) -> list[list[str]]:
 
 
 def test_it_is_installed_and_runs_as_a_module(stack: Stack) -> None:
-    """`reverie` and `python -m reverie` are the same, and import nothing of the service."""
+    """The commands `reverie` and `python -m reverie` are the same, and import nothing of the
+    service.
+    """
     environment = {**os.environ, "REVERIE_URL": stack.url}
     module = subprocess.run(
         [sys.executable, "-m", "reverie", "models"], cwd=ROOT, env=environment, capture_output=True, check=True
@@ -68,7 +70,7 @@ def test_it_prints_its_version(run: Run) -> None:
 
 
 def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
-    """It saves a grid under the model's name and prints the model and the seed."""
+    """`sample` saves a grid under the model's name and prints the model and the seed."""
     status, out, _ = run("sample", f"{MODEL}@1", "-n", "4", "--seed", "3", "--set", "output=draws")
     assert status == 0
     assert out.startswith(f"{MODEL}.png: 4 samples of {MODEL}@1, seed 3")
@@ -93,7 +95,9 @@ def test_sample_can_write_to_standard_output(stack: Stack, tmp_path: Path) -> No
 
 
 def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
-    """The suffix chooses the format; an unknown method is rejected by the service."""
+    """`upscale` saves the image in the format of the suffix; the service rejects an unknown
+    method.
+    """
     small = np.arange(37 * 50 * 3, dtype=np.uint8).reshape(3, 37, 50)
     (tmp_path / "small.png").write_bytes(png(small))
     status, out, err = run("upscale", "small.png", "--scale", "3", "--model", ENLARGE, "--seed", "1")
@@ -111,7 +115,7 @@ def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
 
 
 def test_models_are_listed_and_shown(run: Run) -> None:
-    """One line per model; the card with operations, options and figures; JSON with --json."""
+    """`models` prints a line per model, `models show` the card, and `--json` prints JSON."""
     status, out, _ = run("models")
     assert status == 0
     assert lines(out)[0][:2] == ["MODEL", "ACTIVE"]
@@ -124,7 +128,9 @@ def test_models_are_listed_and_shown(run: Run) -> None:
 
 
 def test_versions_are_exported_imported_and_activated(run: Run, tmp_path: Path) -> None:
-    """An imported version is activated, and then the first one again."""
+    """A version is exported, imported as a new one, and activated; the first one can be activated
+    again.
+    """
     status, out, _ = run("models", "export", f"{TINY}@1")
     file = tmp_path / f"{TINY}-1.safetensors"
     assert status == 0
@@ -224,7 +230,9 @@ def dataset(run: Run, tmp_path: Path) -> str:
 
 
 def test_a_training_is_followed_until_it_ends(run: Run, dataset: str, tmp_path: Path) -> None:
-    """It prints a line per epoch, then the version, whether it is active, and its figures."""
+    """`train --follow` prints a line per epoch, then the version, whether it is active, and its
+    figures.
+    """
     status, out, err = run("train", *TRAIN, *SHORT, "--name", "cli-vae", "--seed", "7", "--follow")
     assert status == 0
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [
@@ -248,7 +256,7 @@ def test_a_training_is_followed_until_it_ends(run: Run, dataset: str, tmp_path: 
 
 
 def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack) -> None:
-    """Ctrl-C stops watching only, and prints how to watch again."""
+    """Ctrl-C stops the watching but not the training, and prints the command to watch again."""
     words = [sys.executable, "-m", "reverie", "--url", stack.url, "train", *TRAIN, "--name", "cli-long", "--follow"]
     long = ["--set", "training.epochs=100000", "--set", "training.batch_size=10"]
     # a background shell, as in CI, starts its commands with SIGINT ignored
@@ -276,7 +284,7 @@ def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack)
 
 
 def test_families_and_dry_runs_are_printed(run: Run, dataset: str) -> None:
-    """Every option with its default; parameters, memory and time of a dry run."""
+    """`families` prints every option, and a dry run prints parameters, memory and time."""
     _, out, _ = run("families")
     assert ["vae", "training.epochs"] in [line[:2] for line in lines(out)]
     status, out, _ = run("train", *TRAIN, *SHORT, "--dry-run")

@@ -60,7 +60,9 @@ def test_samples_are_pngs_and_reproducible_by_seed(client: Client) -> None:
 
 
 def test_every_operation_has_a_method(client: Client, tmp_path: Path) -> None:
-    """Images are bytes or paths; `run` takes the operation's name."""
+    """Each operation has a method; images are bytes or paths, and `run` takes the operation's
+    name.
+    """
     path = tmp_path / "bar.png"
     path.write_bytes(picture())
     bar = picture()
@@ -186,8 +188,8 @@ def test_a_job_can_be_cancelled(client: Client) -> None:
 
 
 def test_a_version_is_exported_and_imported(proxied: Client, proxy: FaultyProxy, stack: Stack, tmp_path: Path) -> None:
-    """The exported file is the original, over a broken connection; importing it again adds no
-    version; other files are rejected.
+    """An export equals the original, over a broken connection; importing it again adds no version;
+    invalid files are rejected.
     """
     made = stack.state / "checkpoints" / TINY / "1" / "model.safetensors"
     proxy.faults += ["drop", 300]
@@ -221,8 +223,8 @@ def zipped(path: Path, pictures: np.ndarray) -> Path:
 
 
 def test_a_dataset_is_uploaded_shown_and_deleted(client: Client, tmp_path: Path) -> None:
-    """With and without labels; the same content returns the same dataset, other content under the
-    name is rejected.
+    """A dataset is uploaded with or without labels; equal content returns the same dataset, other
+    content under the name is rejected.
     """
     file = zipped(tmp_path / "digits.zip", digits(40))
     gone: list[int] = []
@@ -268,7 +270,9 @@ def test_an_asynchronous_client_uploads_files(stack: Stack, tmp_path: Path) -> N
 
 
 def test_an_interrupted_upload_is_sent_again(proxied: Client, proxy: FaultyProxy, tmp_path: Path) -> None:
-    """The whole file is sent again; an error names the bad file in the archive."""
+    """An interrupted upload is sent again as a whole; an error names the bad file in the
+    archive.
+    """
     file = zipped(tmp_path / "digits.zip", digits(40))
     proxy.faults += ["drop", "lose"]
     assert sum(proxied.upload_dataset("client-again", file).counts.values()) == 40
@@ -316,7 +320,7 @@ def test_a_training_is_started_paused_resumed_and_cancelled(
 
 
 def test_families_list_their_options(client: Client) -> None:
-    """Each has the schemas of its options and its default recipe."""
+    """Each family has the schemas of its options and its default recipe."""
     families = {family["name"]: family for family in client.families()}
     assert {"vae", "bihm", "ebgan", "superres"} <= families.keys()
     assert families["vae"]["training"]["properties"]["epochs"]["minimum"] == 1

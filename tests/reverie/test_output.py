@@ -81,7 +81,7 @@ def test_without_a_terminal_each_place_is_a_line() -> None:
 
 
 def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """Columns are aligned, and nothing is cut."""
+    """The columns of a table are aligned, and nothing is cut."""
     Output(as_json=False).print_table(["NAME", "N"], [["a" * 200, 1], ["b", 22]])
     lines = capsys.readouterr().out.splitlines()
     assert [line.rstrip()[200:].split() for line in lines] == [["N"], ["1"], ["22"]]
@@ -89,7 +89,7 @@ def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_numbers_are_short() -> None:
-    """Five significant digits, integers in full; losses come first."""
+    """Numbers have five significant digits, integers all of theirs; losses come first."""
     assert [format_number(0.1234567), format_number(123456)] == ["0.12346", "123456"]
     assert [format_size(999), format_size(1_234_567), format_size(5e9)] == ["999 B", "1.23 MB", "5 GB"]
     line = {"steps": 9, "rate": 0.5, "epoch": 1, "validation_loss": 2.0, "train_loss": 1.0, "note": "x", "seconds": 3.0}

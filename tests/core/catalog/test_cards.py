@@ -80,7 +80,9 @@ def test_shipped_cards_pass(path: Any) -> None:
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_a_field_out_of_bounds_is_named(change: dict[str, Any], message: str) -> None:
-    """The error names the field that has the wrong type or size, in under 400 characters."""
+    """A card with a field of the wrong type or size is rejected with the field's name, in under 400
+    characters.
+    """
     with pytest.raises(CardError) as caught:
         parse_card(card(**change))
     assert message in str(caught.value)
@@ -89,7 +91,7 @@ def test_a_field_out_of_bounds_is_named(change: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 60_000, "1" * 5000, "\ud800"])
 def test_a_card_is_a_json_object(text: str) -> None:
-    """Any other text is rejected quickly."""
+    """A card that is not a JSON object is rejected quickly."""
     started = time.process_time()
     with pytest.raises(CardError):
         parse_card(text)

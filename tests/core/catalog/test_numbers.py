@@ -1,4 +1,4 @@
-"""Whole numbers: 4.0 is an integer to JSON Schema."""
+"""Whole floats such as 4.0 count as integers, as in JSON Schema."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_the_content_hash_treats_4_and_4_0_alike() -> None:
     "text", ["-9223372036854775808", "-9223372036854775809", "-1e19", "18446744073709551616", "1e300"]
 )
 def test_a_large_number_of_a_body_can_be_hashed(text: str) -> None:
-    """Whatever orjson reads it writes again after `canonical`, which the content hash needs."""
+    """Every number that orjson reads can be hashed, because `canonical` makes it one that orjson
+    writes.
+    """
     read = orjson.loads(f'{{"a": [{text}]}}')
     assert orjson.loads(orjson.dumps(canonical(read))) == read
 
@@ -71,6 +73,6 @@ def test_values_that_are_no_whole_numbers_are_rejected(value: Any) -> None:
 
 @pytest.mark.parametrize(("value", "made"), [(4.0, 4), (4, 4), (-0.0, 0), (2.0**53, 2**53), (-3.0, -3)])
 def test_a_whole_number_is_an_int(value: float, made: int) -> None:
-    """4 and 4.0 both become the int 4."""
+    """The values 4 and 4.0 of an integer field both become the int 4."""
     count = Body(count=value).count  # type: ignore[arg-type]
     assert (count, type(count)) == (made, int)

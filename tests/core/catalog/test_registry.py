@@ -52,7 +52,7 @@ def test_a_name_resolves_to_its_newest_version(tmp_path: Path) -> None:
 
 
 def test_a_new_model_is_found_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown name causes a scan, but not at every request."""
+    """Looking up an unknown name scans the folder again, at most every `_RESCAN_S` seconds."""
     models = Registry(tmp_path)
     _save(tmp_path, "m", "1")
     assert models.find("m") is None  # the folder was read a moment ago
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_left_out(tmp_path: Path, data: bytes) -> None:
     ],
 )
 def test_a_card_that_lacks_something_is_no_model(tmp_path: Path, card: Any) -> None:
-    """The error names the model."""
+    """A card without a required field is rejected with the model's name."""
     path = _save(tmp_path, "m", "1", card)
     with pytest.raises(ValueError, match="m@1"):
         read_version(path)
@@ -104,7 +104,7 @@ def test_a_card_that_lacks_something_is_no_model(tmp_path: Path, card: Any) -> N
 
 
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """All fields are kept; operations that are unknown here are ignored."""
+    """All fields of a card are kept; unknown operations are ignored."""
     card = {**CARD, "operations": {**CARD["operations"], "dream": {}}}  # type: ignore[dict-item]
     path = _save(tmp_path, "m", "1", card)
     assert read_card(path).json == card
@@ -112,7 +112,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_and_completed(tmp_path: Path) -> None:
-    """Defaults are filled in, and 8.0 becomes the integer 8."""
+    """Omitted options get their defaults, and 8.0 becomes the integer 8."""
     choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     assert choice.options({}) == {"size": 20, "heat": None, "way": "up"}
     given = choice.options({"size": 8.0, "heat": 0.5})
@@ -134,7 +134,7 @@ def test_options_are_checked_and_completed(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: str, word: str) -> None:
-    """The error names the option and what is allowed."""
+    """An invalid option is rejected with its name and what is allowed."""
     choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     with pytest.raises(InvalidOptionsError) as caught:
         choice.options(given)

@@ -13,15 +13,15 @@ from core.catalog.versions import Versions
 
 
 def test_cards_need_what_models_say() -> None:
-    """The required fields equal those of `models.kit.card`."""
+    """The required fields of a card equal those of `models.kit.card`."""
     from models.kit.card import REQUIRED
 
     assert REQUIRED_FIELDS == REQUIRED
 
 
 def test_a_staged_version_serves_once_it_is_activated(tmp_path: Path) -> None:
-    """Staging keeps the active version, activating ends staging, and pinning changes nothing
-    later.
+    """Staging a version keeps the active one; activating it ends the staging; pinning has no effect
+    once a version is active.
     """
     versions = Versions(tmp_path / "made")
     assert (versions.pointers(), versions.stamp()) == ({}, 0)
@@ -63,8 +63,8 @@ def test_versions_do_not_change(tmp_path: Path) -> None:
 
 
 def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
-    """Each ready worker must have loaded the version or reported an error; warming ones do not
-    count.
+    """A version counts as loaded once every ready worker has loaded it or reported an error;
+    warming workers do not count.
     """
     held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
     other = {"state": "ready", "capacity": {}, "refused": {}}
@@ -77,7 +77,9 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
 
 
 def test_cleanup_keeps_versions(tmp_path: Path) -> None:
-    """Partial files and empty folders are removed, unless they hold a version by then."""
+    """Partial files and empty folders are removed, unless a version was written into them
+    meanwhile.
+    """
     versions = Versions(tmp_path)
     half = f".{'a' * 32}"
     for name in ("m/1/model.safetensors", f"m/1/{half}", f"m/2/{half}", f"n/1/{half}", "o/1/other"):

@@ -82,7 +82,9 @@ def _process(folder: Path, file: bytes, **options: Any) -> dict[str, Any]:
 
 
 def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
-    """It prints JSON; a full disk is a problem of status 507 and leaves no dataset."""
+    """The child process prints the description or the problem as JSON; a full disk is 507 and
+    leaves no dataset.
+    """
     assert _process(tmp_path / "a", DIGITS.read_bytes(), resize=None)["counts"]["train"] == 1600
     assert not (tmp_path / "a" / "file").exists()
     assert not (tmp_path / "a" / "stage").exists()
@@ -93,7 +95,9 @@ def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_while_it_writes_is_507(tmp_path: Path) -> None:
-    """A write that fails later, here at a file size limit of 1 MB, is status 507, too."""
+    """A write that fails later, here at a file size limit of 1 MB, is a problem of status 507,
+    too.
+    """
     folder = tmp_path / "x"
     folder.mkdir()
     (folder / "file").write_bytes(DIGITS.read_bytes())
@@ -107,7 +111,9 @@ def test_a_disk_that_fills_while_it_writes_is_507(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """A gzipped array of 200 MB, and one in Fortran order, take under 130 MB."""
+    """Converting a gzipped array of 200 MB, or one in Fortran order, takes under 130 MB of
+    memory.
+    """
     some = np.zeros((200, 1000, 1000), np.uint8)
     some[:, 0, 0] = np.arange(200)
     program = (

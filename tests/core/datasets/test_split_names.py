@@ -23,7 +23,9 @@ def spellings(first: str, second: str) -> list[str]:
 @pytest.mark.parametrize("pictures_word", ["x", "images", "data"])
 @pytest.mark.parametrize("labels_word", ["y", "labels"])
 def test_names_of_arrays_are_understood_in_any_spelling(pictures_word: str, labels_word: str) -> None:
-    """Each split's images and labels are recognised, and other names are not."""
+    """Names of images and labels of each split are recognised in any spelling; other names are
+    not.
+    """
     for split, words in SPLIT_WORDS.items():
         for word in words:
             for name in spellings(word, pictures_word):

@@ -1,4 +1,4 @@
-"""The store of datasets: added atomically, and not deleted while they are used."""
+"""The store of datasets, which are added atomically and not deleted while they are used."""
 
 import multiprocessing
 import subprocess
@@ -45,7 +45,9 @@ def test_a_dataset_is_a_folder_with_its_description(datasets: Datasets) -> None:
 
 
 def test_equal_arrays_return_the_existing_dataset(datasets: Datasets) -> None:
-    """Other arrays under a taken name are rejected; equal ones return the dataset that is there."""
+    """Adding equal arrays under a taken name returns the existing dataset; other arrays are
+    rejected.
+    """
     first, _ = added(datasets, "digits")
     again, new = added(datasets, "digits")
     assert not new

@@ -80,7 +80,7 @@ def test_webp_keeps_the_picture(channels: int) -> None:
 
 @pytest.mark.parametrize("kind", [PNG, JPEG])
 def test_memory_follows_the_width(kind: str) -> None:
-    """An image forty times as high needs no more memory."""
+    """Encoding an image forty times as high takes no more memory."""
     band = picture(96, 1000, 3)
     peaks = []
     for count in (2, 80):

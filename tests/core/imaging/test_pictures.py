@@ -1,4 +1,4 @@
-"""Pictures in and out, without a service."""
+"""Images are encoded and decoded, without a service."""
 
 import io
 import random
@@ -35,14 +35,14 @@ def test_a_grid_is_near_square_and_row_major() -> None:
 
 
 def test_grey_becomes_colour_where_the_model_is_coloured() -> None:
-    """Each channel gets the grey value, and the conversion is reported."""
+    """For a colour model each channel gets the grey value, and the conversion is reported."""
     pixels, conversion = decode(png(_noise()), 3, 12, 10)
     assert (pixels == _noise()).all()
     assert conversion == "L to RGB"
 
 
 def test_transparency_is_laid_over_black() -> None:
-    """Half-transparent white becomes grey."""
+    """Transparent pixels are composited over black: half-transparent white becomes grey."""
     buffer = io.BytesIO()
     Image.new("RGBA", (10, 12), (255, 255, 255, 128)).save(buffer, "PNG")
     pixels, conversion = decode(buffer.getvalue(), 1, 12, 10)

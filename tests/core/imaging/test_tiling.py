@@ -1,4 +1,4 @@
-"""Files become pixels as in an image editor, and pixels tiles and a picture again."""
+"""Files are decoded as image editors do, cut into tiles, and joined again."""
 
 import io
 import struct
@@ -123,7 +123,7 @@ def test_palettes_become_colours() -> None:
 
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])
 def test_sixteen_bits_become_eight(colour: int) -> None:
-    """16 bits a channel become 8, which is reported."""
+    """16 bits per channel become 8, which is reported."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     deep = np.random.default_rng(1).integers(0, 65536, (6, 5, channels)).astype(">u2")
     deep[..., -1] |= 0x0100  # no pixel is fully transparent
@@ -193,7 +193,7 @@ def test_cmyk_becomes_srgb() -> None:
 
 
 def two_frames(kind: str) -> bytes:
-    """Return an animated file."""
+    """Return an animated image file of two frames."""
     return saved(smooth(8, 8), kind, save_all=True, append_images=[smooth(8, 8).rotate(90)], duration=50)
 
 
@@ -213,7 +213,7 @@ def two_frames(kind: str) -> bytes:
     ],
 )
 def test_unreadable_images_are_rejected(data: bytes, words: list[str]) -> None:
-    """The error says why, and what would work."""
+    """An unreadable image is rejected with the reason and what would work."""
     with pytest.raises(UnusableImageError) as caught:
         read(data)
     for word in words:
@@ -244,7 +244,7 @@ def test_tiles_are_windows_of_the_mirrored_image(size: tuple[int, int], channels
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -> None:
-    """Cut, enlarged and joined tiles put every pixel in its place."""
+    """Tiles that are cut, enlarged and joined put every pixel in its place."""
     picture = noise(*size, 3)
     tiling = Tiling(*size, (32, 40), 4)
     tiles = tiling.cut(lambda begin, end: picture[begin:end], 0, tiling.count)
@@ -254,7 +254,9 @@ def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -
 
 
 def test_some_tiles_need_some_lines() -> None:
-    """Any range of tiles equals the same tiles of all; only their lines of the blob are read."""
+    """A range of tiles equals those tiles of the whole image, and only their lines are read from
+    the blob.
+    """
     photograph = Photograph(noise(100, 75, 3), noise(75, 100).T.copy())
     layout = Layout(Tiling(*photograph.size, (32, 32), 4), 3, alpha=True)
     assert Layout.read(layout.json) == layout

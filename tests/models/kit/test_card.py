@@ -143,7 +143,7 @@ def test_a_card_is_read_without_torch(trained: Path) -> None:
     ],
 )
 def test_a_file_without_a_card_is_rejected(payload: bytes, message: str, tmp_path: Path) -> None:
-    """The ValueError says what the file lacks."""
+    """A file without a valid card raises ValueError, which says what the file lacks."""
     (tmp_path / "x.safetensors").write_bytes(payload)
     with pytest.raises(ValueError, match=message):
         card.read_card(tmp_path / "x.safetensors")
@@ -181,8 +181,8 @@ FIGURES = {
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
 def test_a_shipped_card_is_complete(path: Path) -> None:
-    """It loads; its operations are the model's; its figures have units; its provenance is
-    complete and has no path.
+    """A shipped card loads, has the model's operations, figures with units, and a complete
+    provenance without paths.
     """
     model, described = card.load(path)
     assert described["name"] == path.parents[1].name

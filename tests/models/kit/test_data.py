@@ -65,7 +65,7 @@ def test_the_fixture_is_digits() -> None:
 def test_a_damaged_idx_file_is_rejected_with_the_reason(
     damage: Callable[[bytes], bytes], message: str, picture: np.ndarray, tmp_path: Path
 ) -> None:
-    """The ValueError names the file and the damage."""
+    """A damaged IDX file raises ValueError with the file's name and the damage."""
     (tmp_path / "bad.idx").write_bytes(damage(to_idx(picture)))
     with pytest.raises(ValueError, match=message):
         data.load(str(tmp_path / "bad.idx"))
@@ -186,7 +186,7 @@ def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path)
 
 
 def test_an_uploaded_dataset_is_not_read_before_it_is_used(dataset: Path) -> None:
-    """Opening four gigabytes allocates no memory."""
+    """Opening a dataset of four gigabytes allocates no memory for its images."""
     held = _held_kb()
     count = (4 << 30) // 24
     about = json.loads((dataset / "dataset.json").read_text())
@@ -214,7 +214,7 @@ def _held_kb() -> int:
 def test_a_damaged_dataset_is_rejected_with_the_reason(
     dataset: Path, file: str, content: bytes | str | None, message: str
 ) -> None:
-    """The error names the data set, whichever of its files is damaged."""
+    """A damaged dataset raises an error with its name, whichever of its files is damaged."""
     (dataset / file).unlink()
     if content == "other":
         (dataset / file).write_bytes((dataset / "train.npy").read_bytes())

@@ -28,7 +28,7 @@ HUGE: dict[str, dict[str, Any]] = {
 
 
 def values(family: str, config: dict[str, Any], **training: Any) -> dict[str, Any]:
-    """Return a recipe's JSON."""
+    """Return the JSON of a recipe."""
     words = {"family": family, "name": "m", "summary": "for tests", "data": str(DIGITS)}
     return {**words, "config": config, "training": {"batch_size": 50, **training}}
 
@@ -54,7 +54,9 @@ def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
 
 @pytest.mark.parametrize("family", HUGE)
 def test_a_huge_network_is_rejected_without_being_allocated(family: str) -> None:
-    """It is rejected without being allocated; the message has the memory needed and the limit."""
+    """A huge network is rejected without being allocated; the message has the memory needed and the
+    limit.
+    """
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(
         TooLargeError, match=r"takes at least .* MiB of memory for its weights; at most 8192 MiB may be"

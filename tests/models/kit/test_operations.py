@@ -56,7 +56,7 @@ def test_operations_are_methods_with_rows_and_options() -> None:
 
 @pytest.mark.parametrize("name", ["loss", "_hidden", "forward", "nothing"])
 def test_options_of_what_is_no_operation(name: str) -> None:
-    """For an unknown operation the ValueError lists the existing ones."""
+    """Options of an unknown operation raise ValueError, which lists the existing operations."""
     assert options_of(Example(), "measure") is Options
     with pytest.raises(ValueError, match="there are blend, measure"):
         options_of(Example(), name)

@@ -83,7 +83,7 @@ def test_truncated_normal_is_what_rejection_leaves() -> None:
 
 
 def test_manifold_coordinates_are_interior_quantiles() -> None:
-    """They are finite, symmetric, increasing, and Φ maps them to equal steps."""
+    """Manifold coordinates are finite, symmetric and increasing, and Φ maps them to equal steps."""
     at = torch.special.ndtr(manifold_coordinates(20).double())
     torch.testing.assert_close(at.diff(), torch.full((19,), 0.05, dtype=torch.float64), atol=1e-6, rtol=0)
     assert float(at[0]) == pytest.approx(0.025)
@@ -294,7 +294,7 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
 
 
 def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
-    """`done` is one number for all rows, and 0 without rows."""
+    """Rows with different numbers of weights raise ValueError; `done` is 0 without rows."""
     uneven = ImportanceWeights.resume({**ImportanceWeights.resume(None, 2).state(), "count": torch.tensor([1, 2])}, 2)
     with pytest.raises(ValueError, match="same progress"):
         _ = uneven.done

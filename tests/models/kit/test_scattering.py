@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize(("scales", "angles", "height", "width"), [(2, 8, 32, 48), (3, 8, 64, 64), (2, 4, 32, 32)])
 def test_it_agrees_with_kymatio(scales: int, angles: int, height: int, width: int) -> None:
-    """All orders agree with kymatio's to 1e-4, channel by channel."""
+    """All orders of coefficients agree with kymatio's to 1e-4, channel by channel."""
     images = drawn(2, 3, height, width)
     expected = ScatteringTorch2D(scales, (height, width), angles)(images)
     found = Scattering(scales, angles)(images).detach()
@@ -55,7 +55,9 @@ def test_energy_does_not_grow_with_order(seed: int) -> None:
 
 @pytest.mark.parametrize("scales", [2, 3])
 def test_a_small_shift_moves_it_little(scales: int) -> None:
-    """A shift by a quarter of 2^J changes it by less than a tenth of its norm."""
+    """Shifting an image by a quarter of 2^J changes the scattering by less than a tenth of its
+    norm.
+    """
     transform = Scattering(scales, 8).requires_grad_(requires_grad=False)
     images = drawn(1, 1, 64, 80)
     shift = 2**scales // 4

@@ -71,6 +71,6 @@ def test_values_come_back_typed() -> None:
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
-    """The ValueError names the field and the allowed values."""
+    """An invalid value raises ValueError with the field's name and the allowed values."""
     with pytest.raises(ValueError, match=message):
         from_json(Example, values)

@@ -21,7 +21,7 @@ def test_a_wrong_shape_is_caught_here() -> None:
 
 
 def test_models_import_without_jaxtyping() -> None:
-    """Without jaxtyping installed the models import and run."""
+    """The models can be imported and run without jaxtyping installed."""
     code = (
         "import sys; sys.modules['jaxtyping'] = None; import models.kit.train, models.vae as vae;"
         "from models.kit.row_streams import RowStreams; model = vae.Model(vae.Config(hidden=(8,), latents=2)).eval();"

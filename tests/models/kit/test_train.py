@@ -106,7 +106,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 def test_a_signal_is_not_lost_while_the_processes_agree(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal that arrives after the request to stop was read stops the run at the next
+    """A signal that arrives while the processes exchange their flags stops the run at the next
     step, with a checkpoint.
     """
     any_process = ProcessGroup.any_process
@@ -185,7 +185,9 @@ def test_a_low_precision_generator_step_uses_the_updated_discriminator(images: t
 
 
 def test_optimizers_match_the_modules(images: torch.Tensor, tmp_path: Path) -> None:
-    """One optimizer and rate per module; an adversarial family rejects a validation loss."""
+    """There is one optimizer and learning rate per module; an adversarial family rejects a
+    validation loss.
+    """
     for wrong in ({"player_rates": [0.1]}, {"player_optimisers": ["adam"] * 3}):
         with pytest.raises(ValueError, match="one for each of discriminator, generator"):
             Run(game(wrong), images, tmp_path)
@@ -332,7 +334,9 @@ def test_the_last_checkpoint_of_a_diverging_run_is_finite(images: torch.Tensor, 
 
 
 def test_options_of_the_optimiser_do_what_they_say(images: torch.Tensor, tmp_path: Path) -> None:
-    """Warm-up starts low, clipping and the prior change the step, the average is slow."""
+    """Warm-up starts at a low rate, clipping and the prior change the step, and the average changes
+    slowly.
+    """
     index = torch.arange(50)
 
     def stepped(**training: Any) -> list[torch.Tensor]:
@@ -406,7 +410,7 @@ def test_a_linear_decay_ends_at_zero(images: torch.Tensor, tmp_path: Path) -> No
     ],
 )
 def test_a_wrong_recipe_is_rejected_with_the_reason(change: dict[str, Any], message: str) -> None:
-    """The ValueError names the field of the recipe."""
+    """An invalid recipe raises ValueError with the name of the field."""
     with pytest.raises(ValueError, match=message):
         Recipe.from_json({**recipe().to_json(), **change})
 

@@ -13,7 +13,7 @@ from tests.uploads import UploadConverter, idx, npz, packed, pictures, png, tar,
 
 
 def test_an_unknown_format_is_rejected_with_its_first_bytes(converter: UploadConverter) -> None:
-    """The error has the first bytes and the formats that are accepted."""
+    """An unknown format is rejected with the first bytes of the file and the accepted formats."""
     converter.refused(b"", "empty", "NPZ")
     converter.refused(png(pictures(1)[0]), "89504e47", "ZIP of pictures")
     buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def test_an_unknown_format_is_rejected_with_its_first_bytes(converter: UploadCon
     ids=lambda value: value[0] if isinstance(value, list) else "",  # file contents vary with the time
 )
 def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: bytes, words: list[str]) -> None:
-    """The error names the archive format and what to send instead."""
+    """Another archive format is rejected with its name and what to send instead."""
     converter.refused(file, *words, "send ")
 
 

@@ -12,7 +12,9 @@ from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, packed, pictures
 
 
 def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> None:
-    """Gzipped or not, each image of the file is in one of three splits of the requested sizes."""
+    """A plain and a gzipped IDX file give the same dataset: each image is in one of three splits of
+    the requested sizes.
+    """
     dataset = converter(DIGITS.read_bytes())
     assert (dataset["kind"], dataset["channels"], dataset["height"], dataset["width"]) == ("pictures", 1, 28, 28)
     assert dataset["counts"] == {"train": 1600, "validation": 200, "test": 200}
@@ -53,7 +55,7 @@ def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> N
 def test_a_bad_idx_file_is_rejected_with_the_reason(
     converter: UploadConverter, damage: Callable[[bytes], bytes], words: list[str]
 ) -> None:
-    """The error is at `file` and says what is wrong."""
+    """An invalid IDX file is rejected with an error at `file` that says what is wrong."""
     assert converter.refused(damage(idx(pictures(12))), *words).field == "file"
 
 
@@ -69,6 +71,6 @@ def test_a_bad_idx_file_is_rejected_with_the_reason(
     ],
 )
 def test_bad_labels_are_rejected_with_the_reason(converter: UploadConverter, labels: bytes, words: list[str]) -> None:
-    """The error is at `labels`, for IDX and for ZIP uploads."""
+    """Invalid labels are rejected with an error at `labels`, for IDX and ZIP uploads."""
     assert converter.refused(idx(pictures(12)), *words, labels=labels).field == "labels"
     assert converter.refused(packed(zipped()), *words, labels=labels).field == "labels"

@@ -65,7 +65,7 @@ class _Trap:
 
 
 def test_pickled_objects_are_refused_and_never_loaded(converter: UploadConverter, tmp_path: Path) -> None:
-    """The error names the array, and no pickled code runs."""
+    """An array of pickled objects is rejected with its name, and no pickled code runs."""
     trap = tmp_path / "sprung"
     converter.refused(npz(train=np.array([_Trap(trap)] * 12, object)), "train.npy", "pickled", "never loaded")
     converter.refused(
@@ -99,7 +99,7 @@ def test_pickled_objects_are_refused_and_never_loaded(converter: UploadConverter
 def test_a_bad_npz_is_rejected_with_the_reason(
     converter: UploadConverter, arrays: dict[str, np.ndarray], words: list[str]
 ) -> None:
-    """The error names the array and says what is wrong."""
+    """An invalid NPZ is rejected with the array's name and what is wrong."""
     converter.refused(npz(**arrays), *words)
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_npz_is_rejected_with_the_reason(converter: UploadConverter) -
 def test_an_npz_in_other_spellings_is_split_as_sent(
     converter: UploadConverter, train: str, validation: str, test: str
 ) -> None:
-    """Its own validation images are kept, with their labels."""
+    """Splits with other spellings of their names are kept as sent, with their labels."""
     arrays = {train: pictures(20), validation: pictures(10, seed=1), test: pictures(11, seed=2)}
     dataset = converter(npz(**arrays))
     assert dataset["counts"] == {"train": 20, "validation": 10, "test": 11}
@@ -150,7 +150,9 @@ def test_an_npz_in_other_spellings_is_split_as_sent(
 
 
 def test_two_arrays_that_mean_the_same_are_refused_by_name(converter: UploadConverter) -> None:
-    """Two names of one split are an error, rather than one being ignored."""
+    """Two arrays that mean the same split are rejected with their names, rather than one being
+    ignored.
+    """
     some = pictures(12)
     for first, second in (("x_train", "train_images"), ("train", "training"), ("val", "dev"), ("images", "data")):
         more = {} if first in {"x_train", "train", "images"} else {"train": some}

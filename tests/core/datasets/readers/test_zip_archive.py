@@ -58,7 +58,9 @@ def test_bombs_are_rejected_by_their_declared_sizes(converter: UploadConverter) 
 
 
 def test_a_member_larger_than_it_says_is_damaged(converter: UploadConverter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most one byte more than the stated size is decompressed."""
+    """A member larger than its stated size is rejected after at most one byte more was
+    decompressed.
+    """
     reads: list[int] = []
     plain = zipfile.ZipExtFile.read
 
@@ -77,7 +79,9 @@ def test_a_member_larger_than_it_says_is_damaged(converter: UploadConverter, mon
 def test_too_many_members_are_refused_before_their_list_is_read(
     converter: UploadConverter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number is checked in the end record of ZIP and of ZIP64."""
+    """Too many members are rejected by the number in the end record of ZIP or ZIP64, before the
+    directory is read.
+    """
     monkeypatch.setattr(zip_archive, "MAX_MEMBERS", 11)
     monkeypatch.setattr(zipfile, "ZipFile", None)
     file = b"PK\3\4" + bytes(12 * 46)
@@ -107,7 +111,9 @@ def test_records_that_contradict_the_file_are_refused(converter: UploadConverter
 
 
 def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None:
-    """A million entries where the end record says fewer are rejected in under 0.2 s of CPU time."""
+    """A directory of a million entries, of which the end record states fewer, is rejected in under
+    0.2 s of CPU time.
+    """
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *([0] * 16))
     for count in (1, 1000):
         path = tmp_path / str(count)
@@ -119,7 +125,7 @@ def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None
 
 
 def test_members_that_share_bytes_are_refused(converter: UploadConverter) -> None:
-    """Members that overlap each other or the directory are rejected: they make the densest
+    """Members that overlap each other or the directory are rejected, because they make the densest
     bombs.
     """
     body, count, length, offset = end_of(packed(zipped()))
@@ -186,7 +192,7 @@ def test_hidden_files_and_caches_are_skipped(converter: UploadConverter, name: s
 
 
 def test_a_zip_of_hidden_files_only_is_rejected_with_the_reason(converter: UploadConverter) -> None:
-    """The error counts the hidden files."""
+    """A ZIP of hidden files only is rejected with their number."""
     converter.refused(
         packed([(f".cache/{name}", data) for name, data in zipped()]), "no picture", "12 files that are hidden"
     )

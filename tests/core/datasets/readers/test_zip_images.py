@@ -63,7 +63,7 @@ def test_photographs_are_cut_into_patches(converter: UploadConverter) -> None:
 
 
 def test_duplicate_names_are_counted(converter: UploadConverter) -> None:
-    """Members of one name are both read, and counted."""
+    """Two members of the same name are both read, and counted in the description."""
     with pytest.warns(UserWarning, match="Duplicate name"):
         file = packed([*zipped(), ("digits/000.png", png(pictures(1, seed=5)[0]))])
     assert converter(file)["duplicates"] == {"pictures": 0, "names": 1, "held_back_in_train": 0}
@@ -71,7 +71,7 @@ def test_duplicate_names_are_counted(converter: UploadConverter) -> None:
 
 
 def test_one_bad_picture_is_named(converter: UploadConverter) -> None:
-    """The error names the member whose header, data or kind is at fault."""
+    """An unusable image is rejected with its member's name and the reason."""
     whole = png(pictures(1, 40, 40, seed=1)[0])
     many = [(f"{number:02}.png", png(one)) for number, one in enumerate(pictures(12, 40, 40))]
     animation = io.BytesIO()
@@ -100,7 +100,7 @@ def test_an_empty_zip_is_rejected_with_the_reason(converter: UploadConverter) ->
 
 
 def test_mixed_sizes_are_refused_with_the_sizes(converter: UploadConverter) -> None:
-    """The error lists the sizes and the two options that would work."""
+    """Images of mixed sizes are rejected with the sizes and the two options that would work."""
     more = [("tall.png", png(pictures(1, 9, 5)[0])), ("wide.png", png(pictures(1, 6, 7)[0]))]
     error = converter.refused(
         packed([*zipped(), *more]), "12 of 6×5", "1 of 9×5 (as 'tall.png')", "resize=HxW", "kind=photographs"
