@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# All that wants a GPU, in one go: checks against the CPU, every recipe at the papers' scale, samples a second.
-# Needs torch, numpy, pillow and safetensors, and the data in data/ (see docs/train.md). Trainings that were cut off
-# go on where they were when it is started again.
+# Everything that needs a GPU: checks against the CPU, every recipe at its paper's scale, samples per
+# second. Needs torch, numpy, pillow and safetensors, and the data in data/ (see docs/train.md).
+# Interrupted trainings resume when the script is started again.
 #
 #   benchmarks/gpu.sh                     # on cuda, results in runs/gpu
 #   OUT=/somewhere benchmarks/gpu.sh
-#   DEVICE=cpu DRY=1 benchmarks/gpu.sh    # a few steps of everything on made-up data: does the script itself work?
+#   DEVICE=cpu DRY=1 benchmarks/gpu.sh    # a few steps of everything on synthetic data, as a test
 set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${DEVICE:-cuda} out=${OUT:-runs/gpu} python=${PYTHON:-python}

@@ -1,5 +1,7 @@
-// One of the esrgan packages under tfjs's wasm backend with one thread: node esrgan.cjs MODULES NAME SCALE JOBS
-// JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out. Prints what each took, as JSON.
+// Run a package of esrgan with tfjs's wasm backend on one thread:
+//   node esrgan.cjs MODULES NAME SCALE JOBS
+// JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out.
+// Prints the seconds of each job and the peak memory, as JSON.
 const fs = require('fs')
 const path = require('path')
 const [modules, name, scale, jobs] = process.argv.slice(2)

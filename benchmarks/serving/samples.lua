@@ -1,4 +1,4 @@
--- One POST per request with a seed of its own; the counts come back as one line of JSON.
+-- One POST per request, each with a seed of its own; prints the counts as one line of JSON.
 -- Arguments: the first seed, the model's name, and how the seed is sent ("fields" or "list").
 local seed, before, after
 

@@ -1,4 +1,4 @@
-// Use the service through the generated types: `node client.js URL`. Prints what it got as JSON.
+// Use the service through the generated types; prints the results as JSON.
 
 import createClient from "openapi-fetch";
 import { readFileSync } from "node:fs";

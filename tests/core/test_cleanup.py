@@ -205,7 +205,7 @@ def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
     with pytest.raises(FileExistsError), work_folder(tmp_path / "a"):
         pass
-    assert (tmp_path / "a").exists()  # it is somebody else's
+    assert (tmp_path / "a").exists()  # another owner holds it
 
 
 def test_unused_reserved_numbers_are_removed(place: Place) -> None:

@@ -120,8 +120,8 @@ def test_trainings_and_dry_runs_send_webhooks(hooked: Stack, service: httpx.Clie
 
 
 def test_imports_and_publications_send_webhooks(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
-    """Both are jobs whose deliveries are listed; the publication is of a training that was
-    paused.
+    """Imports, and publications of a paused training, are jobs that send webhooks, whose deliveries
+    are listed.
     """
     webhook = {"url": receiver.url}
     file = with_card(SHIPPED.read_bytes(), name="imported-with-a-webhook")

@@ -1,4 +1,4 @@
-// Draw samples through the functions of @hey-api/openapi-ts; prints how many came.
+// Draw samples through the functions of @hey-api/openapi-ts; prints their number.
 
 import { client } from "./generated/client.gen.js";
 import { createSamples } from "./generated/sdk.gen.js";

@@ -1,4 +1,4 @@
-// Draw samples through orval's functions; prints how many came.
+// Draw samples through the functions that orval generates; prints their number.
 
 import { createSamplesWithJson } from "./generated.js";
 

@@ -1,4 +1,4 @@
-// The form of a body: files as they are, a list as one field for each item, objects as JSON.
+// Return a body as a form: files unchanged, one field per item of a list, objects as JSON.
 
 export function toFormData(body: object): FormData {
   const form = new FormData();

@@ -55,7 +55,7 @@ def swapped_space() -> bytes:
     return bytes(profile).replace(description, "Swapped space".encode("utf-16-be"))
 
 
-# --- files in ---
+# --- decoding files ---
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -277,7 +277,7 @@ def test_some_tiles_need_some_lines() -> None:
     assert (transparency == photograph.alpha).all()
 
 
-# --- the result ---
+# --- joining results ---
 
 
 def _bands(picture: np.ndarray, lines: int) -> Iterator[np.ndarray]:
