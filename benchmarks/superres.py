@@ -216,15 +216,16 @@ def report(result: dict[str, Any]) -> None:
 # --- The literature's benchmarks ---
 
 
-def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> None:
-    """Print the mean PSNR of bicubic interpolation and the regression on sets with given low
-    resolutions.
+def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> list[dict[str, Any]]:
+    """Return, and print, the mean PSNR of bicubic interpolation and the regression on sets with
+    given low resolutions.
 
     A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple
     of the scale S, and so is the enlarged picture if the low resolution was rounded up. PSNR is of
     BT.601's Y without S pixels on each side, both images rounded to 8 bits.
     """
     model, _ = card.load(checkpoint)
+    results = []
     for name in sets:
         for scale in scales:
             found: dict[str, list[float]] = {"bicubic": [], "regression": []}
@@ -241,7 +242,9 @@ def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> 
                 for method, high in highs.items():
                     found[method].append(float(regression.psnr(high[:, :, :height, :width], original, scale)))
             means = {method: round(float(np.mean(values)), 3) for method, values in found.items()}
-            print(json.dumps({"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means}), flush=True)
+            results.append({"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means})
+            print(json.dumps(results[-1]), flush=True)
+    return results
 
 
 def levels(path: Path) -> torch.Tensor:
@@ -283,6 +286,7 @@ def build_parser() -> argparse.ArgumentParser:
     literature.add_argument("--sets", nargs="+", default=["Set5", "BSD100"])
     literature.add_argument("--scale", type=int, nargs="+", default=[4, 3, 2])
     literature.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    literature.add_argument("--write", action="store_true", help="docs/results/superres-sets.json")
     measure = commands.add_parser("measure", help="all methods on all photographs")
     measure.add_argument("--methods", nargs="+", default=[*OURS, FIXED_NAME, *peers.NAMES])
     measure.add_argument("--photographs", nargs="+", default=list(pictures.NAMES), choices=pictures.NAMES)
@@ -309,7 +313,10 @@ def main() -> None:
     elif chosen.command == "tune":
         print(json.dumps(tune()))
     elif chosen.command == "psnr":
-        psnr(chosen.checkpoint, chosen.data, chosen.sets, chosen.scale)
+        result = {"sets": psnr(chosen.checkpoint, chosen.data, chosen.sets, chosen.scale)}
+        result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
+        if chosen.write:
+            (ROOT / "docs" / "results" / "superres-sets.json").write_text(json.dumps(result, indent=1) + "\n")
     elif chosen.command == "work":
         checkpoint = Path(os.environ[FIXED_VARIABLE if chosen.name == FIXED_NAME else VARIABLE])
         print(json.dumps(work(chosen.name, json.loads(chosen.jobs), checkpoint, chosen.scale)))
