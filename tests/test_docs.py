@@ -21,7 +21,8 @@ def test_readme_is_short_and_links_are_valid(root: Path) -> None:
     readme = (root / "README.md").read_text()
     assert len(readme.splitlines()) <= 80
     for page in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        prose = re.sub(r"(?s)```.*?```", "", page.read_text())
+        for link in re.findall(r"\]\(([^)#:]+)\)", prose):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
@@ -45,15 +46,21 @@ def test_every_decision_is_dated_and_newest_first(root: Path) -> None:
 
 
 def test_links_to_headings_are_valid(root: Path) -> None:
-    """Each `page.md#heading`, in pages and in the code, names a heading of that page."""
-    files = [
-        path for folder in ("api", "core", "workers", "models", "reverie") for path in (root / folder).rglob("*.py")
+    """Each `page.md#heading`, in pages and in the code, names a heading of that page.
+
+    A page's links are relative to it, those in the code to the repository.
+    """
+    code = [path for part in ("api", "core", "workers", "models", "reverie") for path in (root / part).rglob("*.py")]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    folders = dict.fromkeys(code, root) | {path: path.parent for path in pages}
+    links = [
+        ((folder / page).resolve(), heading)
+        for path, folder in folders.items()
+        for page, heading in re.findall(r"([\w./-]*\w\.md)#([\w-]+)", path.read_text())
     ]
-    files += [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
-    links = [link for path in files for link in re.findall(r"(\w+\.md)#([\w-]+)", path.read_text())]
     assert links
-    pages = {path.name: headings(path.read_text()) for path in files if path.suffix == ".md"}
-    assert [link for link in links if link[1] not in pages[link[0]]] == []
+    known = {path: headings(path.read_text()) for path in {page for page, _ in links}}
+    assert [f"{page}#{heading}" for page, heading in links if heading not in known[page]] == []
 
 
 def test_architecture_names_exist_in_the_code(root: Path) -> None:

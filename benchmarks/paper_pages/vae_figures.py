@@ -1,0 +1,138 @@
+"""Figures of the page about Auto-Encoding Variational Bayes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from paper_pages.results import Figure, card_figure, card_source, card_value, cell, match, number, page_source
+
+CARD = card_source("vae-mnist", lambda: "--precision bfloat16")
+PLANE = card_source("vae-mnist-2d")
+ESTIMATORS = page_source("vae-estimators", "python benchmarks/vae_estimators.py")
+DRAWN = "read off the paper's figure 2"
+LONGEST = "10,000,000"
+
+
+def figure_2(samples: str, latents: int) -> Figure:
+    """Return a point of the paper's figure 2: the test bound after so many training samples."""
+
+    def read(part: int) -> str:
+        parts = cell("vae-paper", samples, f"N_z = {latents}").rstrip(")").split(" (")
+        if len(parts) < 2:
+            raise KeyError(samples)
+        return parts[part].replace("-", "−")
+
+    what = f"the paper's network: test bound after {samples} samples, $N_z = {latents}$, nats"
+    epochs = "" if samples == LONGEST else " --epochs 20"
+    source = page_source("vae-paper", f"python benchmarks/vae_paper.py train --latents {latents}{epochs}")
+    return Figure(what, lambda: read(0), lambda: read(1), source)
+
+
+def bounds_by_k() -> str:
+    """Return the importance-weighted bounds of `vae-mnist`, by the number of samples."""
+    names = {1: "bound", **{k: f"bound_{k}" for k in (10, 100, 1000, 5000)}}
+    return ", ".join(f"{k:,}: {number(card_figure('vae-mnist', name)['value'])}" for k, name in names.items())
+
+
+def gap() -> str:
+    """Return the distance of the lower bound from log p(x)."""
+    bound, nll = (card_figure("vae-mnist", name)["value"] for name in ("bound", "nll"))
+    return f"{number(-nll - bound)} nats"
+
+
+def estimator(pattern: str) -> Callable[[], str]:
+    """Return a function that reads a figure of `vae-mnist` from the page of the estimators."""
+    return lambda: match("vae-estimators", r"(?s)## vae-mnist\n.*?" + pattern)[1].replace("-", "−")
+
+
+def quadrature() -> str:
+    """Return log p(x) of one digit by quadrature and by importance samples."""
+    found = match(
+        "vae-estimators", r"by quadrature against 5000 importance samples: (\S+) against ([^;]+?)(?: nats)?[;\n]"
+    )
+    return f"{found[2]}".replace("-", "−") + " nats"
+
+
+FIGURES = {
+    "nll": Figure(
+        "`vae-mnist`: −log p(x) of 10,000 test digits, K = 5000",
+        lambda: card_value("vae-mnist", "nll"),
+        "86.35 (VAE), 84.78 (IWAE, k = 50) of Burda et al., table 1",
+        CARD,
+    ),
+    "bound": Figure(
+        "`vae-mnist`: lower bound of 10,000 test digits",
+        lambda: card_value("vae-mnist", "bound"),
+        "−94.18 (fully connected VAE of Salimans et al. 2015)",
+        CARD,
+    ),
+    "gap": Figure(
+        "`vae-mnist`: distance of the bound from log p(x)", gap, "5.2 nats (VAE of Salimans et al. 2015)", CARD
+    ),
+    "bounds-by-k": Figure(
+        "`vae-mnist`: importance-weighted bound by K, nats", bounds_by_k, "rises with K (Burda et al., theorem 1)", CARD
+    ),
+    "active": Figure(
+        "`vae-mnist`: active latents, of 50",
+        lambda: str(card_figure("vae-mnist", "active_units")["value"]),
+        "20 (VAE), 25 (IWAE, k = 50)",
+        CARD,
+    ),
+    "plane": Figure(
+        "`vae-mnist-2d`: −log p(x) of 10,000 test digits, K = 5000",
+        lambda: card_value("vae-mnist-2d", "nll"),
+        source=PLANE,
+    ),
+    "kl": Figure(
+        "`vae-mnist`: Monte Carlo estimate of the divergence minus the closed form",
+        estimator(r"closed form \(eq\. 10\), [^:]*: ([^\n]*)"),
+        "0",
+        ESTIMATORS,
+    ),
+    "variance": Figure(
+        "`vae-mnist`: variance of the encoder's gradient, one sample, nats²",
+        estimator(r"Variance of the encoder's gradient: (.*?) nats²"),
+        "no number",
+        ESTIMATORS,
+    ),
+    "quadrature": Figure(
+        "`vae-mnist-2d`: log p(x) of a digit by 5000 samples",
+        quadrature,
+        lambda: (
+            match("vae-estimators", r"5000 importance samples: (\S+)")[1].replace("-", "−") + " nats (by quadrature)"
+        ),
+        ESTIMATORS,
+    ),
+    **{f"1e6-{latents}": figure_2("1,000,000", latents) for latents in (3, 5, 10, 20, 200)},
+    "1e7-20": figure_2(LONGEST, 20),
+    "1e7-others": Figure(
+        "the paper's network: test bound after 10,000,000 samples, $N_z = 3, 5, 10, 200$, nats",
+        None,
+        f"−138.0, −124.1, −108.5, −103.9 ({DRAWN})",
+        reason="trained to 1,000,000 samples only, for lack of time",
+    ),
+    "1e8": Figure(
+        "the paper's network: test bound after 100,000,000 samples, $N_z = 20$, nats",
+        None,
+        f"−100.1 ({DRAWN})",
+        reason="ten times the longest run here",
+    ),
+    "wake-sleep": Figure(
+        "wake-sleep, test bound after 10,000,000 samples, $N_z = 20$, nats",
+        None,
+        f"−108.2 ({DRAWN})",
+        reason="wake-sleep of a VAE is not in the repository",
+    ),
+    "figure-3": Figure(
+        "figure 3: log p(x), 3 latents, 1000 training digits: train, test, nats",
+        None,
+        "−109.1, −143.2 (AEVB); −109.2, −141.6 (Monte Carlo EM)",
+        reason="neither Monte Carlo EM nor its estimator by Hamiltonian Monte Carlo is in the repository",
+    ),
+    "frey": Figure(
+        "Frey faces: test bound after 10,000,000 samples, $N_z = 20$, nats",
+        None,
+        f"1200 ({DRAWN})",
+        reason="the data set is not in the repository; the Gaussian decoder is tested on made data",
+    ),
+}
