@@ -1,4 +1,4 @@
-# Two images from one file: `api` holds no torch, `worker` adds the models. The classic builder is enough: no cache mounts.
+# Two images from one file: `api` holds no torch, `worker` adds the models. A stage with Node.js builds Studio, the page. The classic builder is enough: no cache mounts.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -11,6 +11,13 @@ ENV REVERIE_STATE=/state \
     REVERIE_CHECKPOINTS=/srv/reverie/checkpoints
 VOLUME /state
 
+FROM node:24-slim AS studio
+WORKDIR /studio
+COPY studio/package.json studio/package-lock.json studio/.npmrc ./
+RUN npm ci --omit=dev --no-audit --no-fund --ignore-scripts
+COPY studio .
+RUN npm run build
+
 FROM base AS api
 COPY requirements/api.lock requirements/api.lock
 RUN pip install --require-hashes --requirement requirements/api.lock
@@ -21,6 +28,7 @@ RUN test -z "$OTEL" || pip install --require-hashes --requirement requirements/o
 COPY checkpoints checkpoints
 COPY core core
 COPY api api
+COPY --from=studio /studio/dist studio/dist
 USER reverie
 ENV REVERIE_HOST=0.0.0.0 \
     REVERIE_PORT=8000

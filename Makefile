@@ -10,15 +10,25 @@ COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 # Tests start some hundred Python processes: without this each would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test parallel-tests test-slow check bench bench-superres bench-gpu train lock clean
+NPM := $(BIN)/python studio/npm.py
+NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fetch-retries 1 --fetch-timeout 30000
+STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
+  $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
+
+.PHONY: help serve studio test parallel-tests test-slow check studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all of it
+	@$(MAKE) -q studio/dist/index.html || { echo "Building Studio, the page of the service …"; \
+	  $(MAKE) studio >studio/build.log 2>&1 || echo "Studio was not built: see studio/build.log. The service starts" \
+	  "without it (or with its last build); \`make studio\` tries again."; }
 	@exec $(BIN)/python -m workers.devserver
 
-test: $(VENV)/.dev ## every check that belongs on a change
+studio: studio/dist/index.html ## build Studio, the page of the service
+
+test: $(VENV)/.dev studio/node_modules/.dev studio ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
@@ -28,11 +38,16 @@ parallel-tests: $(VENV)/.dev
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-check: $(VENV)/.dev ## linters, types, import contracts, lock files
+check: $(VENV)/.dev studio-check ## linters, types, import contracts; those of Studio, and its unit tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+studio-check: studio/node_modules/.dev
+	$(BIN)/python -m studio.describe studio/src/api/openapi.json
+	$(NPM) run --silent types >/dev/null
+	$(NPM) run --silent check
 
 bench: $(VENV)/.dev ## Reverie beside other servers, in one run (about 25 minutes, machine otherwise idle)
 	$(BIN)/python benchmarks/serve.py
@@ -71,6 +86,18 @@ $(VENV)/.serve: requirements/serve.lock $(VENV)/.torch
 	$(PIP) --no-deps --no-build-isolation --editable .
 	$(COMPILE)
 	@touch $@
+
+studio/dist/index.html: $(STUDIO_SOURCES) | studio/node_modules/.serve
+	$(NPM) run --silent build
+
+# what builds the page, and with it what checks it: one folder, so the second contains the first
+studio/node_modules/.serve: studio/package-lock.json studio/.npmrc | $(VENV)/.serve
+	$(NPM_CI) --omit=dev
+	@touch $@
+
+studio/node_modules/.dev: studio/package-lock.json studio/.npmrc | $(VENV)/.dev
+	$(NPM_CI)
+	@touch studio/node_modules/.serve $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --require-hashes -r $<

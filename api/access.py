@@ -17,6 +17,9 @@ from core.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes: they need no key, and any Host is allowed
 _DESCRIPTION_PATHS = re.compile(r"/openapi\.json|/docs|/docs/static/.*")  # need no key unless a setting says so
+_AREAS = ("draw", "plane", "paint", "enlarge", "train", "data", "models", "jobs", "compare")
+STUDIO_PAGES = ("/", *(f"/{area}" for area in _AREAS))  # Studio: one page, which shows the area of its address
+STUDIO_ASSETS = "/assets"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
 
@@ -128,13 +131,19 @@ class AccessControl:
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
         authorization, path = headers.get(b"authorization", b""), scope["path"]
-        if self._settings.public_openapi and not authorization and _DESCRIPTION_PATHS.fullmatch(path):
+        if not authorization and not path.startswith("/v1/") and self._is_public(path):
             return None
         caller = self.keys.caller(authorization)
         if caller is None:
             return self._check_unknown_key(scope, headers)
         scope["reverie_caller"] = caller
         return self._check_caller(scope, caller, rule_of(scope["method"], path)) if self.keys.used else None
+
+    def _is_public(self, path: str) -> bool:
+        """Return whether a path needs no key: the files of Studio, and the description of the API."""
+        if path in STUDIO_PAGES or path.startswith(f"{STUDIO_ASSETS}/"):
+            return True
+        return self._settings.public_openapi and _DESCRIPTION_PATHS.fullmatch(path) is not None
 
     def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError:
         challenge = {"WWW-Authenticate": "Bearer"}

@@ -17,6 +17,7 @@ from api.middleware import RequestMiddleware
 from api.routes import datasets, deliveries, docs, health, jobs, me, models, trainings, versions
 from api.routes import openai as openai_routes
 from api.routes.operations import add_operations
+from api.routes.studio import add_studio
 from api.routes.upscales import add_upscales
 from api.state import AppState
 from api.versions import prune_versions
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (health.router, docs.router):
         app.include_router(router)
     docs.mount_static_files(app)
+    add_studio(app)
     _describe(app, state)
     return app
 

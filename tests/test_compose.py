@@ -239,10 +239,23 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
     """Every source of a COPY exists and is not excluded by .dockerignore."""
     allowed = re.findall(r"(?m)^!(\S+)", (ROOT / ".dockerignore").read_text())
     for word, rest in instructions():
-        if word == "COPY":
+        if word == "COPY" and not rest.startswith("--from="):
             source = rest.split()[0]
             assert (ROOT / source).exists()
             assert any(Path(source).match(pattern) or source.startswith(f"{pattern}/") for pattern in allowed)
+
+
+def test_the_page_is_built_in_a_stage_of_its_own() -> None:
+    """The api's image has the built files of Studio where the API looks for them, and no Node.js."""
+    from api.routes.studio import FOLDER
+
+    assert ("COPY", "--from=studio /studio/dist studio/dist") in stage("api")
+    assert FOLDER == ROOT / "studio" / "dist"
+    commands = [rest for word, rest in stage("studio") if word == "RUN"]
+    assert commands[0].startswith("npm ci --omit=dev")
+    assert commands[1:] == ["npm run build"]
+    ignored = (ROOT / ".dockerignore").read_text().split("!studio\n")[1].split()
+    assert {"studio/dist", "studio/node_modules"} <= set(ignored)
 
 
 def test_the_classic_builder_is_enough() -> None:

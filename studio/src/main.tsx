@@ -1,0 +1,17 @@
+/** Starts the page. */
+import { render } from "preact";
+import { App } from "./App";
+import { startRouter } from "./router";
+import { startService } from "./state/service";
+import { startShortcuts } from "./state/shortcuts";
+import "./styles/tokens.css";
+import "./styles/base.css";
+import "./styles/controls.css";
+import "./styles/frame.css";
+
+const root = document.getElementById("app");
+if (root === null) throw new Error("index.html has no element #app");
+startRouter();
+startShortcuts();
+startService();
+render(<App />, root);

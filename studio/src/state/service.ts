@@ -1,0 +1,75 @@
+/** What every area knows of the service: its models, whether it is ready, and its jobs. */
+import { computed, signal } from "@preact/signals";
+import { client, get } from "../api/client";
+import type { Job, Model, Operation, Readiness } from "../api/types";
+import { AREAS } from "../areas";
+import { address } from "../router";
+import { poll, Resource } from "./resource";
+
+/** All models that may be used, sorted by `inOrder`. */
+export const models = new Resource<Model[]>(async (signal) => {
+  const page = await get(client.GET("/v1/models", { signal }));
+  return page.data.sort(inOrder);
+});
+
+/** The newest hundred jobs. */
+export const jobs = new Resource<Job[]>(async (signal) => {
+  const page = await get(client.GET("/v1/jobs", { params: { query: { limit: 100 } }, signal }));
+  return page.data;
+});
+
+/** The last response of `/readyz`; null before the first, or if the service cannot be reached. */
+export const readiness = signal<Readiness | null>(null);
+export const reachable = signal(true);
+
+export const unfinished = computed(() => (jobs.data ?? []).filter(({ finished_at }) => finished_at === null));
+export const waiting = computed(() => unfinished.value.filter(({ status }) => status === "queued").length);
+
+/** The models that can do an operation. */
+export function modelsFor(operation: Operation): Model[] {
+  return (models.data ?? []).filter((model) => operation in model.operations);
+}
+
+/** The model of the address, or the first that can do what the area needs; null while models are being loaded. */
+export const currentModel = computed<Model | null>(() => {
+  const { area, params } = address.value;
+  const operation = AREAS.find(({ id }) => id === area)?.operation;
+  if (operation === undefined) return null;
+  const able = modelsFor(operation);
+  return able.find(({ name }) => name === params.get("model")) ?? able[0] ?? null;
+});
+
+/** Models of pictures before models of vectors, fast ones before slow ones, then by name. */
+function inOrder(a: Model, b: Model): number {
+  return Number(isVector(a)) - Number(isVector(b)) || Number(isSlow(a)) - Number(isSlow(b)) || a.name.localeCompare(b.name);
+}
+
+/** Whether what a model generates is no picture: a row of numbers. */
+export function isVector(model: Pick<Model, "image">): boolean {
+  return model.image.height === 1;
+}
+
+function isSlow(model: Model): boolean {
+  return (model.operations.samples as { sliced?: boolean } | undefined)?.sliced ?? true;
+}
+
+async function checkReadiness(): Promise<void> {
+  try {
+    const response = await fetch("/readyz");
+    readiness.value = (await response.json()) as Readiness;
+    reachable.value = true;
+  } catch {
+    readiness.value = null;
+    reachable.value = false;
+  }
+}
+
+/** Loads the models, and keeps readiness and jobs current. */
+export function startService(): void {
+  void models.reload();
+  poll(checkReadiness, () => (readiness.peek()?.status === "ready" ? 5 : 1));
+  poll(
+    () => jobs.reload(),
+    () => (unfinished.peek().length > 0 ? 1 : 5),
+  );
+}
