@@ -14,6 +14,7 @@ from api.dependencies import check_query
 from api.errors import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
+from api.operation_docs import OperationDocs
 from api.routes import datasets, deliveries, docs, health, jobs, me, models, trainings, versions
 from api.routes import openai as openai_routes
 from api.routes.operations import add_operations
@@ -108,7 +109,7 @@ def _describe(app: FastAPI, state: AppState) -> None:
         if described_refs != refs:
             app.openapi_schema = None
             schema = generate()
-            docs = openapi.OperationDocs(models, state.settings)
+            docs = OperationDocs(models, state.settings)
             docs.describe(schema["paths"])
             openapi.complete(schema, docs.schemas, keys=state.settings.api_keys is not None)
             described_refs = refs

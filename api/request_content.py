@@ -22,6 +22,8 @@ from core.imaging.pictures import UnusableImageError
 
 FORM = "multipart/form-data"
 RAW = "application/octet-stream"
+IMAGE_TYPES = ("image/",)  # beginnings of media types of bodies that are one file
+NPZ_TYPES = ("application/x-npz", "application/npz", "application/vnd.numpy.npz")
 MAX_BOUNDARY = 70  # characters, by RFC 2046
 
 _MAX_HEADER = 1000
@@ -35,12 +37,12 @@ _BOOLEANS: Mapping[str, bool] = {
 
 @dataclass
 class Content:
-    """The parsed content of a JSON body, a form, or a single image with its fields in the query.
+    """The parsed content of a JSON body, a form, or a single file with its fields in the query.
 
-    `fields` has the parsed fields keyed by name, `uploads` the uploaded images, and `named` the
-    files of other file fields keyed by field name. `texts` has the unparsed text of each form or
-    query field, because only an option's schema says whether a text such as `1` is a number or a
-    string.
+    `fields` has the parsed fields keyed by name, `uploads` the uploaded images (of an operation on
+    codes, the files of codes), and `named` the files of other file fields keyed by field name.
+    `texts` has the unparsed text of each form or query field, because only an option's schema says
+    whether a text such as `1` is a number or a string.
     """
 
     fields: dict[str, Any]
@@ -67,8 +69,12 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def parse_body(body: bytes, media: str, request: Request, accepted: str) -> Content:
-    """Return the content of a JSON body, or of an image with its fields in the query.
+def parse_body(
+    body: bytes, media: str, request: Request, accepted: str, files: tuple[str, ...] = IMAGE_TYPES
+) -> Content:
+    """Return the content of a JSON body, or of a file with its fields in the query.
+
+    The media type of such a file begins with one of `files`, or is `RAW`.
 
     `media` is the media type of the body. Raises MalformedError if the body cannot be parsed,
     InvalidError for a field that is given twice, and UnsupportedMediaError, whose message ends with
@@ -76,7 +82,7 @@ def parse_body(body: bytes, media: str, request: Request, accepted: str) -> Cont
     """
     if media == "application/json":
         return Content(parse_object(body))
-    if media.startswith("image/") or media == RAW:
+    if media.startswith(files) or media == RAW:
         fields, texts = parse_texts(request.query_params.multi_items())
         return Content(fields, [body], texts=texts)
     raise unsupported(media, accepted)

@@ -3,33 +3,34 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from api.access import caller_of
 from api.auth import ANONYMOUS, Caller
 from api.batching.requests import PendingRequest
+from api.codes import CODES, FILE_ACCEPTED, read_codes
 from api.deadline import deadline_of
 from api.errors import InvalidError, MalformedError, NotFoundError, request_id_of
+from api.input_images import base64_texts, check_number, decode_images, decode_shared
 from api.permissions import Models
 from api.request_bodies import read_body
-from api.request_content import FORM, Content, decode_base64, media_type, option_value, parse_body, read_form
+from api.request_content import FORM, IMAGE_TYPES, NPZ_TYPES, Content, media_type, option_value, parse_body, read_form
 from api.request_span import traceparent_of
+from api.responses.render import JSON
 from api.responses.upscaled import UpscaleSpec
 from api.schemas.operations import SEED_LIMIT, OperationFields, UpscaleFields
 from api.schemas.webhooks import WebhookBody
 from api.stored_content import IMAGES_URL, store_content
 from core.broker.codec import Items
-from core.catalog.operations import Operation, Shared
+from core.catalog.operations import Operation
 from core.catalog.registry import ModelOperation, ModelVersion
 from core.catalog.validation import InvalidOptionsError
-from core.imaging.pictures import Pixels, UnusableImageError, decode
 from core.imaging.tiling import Photograph
 from core.outbound.addresses import parse_url
 from core.settings import Settings
@@ -39,7 +40,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 Texts = Mapping[str, str]  # keyed by field name
 _INLINE_BYTES = 16 << 10  # a larger body is parsed and decoded in a thread, so that it does not delay small requests
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
-_ACCEPTED = (
+_IMAGES_ACCEPTED = (
     "send application/json, multipart/form-data with files named `images`, or one picture as image/* with the other "
     "fields in the query"
 )
@@ -47,14 +48,14 @@ _ACCEPTED = (
 
 @dataclass
 class InferenceRequest:
-    """A validated request for an operation, with decoded images.
+    """A validated request for an operation, with decoded images or codes.
 
-    `items` are the pixels of the input images, keyed by the model's argument; each image is for
-    `rows_per_image` consecutive rows. `input_urls`, keyed by field, name images that must be
-    fetched first; until then there are no items. `conversions` are messages about how images were
-    converted. `deadline_at` is in seconds since the epoch; `traceparent` is that of the request's
-    span. A request of `POST /v1/upscales` has, in place of items, the complete image (`photograph`)
-    and how to enlarge it (`upscale`).
+    `items` are the pixels of the input images, or the codes, keyed by the model's argument; each
+    image or code is for `rows_per_image` consecutive rows. `input_urls`, keyed by field, name
+    images that must be fetched first; until then there are no items. `conversions` are messages
+    about how images were converted. `deadline_at` is in seconds since the epoch; `traceparent` is
+    that of the request's span. A request of `POST /v1/upscales` has, in place of items, the
+    complete image (`photograph`) and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -102,6 +103,8 @@ class InferenceRequest:
             summary["count"] = self.rows_per_image if self.items else self.rows
         if self.upscale is not None:
             summary |= self.upscale.summary
+        elif self.operation.codes:
+            summary[CODES] = len(self.items[CODES])
         elif self.items:
             summary["images"] = sum(len(self.items[name]) for name in self.operation.images)
         if self.conversions:
@@ -141,21 +144,24 @@ async def read_request(request: Request, operation: Operation, models: Models, s
     form: Content | None = None
     if media == FORM:
         body = await request.body()
-        names = ["images", *(shared.name for shared in operation.shared)]
+        names = [CODES] if operation.codes else ["images", *(shared.name for shared in operation.shared)]
         fields = " and ".join(f"`{name}`" for name in names)
         # one file more than the limit, so that the error for too many files is that of JSON bodies
-        max_files = settings.max_images + 1 + 2 * len(operation.shared)
+        max_files = 2 if operation.codes else settings.max_images + 1 + 2 * len(operation.shared)
         form = await read_form(request, names, max_files, f"the files' field is {fields}")
     else:
         body = await read_body(request.receive)
 
+    files, accepted = (NPZ_TYPES, FILE_ACCEPTED) if operation.codes else (IMAGE_TYPES, _IMAGES_ACCEPTED)
+
     def resolve() -> InferenceRequest:
-        content = form or parse_body(body, media, request, _ACCEPTED)
+        content = form or parse_body(body, media, request, accepted, files)
         if b"idempotency-key" in headers:
             content.fingerprint  # noqa: B018 - computed here, in a thread for large bodies, and cached
         return request_of_content(request, content, operation, models, settings)
 
-    return resolve() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(resolve)
+    inline = len(body) <= _INLINE_BYTES and (not operation.codes or media == JSON)  # a small NPZ may unpack to much
+    return resolve() if inline else await asyncio.to_thread(resolve)
 
 
 def request_of_content(
@@ -204,27 +210,34 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
 def inference_request_of(
     content: Content, fields: OperationFields, operation: Operation, entry: ModelVersion, settings: Settings
 ) -> InferenceRequest:
-    """Validate the fields of a request against a model's card, and decode its images.
+    """Validate the fields of a request against a model's card, and decode its images or codes.
 
     If the request names an image by URL, no image is decoded yet. Raises InvalidError for fields,
-    options, images or URLs that are not valid.
+    options, images, codes or URLs that are not valid.
     """
     model_operation = entry.operations.get(operation.method)
     if model_operation is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
     options = validate_options(model_operation, fields, _field_names(operation), content.texts)
+    if model_operation.codes is not None:
+        codes = read_codes(content, fields, model_operation.codes, options, settings)
+        rows = _checked_rows(operation, fields, len(codes), options, settings)
+        seed, items = seed_or_random(fields.seed), {CODES: codes}
+        inference_request = InferenceRequest(operation, entry, options, seed, rows, content, items, fields.count)
+        inference_request.webhook_body = fields.webhook
+        return inference_request
     images: list[bytes | str] = [*content.uploads, *fields.images]
     urls = _input_urls(operation, fields)
     rows, rows_per_image = _sizes(operation, fields, len(images) + len(urls.get(IMAGES_URL, ())), options, settings)
     conversions: list[str] = []
-    items = {} if urls else _decode_images(operation, entry, images, conversions)
+    items = {} if urls else decode_images(operation, entry, images, conversions)
     for shared in operation.shared:
-        sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_base64_texts(shared, fields)]
+        sent: list[bytes | str] = [*content.named.get(shared.name, ()), *base64_texts(shared, fields)]
         if urls:
-            _check_number(shared, entry, len(sent) + len(urls.get(f"{shared.name}_url", ())))
+            check_number(shared, entry, len(sent) + len(urls.get(f"{shared.name}_url", ())))
         else:
-            items[shared.name] = _decode_shared(shared, entry, sent, conversions)
+            items[shared.name] = decode_shared(shared, entry, sent, conversions)
     seed = seed_or_random(fields.seed)
     inference_request = InferenceRequest(
         operation, entry, options, seed, rows, content, items, rows_per_image, tuple(conversions)
@@ -271,7 +284,7 @@ def seed_or_random(seed: int | None) -> int:
 def _field_names(operation: Operation) -> frozenset[str]:
     """Return the names of the body fields of an operation that are not options."""
     shared = {name for one in operation.shared for name in (one.name, f"{one.name}_url")}
-    return frozenset(OperationFields.model_fields) | shared
+    return frozenset(OperationFields.model_fields) | shared | ({CODES} if operation.codes else set())
 
 
 def validate_fields(model: type[Fields], fields: Any) -> Fields:
@@ -325,82 +338,19 @@ def _sizes(
         raise InvalidError(f"images: {images} are more than the {settings.max_images} that one request may bring")
     if not operation.counted and fields.count != 1:
         raise InvalidError("count: this operation has none; the number of results follows from the images and options")
-    if not 1 <= fields.count <= settings.max_count:
-        raise InvalidError(f"count: {fields.count} is not between 1 and {settings.max_count}")
-    if (rows := operation.rows(fields.count, images, options)) > settings.max_count:
-        raise InvalidError(f"{rows} results are more than the {settings.max_count} that one request may ask for")
+    rows = _checked_rows(operation, fields, images, options, settings)
     return rows, rows // images if needed == 1 else rows
 
 
-def _decode_images(
-    operation: Operation, entry: ModelVersion, images: Sequence[bytes | str], conversions: list[str]
-) -> Items:
-    """Decode all images to the size of the model; return the pixels, keyed by the model's argument.
+def _checked_rows(
+    operation: Operation, fields: OperationFields, inputs: int, options: dict[str, Any], settings: Settings
+) -> int:
+    """Return the number of rows of a request with `inputs` images or codes.
 
-    For each image that is converted (such as resized), a message is added to `conversions`. Raises
-    InvalidError if an image cannot be decoded or converted.
+    Raises InvalidError if `count` or the number of rows is out of range.
     """
-    decoded = [
-        _decode_image(image, entry.image, f"images[{index}]", f"images.{index}", conversions)
-        for index, image in enumerate(images)
-    ]
-    if len(operation.images) == 2:
-        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}
-    return {operation.images[0]: np.stack(decoded)} if decoded else {}
-
-
-def _decode_image(
-    image: bytes | str, size: tuple[int, int, int], name: str, path: str, conversions: list[str]
-) -> Pixels:
-    """Decode an image file, or its base64 text, and return its pixels (C, H, W).
-
-    The image is converted to `size` (C, H, W) if necessary; then a message is added to
-    `conversions`. `name` is the image's name in messages, `path` its field in errors. Raises
-    InvalidError if the image cannot be decoded or converted.
-    """
-    try:
-        pixels, converted = decode(image if isinstance(image, bytes) else decode_base64(image), *size)
-    except UnusableImageError as error:
-        raise InvalidError(f"{name}: {error}", errors=[{"field": path, "detail": str(error)}]) from error
-    if converted:
-        conversions.append(f"{name}: {converted}")
-    return pixels
-
-
-def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
-    """Return the base64 texts in the request field of a shared image; none without the field.
-
-    A shared image is used for all rows, such as a mask. Raises InvalidError if a value is no text.
-    """
-    value = (fields.model_extra or {}).get(shared.name, [])
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidError.in_field(shared.name, "must be a picture file as base64 text")
-    return texts
-
-
-def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str], conversions: list[str]) -> Pixels:
-    """Decode a shared image, one for all rows such as a mask; return its pixels (1, C, H, W).
-
-    The image is decoded as grey, and repeated for each channel of the model. If it is converted
-    (such as resized), a message is added to `conversions`. Raises InvalidError if `sent` has not
-    exactly one image, or if the image cannot be decoded or is not suitable.
-    """
-    channels, height, width = entry.image
-    _check_number(shared, entry, len(sent))
-    pixels = _decode_image(sent[0], (1, height, width), shared.name, shared.name, conversions)
-    if fault := shared.fault(pixels):
-        raise InvalidError.in_field(shared.name, fault)
-    return np.repeat(pixels[None], channels, axis=1)
-
-
-def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError if the field `shared` of a request does not have exactly one image.
-
-    `number` is the number of images that it has.
-    """
-    if number != 1:
-        _, height, width = entry.image
-        sent = f"{number} were sent" if number else "missing"
-        detail = f"{sent}; send one picture of {width}×{height} pixels. {shared.description}"
-        raise InvalidError.in_field(shared.name, detail)
+    if not 1 <= fields.count <= settings.max_count:
+        raise InvalidError(f"count: {fields.count} is not between 1 and {settings.max_count}")
+    if (rows := operation.rows(fields.count, inputs, options)) > settings.max_count:
+        raise InvalidError(f"{rows} results are more than the {settings.max_count} that one request may ask for")
+    return rows

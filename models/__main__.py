@@ -67,9 +67,15 @@ def build_parser() -> argparse.ArgumentParser:
     z_samples_help = "samples for log Z of a bihm (default 1000 per importance sample, at most 5e6)"
     evaluate.add_argument("--z-samples", type=int, help=z_samples_help)
     evaluate.add_argument("--seed", type=int, default=1, help="of binarization and importance samples (default 1)")
-    precisions = ("float32", "bfloat16")
-    evaluate.add_argument("--precision", choices=precisions, default="float32", help="of the decoder's matrix products")
+    evaluate.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the decoder's matrix products"
+    )
     evaluate.add_argument("--write", action="store_true", help="write the figures into the checkpoint's card")
+
+    refresh = _add_command(subparsers, "refresh", "write what the cards of an earlier release lack into them", common)
+    refresh.add_argument("checkpoint", type=Path, nargs="+", help="a model.safetensors")
+    refresh.add_argument("--data", help="data set (default: the one that the model was trained on)")
+    refresh.add_argument("--count", type=int, default=1000, help="use only the first COUNT test images (default 1000)")
 
     sample = _add_command(subparsers, "sample", "draw samples onto a PNG", common)
     sample.add_argument("checkpoint", type=Path, help="a model.safetensors")

@@ -37,9 +37,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit.codes import CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, mean_figure, no_report
 from models.kit.operations import Continuation, Result, State, describe
-from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
+from models.kit.row_streams import CHOICE, FIRST_FREE, OUTPUT, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, common_progress, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Images, Int16, PerImage, Tensor
@@ -55,6 +56,7 @@ IMAGES_PER_BATCH = 20  # of `evaluate`
 SLEEP_SAMPLES = 10  # draws of p per image of a training batch, in the sleep phase
 HIDDEN, VISIBLE, INNER = range(FIRST_FREE, FIRST_FREE + 3)  # streams: draws of q, of p, and for p̃* in a sweep
 SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
+DECODE = 128  # stream of layer 0 in a decoding; layer l has DECODE + l
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,25 @@ GibbsOptions = SampleOptions | InpaintOptions
 
 
 @dataclass(frozen=True)
+class DecodeOptions:
+    """Options of `decode`: the layer that is given, how it is binarized, and the kind of output.
+
+    Without `layer`, the top layer is given.
+    """
+
+    layer: int | None = option(
+        None, minimum=0, maximum=63, description="which layer's states are given, from the lowest, 0"
+    )
+    binarization: str = option(
+        "draw",
+        choices=("draw", "threshold", "none"),
+        description="how the states become binary: by a seeded Bernoulli draw (binary ones stay as they are), at 0.5,"
+        " or not at all",
+    )
+    output: str = _OUTPUT
+
+
+@dataclass(frozen=True)
 class EncodeOptions:
     """Options of `encode`: how images are binarized, and over how many samples is averaged."""
 
@@ -264,7 +285,10 @@ class Model(nn.Module):
 
     def operations(self) -> dict[str, Any]:
         """Return the description of each operation in the format of the card, keyed by name."""
-        return describe(self)
+        described = describe(self)
+        top = len(self.config.hidden) - 1
+        described["decode"]["options"]["properties"]["layer"].update(type="integer", maximum=top, default=top)
+        return described
 
     # The two directions
 
@@ -417,6 +441,35 @@ class Model(nn.Module):
         return {"images": self._to_images(filled), "binarization": options.binarization}
 
     # Encoding and scoring
+
+    @torch.inference_mode()
+    def decode(self, codes: Float[Tensor, "B n"], rows: RowStreams, options: DecodeOptions) -> dict[str, Any]:
+        """Draw from p(x|hₗ) of given states hₗ, l = `layer` + 1; return `images` in 0 … 1.
+
+        The layers below are drawn from p, from the top down. The option `output` chooses the
+        probabilities of the pixels given the lowest layer, or draws.
+        """
+        state = rows.binarize(codes, options.binarization)
+        layer = len(self.config.hidden) - 1 if options.layer is None else options.layer
+        for lower in range(layer, 0, -1):
+            state = rows.bernoulli(self.p[lower](state).float().sigmoid(), DECODE + lower)
+        means = self.p[0](state).float().sigmoid()
+        images = means if options.output == "means" else rows.bernoulli(means, OUTPUT)
+        return {"images": self._to_images(images), "binarization": options.binarization}
+
+    def code_format(self) -> CodeFormat:
+        """Return the format of the codes that `decode` reads: the states of one layer, or their probabilities."""
+        return CodeFormat(self.config.hidden, 0.0, 1.0, "layer")
+
+    @torch.inference_mode()
+    def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:
+        """Return the standard deviation over images of q(h = 1|x) of each unit of the top layer."""
+        parts = [slice(first, first + 500) for first in range(0, len(images), 500)]
+        options = EncodeOptions("none")
+        encoded = [self.encode(images[part], RowStreams(rows.seed[part], rows.row[part]), options) for part in parts]
+        top = torch.cat([layers[f"layers.{len(self.config.hidden) - 1}"] for layers in encoded])
+        measure = f"standard deviation of q(h = 1|x) of the top layer over {len(images)} pictures"
+        return CodeActivity(top.std(dim=0, correction=0), measure)
 
     # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()

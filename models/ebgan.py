@@ -40,6 +40,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit.codes import NORMAL_LIMIT, CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, mean_figure, no_report
 from models.kit.operations import Continuation, Result, State, describe
 from models.kit.optimizers import OptimizerStep
@@ -334,7 +335,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Empty record: the operations `energy`, `encode` and `reconstruct` have no options."""
+    """Empty record: `decode`, `energy`, `encode` and `reconstruct` have no options."""
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------
@@ -477,9 +478,26 @@ class Model(nn.Module):
         }
 
     def _generate(self, rows: RowStreams, candidate: int) -> Images:
-        z = rows.normals(self.config.latents, candidate, 1, LATENT)[:, 0]
+        return self._decode(rows.normals(self.config.latents, candidate, 1, LATENT)[:, 0])
+
+    def _decode(self, z: Float[Tensor, "B J"]) -> Images:
         images: Tensor = (self.generator(z) + 1.0) * 0.5
         return images
+
+    @torch.inference_mode()
+    def decode(self, codes: Float[Tensor, "B J"], rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
+        """Return `images` (B, C, H, W) in 0 … 1: G(z) of given z."""
+        return {"images": self._decode(codes)}
+
+    def code_format(self) -> CodeFormat:
+        """Return the format of the codes that `decode` reads: z, not the codes of the discriminator's encoder."""
+        return CodeFormat((self.config.latents,), -NORMAL_LIMIT, NORMAL_LIMIT)
+
+    @torch.no_grad()
+    def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
+        """Return the Euclidean norm of the generator's first weights of each zⱼ; no encoder finds z."""
+        first = next(self.generator.layers.parameters())  # (units, J)
+        return CodeActivity(torch.linalg.vector_norm(first, dim=0), "norm of the generator's first weights")
 
     # Scoring and encoding
 

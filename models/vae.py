@@ -41,6 +41,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit import sampling
+from models.kit.codes import NORMAL_LIMIT, CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, no_report
 from models.kit.onednn_linear import Linear
 from models.kit.operations import Continuation, Result, State, describe
@@ -286,6 +287,13 @@ class ManifoldOptions:
 
 
 @dataclass(frozen=True)
+class DecodeOptions:
+    """Options of `decode`: the kind of output."""
+
+    output: str = _OUTPUT
+
+
+@dataclass(frozen=True)
 class EncodeOptions:
     """Options of `encode`: how images are binarized."""
 
@@ -412,6 +420,25 @@ class Model(nn.Module):
         column, line = rows.row % options.size, rows.row // options.size
         z = torch.stack((coordinates[column], coordinates[line]), dim=1)
         return {"images": self._decode(z, rows, "means")}
+
+    @torch.inference_mode()
+    def decode(self, codes: Latents, rows: RowStreams, options: DecodeOptions) -> dict[str, Any]:
+        """Decode given z; return `images` (B, C, H, W) in 0 … 1.
+
+        The option `output` chooses the means of p(x|z) or draws from it.
+        """
+        return {"images": self._decode(codes, rows, options.output)}
+
+    def code_format(self) -> CodeFormat:
+        """Return the format of the codes that `decode` reads: z."""
+        return CodeFormat((self.config.latents,), -NORMAL_LIMIT, NORMAL_LIMIT)
+
+    @torch.inference_mode()
+    def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
+        """Return the standard deviation of each μⱼ over images: 0 for a latent that the model does not use."""
+        means = torch.cat([self.encoder(part.flatten(1))[0] for part in torch.split(images, 500)])
+        measure = f"standard deviation of the mean of q(z|x) over {len(images)} pictures"
+        return CodeActivity(means.std(dim=0, correction=0), measure)
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.errors import NotAcceptableError, RangeError
+from api.request_content import NPZ_TYPES
 from core import tracing
 from core.broker.codec import Fields
 from core.catalog.operations import Operation
@@ -126,7 +127,7 @@ def _precision(pattern: str, offer: str) -> int:
 
     3: type and subtype, 2: `type/*`, 1: `*/*`, 0: not at all.
     """
-    if pattern == offer or (offer == NPZ and pattern in {"application/npz", "application/vnd.numpy.npz"}):
+    if pattern == offer or (offer == NPZ and pattern in NPZ_TYPES):
         return 3
     if pattern == offer.partition("/")[0] + "/*":
         return 2

@@ -28,12 +28,36 @@ class Figure(Resource):
     detail: str | None = None
 
 
+class CodeFormatResponse(Resource):
+    """The length of the codes that an operation takes, and the range of their numbers."""
+
+    sizes: list[int] = Field(description="The length; with `option`, one for each value of this option, from 0 on.")
+    minimum: float
+    maximum: float
+    option: str | None = Field(None, description="The option that decides the length, such as `layer`.")
+
+
 class ModelOperationResponse(Resource):
     """An operation of a model."""
 
     options: dict[str, Any] = Field(description="JSON Schema of the operation's options.")
     inputs: list[str] | None = None
+    codes: CodeFormatResponse | None = Field(None, description="Of decodings: what a code looks like.")
     unit: str | None = None
+
+
+class ActiveCode(Resource):
+    """One number of a model's codes, and how much it matters."""
+
+    index: int = Field(description="Its place in a code, from 0.")
+    activity: float = Field(description="By the `measure`; larger means more.")
+
+
+class CodesResponse(Resource):
+    """Which numbers of a model's codes matter most. The top layer's, if there are several."""
+
+    active: list[ActiveCode] = Field(description="The most active numbers first, at most 64.")
+    measure: str | None = Field(None, description="What the activity is, and of how many pictures.")
 
 
 class ModelResponse(Resource):
@@ -48,6 +72,7 @@ class ModelResponse(Resource):
     config: dict[str, Any] | None = None
     image: ImageSize
     operations: dict[str, ModelOperationResponse] = Field(description="By the last part of their route.")
+    codes: CodesResponse | None = Field(None, description="Which numbers of a code matter most; null if unknown.")
     figures: list[Figure] = Field(description="Measured quality.")
     provenance: dict[str, Any] = Field(description="How it was trained, on which data.")
     license: str | None = None

@@ -22,7 +22,10 @@ Images = Annotated[list[str], Field(description="PNGs as base64.")]
 
 
 class OperationFields(BaseModel, extra="allow", strict=True):
-    """The fields of all operations on images of the model's size. Any other field is an option."""
+    """The fields of all operations on images of the model's size, or on codes.
+
+    Any other field is an option, apart from the inputs of single operations.
+    """
 
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
     count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
@@ -76,6 +79,10 @@ class SamplesResponse(PicturesResponse):
 
 class ManifoldResponse(PicturesResponse):
     """Pictures on a grid over a two-dimensional latent space, row by row."""
+
+
+class DecodingsResponse(PicturesResponse):
+    """Decoded codes: result j of code i has the index i·count + j."""
 
 
 class ReconstructionsResponse(PicturesResponse):
@@ -139,6 +146,7 @@ class UpscalesResponse(OperationResponse):
 RESPONSES: Mapping[str, type[OperationResponse]] = {
     "samples": SamplesResponse,
     "manifold": ManifoldResponse,
+    "decodings": DecodingsResponse,
     "encodings": EncodingsResponse,
     "reconstructions": ReconstructionsResponse,
     "interpolations": InterpolationsResponse,

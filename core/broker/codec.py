@@ -14,7 +14,7 @@ import numpy as np
 # rows.
 Fields = dict[str, Any]
 
-# Images that some rows read, uint8 (M, C, H, W), by the name of the input.
+# What some rows read, by the name of the input: images, uint8 (M, C, H, W), or codes, float32 (M, n).
 Items = dict[str, np.ndarray[Any, Any]]
 
 _TYPES = {name: np.dtype(name) for name in ("uint8", "float32", "float64", "int64", "bool")}
@@ -62,9 +62,10 @@ class BatchSlice:
     """Rows `first` … `first + rows − 1` of one request, all with the same seed.
 
     `id` is the id of the pending request or job. `items` has the images of each input of the model,
-    uint8 (M, C, H, W): one per row (M = `rows`), or one for all rows (M = 1). With `png`, images
-    are returned as PNG bytes instead of an array. `request_id` is the id of the HTTP request, for
-    the log, and `traceparent` identifies its span, for traces; "" if there are none.
+    uint8 (M, C, H, W), or its codes, float32 (M, n): one per row (M = `rows`), or one for all rows
+    (M = 1). With `png`, images are returned as PNG bytes instead of an array. `request_id` is the
+    id of the HTTP request, for the log, and `traceparent` identifies its span, for traces; "" if
+    there are none.
     """
 
     id: str

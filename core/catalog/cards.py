@@ -31,6 +31,8 @@ REQUIRED_FIELDS = (
 _MAX_DEPTH = 12
 _MAX_VALUES = 4096
 _MAX_FIGURES = 64
+_MAX_SIZES = 64  # of codes, by the value of an option
+_CODE_FIELDS = {"sizes", "minimum", "maximum", "option"}
 _INTEGER_LIMIT = 2**63
 _NAME = re.compile(r"[A-Za-z0-9][\w.@ +-]*")
 _MAX_CHARACTERS = {"name": 120, "version": 40, "family": 80, "summary": 300, "created_at": 40, "license": 200}
@@ -79,16 +81,42 @@ def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
 
 
 @dataclass(frozen=True)
+class CodeFormat:
+    """The length of the codes that an operation reads, and the range of their values.
+
+    `sizes` is the length; if the integer option `option` decides it, there is one length for each
+    value of the option, from 0 on.
+    """
+
+    sizes: Sequence[int]
+    minimum: float
+    maximum: float
+    option: str | None = None
+
+    def size(self, options: Mapping[str, Any]) -> int:
+        """Return the length of a code for validated options of the operation."""
+        return self.sizes[0 if self.option is None else options[self.option]]
+
+
+@dataclass(frozen=True)
 class OperationSpec:
     """One of a card's `operations`: the JSON Schema of its options, and how it runs.
 
     A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
-    every side of a tile, in pixels; 0 for an operation without tiles.
+    every side of a tile, in pixels; 0 for an operation without tiles. `codes` is the format of the
+    codes that the operation reads; None if it reads none.
     """
 
     options: Mapping[str, Any]
     sliced: bool = False
     margin: int = 0
+    codes: CodeFormat | None = None
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> Self:
+        """Return the operation of a JSON object whose fields have been checked."""
+        codes = CodeFormat(**spec["codes"]) if "codes" in spec else None
+        return cls(spec.get("options", {}), bool(spec.get("sliced")), int(spec.get("margin", 0)), codes)
 
 
 @dataclass(frozen=True)
@@ -121,10 +149,7 @@ class Card:
             family=fields.get("family", ""),
             image=ImageShape(**fields["image"]),
             config=fields.get("config", {}),
-            operations={
-                method: OperationSpec(spec.get("options", {}), bool(spec.get("sliced")), int(spec.get("margin", 0)))
-                for method, spec in fields["operations"].items()
-            },
+            operations={method: OperationSpec.from_json(spec) for method, spec in fields["operations"].items()},
             figures=metrics_from_json(fields.get("figures", [])),
             provenance=fields.get("provenance", {}),
             json=fields,
@@ -157,6 +182,7 @@ def parse_card(text: str) -> Card:
         if not isinstance(fields.get(field, {}), dict):
             raise CardError(f"the field {field!r} of its card must be an object")
     _check_operations(fields.get("operations", {}))
+    _check_codes(fields.get("codes", {"active": []}))
     _check_figures(fields.get("figures", []))
     return Card.from_json(fields)
 
@@ -230,6 +256,51 @@ def _check_operations(operations: Mapping[str, Any]) -> None:
         margin = spec.get("margin", 0)
         if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
             raise CardError(f"the 'margin' of the operation {method[:60]!r} of its card must be an integer from 0")
+        if "codes" in spec:
+            _check_code_format(method, spec["codes"], spec.get("options", {}))
+
+
+def _check_code_format(method: str, codes: Any, options: Mapping[str, Any]) -> None:
+    """Raise CardError if the `codes` of an operation are no `CodeFormat` that fits its options."""
+    name = f"the 'codes' of the operation {method[:60]!r} of its card"
+    if not isinstance(codes, dict) or not {"sizes", "minimum", "maximum"} <= set(codes) <= _CODE_FIELDS:
+        raise CardError(f"{name} must hold sizes, minimum, maximum and possibly option")
+    sizes, bounds = codes["sizes"], (codes["minimum"], codes["maximum"])
+    if not isinstance(sizes, list) or not 1 <= len(sizes) <= _MAX_SIZES or not all(_is_index(one, 1) for one in sizes):
+        raise CardError(f"{name} must have 1 to {_MAX_SIZES} sizes, each an integer in [1, 65536]")
+    if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds):
+        raise CardError(f"{name} must have numbers as minimum and maximum")
+    if not bounds[0] < bounds[1]:
+        raise CardError(f"{name} must have a minimum below its maximum")
+    if "option" not in codes:
+        return
+    option, properties = codes["option"], options.get("properties")
+    rule = properties.get(option) if isinstance(option, str) and isinstance(properties, dict) else None
+    expected = {"type": "integer", "minimum": 0, "maximum": len(sizes) - 1}
+    rule = rule if isinstance(rule, dict) else {}
+    fits = all(rule.get(field) == value for field, value in expected.items())
+    if not fits or not _is_index(rule.get("default"), 0) or rule["default"] >= len(sizes):
+        raise CardError(f"{name} must name an integer option in [0, {len(sizes) - 1}] with a default")
+
+
+def _check_codes(codes: Any) -> None:
+    """Raise CardError if `codes`, the activity of a model's codes, has a wrong type."""
+    active = codes.get("active") if isinstance(codes, dict) else None
+    if not isinstance(active, list) or not all(_is_active(entry) for entry in active):
+        raise CardError("the 'codes' of its card must hold a list 'active' of objects with an index and an activity")
+    if not isinstance(codes.get("measure", ""), str):
+        raise CardError("the 'measure' of the 'codes' of its card must be text")
+    _check_text("codes.measure", codes.get("measure", ""), _METRIC_MAX_CHARACTERS["detail"])
+
+
+def _is_active(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not _is_index(entry.get("index"), 0):
+        return False
+    return isinstance(entry.get("activity"), int | float) and not isinstance(entry["activity"], bool)
+
+
+def _is_index(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= 1 << 16
 
 
 def _check_figures(figures: Any) -> None:

@@ -42,10 +42,11 @@ class Operation:
 
     `path` is the last part of the route. `inputs` are the names of the method's image arguments, in
     order. `shared` are the inputs of which a request has one for all its images, in a field of
-    their own. `counted`: a request may set `count`.
-    `rows(count, images, options)` returns the number of rows of a request with this `count`, this
-    number of images and these options. `pictures`: the result has images, so clients can request
-    PNG. `tiled`: a request has one image of any size, and its tiles are the rows.
+    their own. `codes`: the only input is `codes`, vectors in place of images. `counted`: a request
+    may set `count`. `rows(count, images, options)` returns the number of rows of a request with
+    this `count`, this number of images or codes and these options. `pictures`: the result has
+    images, so clients can request PNG. `tiled`: a request has one image of any size, and its tiles
+    are the rows.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Operation:
     summary: str
     inputs: tuple[str, ...] = ()
     shared: tuple[Shared, ...] = ()
+    codes: bool = False
     counted: bool = False
     pictures: bool = False
     tiled: bool = False
@@ -64,7 +66,7 @@ class Operation:
 
         A single input takes any number of images; several inputs take one image each.
         """
-        named = {one.name for one in self.shared}
+        named = {"codes", *(one.name for one in self.shared)}
         return tuple(name for name in self.inputs if name not in named)
 
     @property
@@ -76,9 +78,10 @@ class Operation:
         """Return how many columns the PNG grid of a response has; None means nearly square.
 
         If the operation has input images and a `count`, this is `per`, the number of results per
-        image, so that each line of the grid has the results of one image.
+        image, so that each line of the grid has the results of one image. The same holds for codes
+        if there are several results per code.
         """
-        return per if self.counted and self.images else None
+        return per if self.counted and (self.images or (self.codes and per > 1)) else None
 
 
 OPERATIONS = (
@@ -91,6 +94,16 @@ OPERATIONS = (
         "Draw the latent grid of a model with a two-dimensional latent space",
         pictures=True,
         rows=lambda _count, _images, options: int(options["size"]) ** 2,
+    ),
+    Operation(
+        "decodings",
+        "decode",
+        "Decode codes",
+        inputs=("codes",),
+        codes=True,
+        counted=True,
+        pictures=True,
+        rows=lambda count, codes, _options: count * codes,
     ),
     Operation("encodings", "encode", "Encode images", inputs=("images",)),
     Operation("reconstructions", "reconstruct", "Reconstruct images", inputs=("images",), pictures=True),

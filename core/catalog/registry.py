@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from core.catalog.cards import Card, CardError, ImageShape, OperationSpec
+from core.catalog.cards import Card, CardError, CodeFormat, ImageShape, OperationSpec
 from core.catalog.checkpoint_file import read_card
 from core.catalog.operations import BY_METHOD, Operation
 from core.catalog.validation import InvalidOptionsError, option_errors, whole_numbers
@@ -27,13 +27,15 @@ _CHECK_S = 0.1  # shortest time between two checks for another active version
 class ModelOperation:
     """An operation of a model: the JSON Schema of its options, their defaults and a validator.
 
-    The `validator` is that of jsonschema_rs for `schema`.
+    The `validator` is that of jsonschema_rs for `schema`. `codes` is the format of the codes that
+    the operation reads, if it reads codes.
     """
 
     operation: Operation
     schema: Mapping[str, Any]
     defaults: Mapping[str, Any]
     validator: Any
+    codes: CodeFormat | None = None
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a request: the defaults updated with `given`.
@@ -87,8 +89,10 @@ def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
     schema = dict(spec.options)
     if not schema:
         raise CardError(f"the operation {method!r} has no options")
+    if BY_METHOD[method].codes and spec.codes is None:
+        raise CardError(f"the operation {method!r} does not say what its codes are")
     defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
-    return ModelOperation(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema))
+    return ModelOperation(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema), spec.codes)
 
 
 def read_version(path: Path) -> ModelVersion:

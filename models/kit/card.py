@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 HEADER_LIMIT_BYTES = 2**20
 _STRUCTURES = ("config", "image", "operations", "figures", "provenance")  # the other fields are strings and numbers
+ADDED = ("decode",)  # operations that cards of earlier releases lack, though their models have them
 REQUIRED = ("format", "name", "version", "family", "summary", "created_at", *_STRUCTURES, "license")
 
 
@@ -66,6 +67,13 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} has a card of another format than {FORMAT}")
     _check_fields(card, f"the card of {path.name}")
     return card
+
+
+def read_preview(path: Path) -> bytes | None:
+    """Return the PNG preview in a checkpoint file's header, or None if there is none."""
+    with safe_open(path, "numpy") as file:
+        preview = file.metadata().get("preview")
+    return None if preview is None else base64.b64decode(preview)
 
 
 def _check_fields(card: dict[str, Any], name: str) -> None:
@@ -158,7 +166,10 @@ def check(path: Path) -> None:
     for name, (_, dtype) in expected.items():
         if dtypes[name] != dtype:
             raise ValueError(f"{name} of {path.name} is {dtypes[name]}, not {dtype}")
-    if card["operations"] != json.loads(json.dumps(model.operations())):
+    operations = json.loads(json.dumps(model.operations()))
+    if {name: spec for name, spec in operations.items() if name in card["operations"] or name not in ADDED} != card[
+        "operations"
+    ]:
         raise ValueError(f"the card of {path.name} lists other operations than those of {card['family']} here")
 
 

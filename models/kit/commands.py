@@ -99,6 +99,12 @@ def _check(arguments: argparse.Namespace) -> None:
     card.check(arguments.checkpoint)
 
 
+def _refresh(arguments: argparse.Namespace) -> None:
+    """Write what the cards of an earlier release lack into checkpoints."""
+    for path in arguments.checkpoint:
+        export.refresh(path, arguments.data_folder, arguments.count, arguments.data or "")
+
+
 def _dataset(arguments: argparse.Namespace) -> None:
     """Write MNIST or Fashion-MNIST as one NPZ file with the arrays `train` and `test`."""
     folder = arguments.data_folder
@@ -160,7 +166,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
-_FUNCTIONS = (_train, _export, _publish, _estimate, _check, _dataset, _devices, _families, _evaluate, _sample)
+_FUNCTIONS = (
+    *(_train, _export, _publish, _estimate, _check, _refresh, _dataset, _devices, _families, _evaluate, _sample),
+)
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     function.__name__.removeprefix("_"): function for function in _FUNCTIONS
 }

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.kit import card, data
+from models.kit.codes import describe_activity
 from models.kit.figures import Figures, figure
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
@@ -138,6 +140,7 @@ def publish(
         pictures = torch.empty(0)
     described["figures"] = figures(model, described, pictures, k)
     shown = pictures if len(pictures) else data.load(source, "train", data_folder).images[:100]
+    add_code_activity(model, described, shown)
     card.save(path, model, described, preview(model, shown, described["provenance"]["seed"]))
     result = {"path": str(path), "figures": described["figures"]}
     if against is not None:
@@ -145,6 +148,32 @@ def publish(
         same = all(other_card[field] == described[field] for field in ("family", "image"))
         result["against"] = figures(other, described, pictures, k) if same else []
     return result
+
+
+def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None:
+    """Write what the card of an earlier release lacks into a checkpoint; the weights stay.
+
+    These are the operations that its family has now, and the activity of the codes on the first
+    `count` test images of the data set `source`, by default the one that the model was trained on.
+    `data_folder` has the data sets; without the data set the activity is left out.
+    """
+    model, described = card.load(path)
+    described["operations"] = model.operations()
+    if hasattr(model, "code_activity"):
+        with suppress(ValueError):
+            pictures = data.load(source or described["provenance"]["data"]["name"], "test", data_folder)
+            add_code_activity(model, described, pictures.images[:count])
+    card.save(path, model, described, card.read_preview(path))
+
+
+def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImages) -> None:
+    """Add the most active values of the model's codes on test images to its card, as `codes`.
+
+    A family that does not measure them gets none.
+    """
+    codes = describe_activity(model, preprocess_as_trained(described, pictures, EVALUATION_SEED))
+    if codes is not None:
+        described["codes"] = codes
 
 
 def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int) -> Figures:

@@ -1,9 +1,10 @@
 """Derive a model's operations from the signatures of its methods.
 
 An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass).
-Its input images are its parameters `images`, `first`, `second` and `mask`, if it has them. A
-parameter `state` means that it runs in several calls, and returns a `Continuation` between them.
-The class constant `UNIT` of its options is the unit of the numbers that it returns.
+Its input images are its parameters `images`, `first`, `second` and `mask`, if it has them; or its
+input is `codes`, whose format the method `code_format` returns. A parameter `state` means that it
+runs in several calls, and returns a `Continuation` between them. The class constant `UNIT` of its
+options is the unit of the numbers that it returns.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from models.kit.row_streams import RowStreams
 from models.kit.schema import json_schema
 from models.kit.shapes import Images, Tensor
 
-IMAGE_INPUTS = ("images", "first", "second", "mask")
+INPUTS = ("images", "first", "second", "mask", "codes")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,17 @@ Result = dict[str, Any] | Continuation
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
     """Return the descriptions of a model's operations, keyed by method, except those in `without`.
 
-    Each has the fields "inputs" (names of image parameters), "options" (a JSON Schema), "unit", and
-    "sliced" (whether it runs in several calls).
+    Each has the fields "inputs" (names of parameters), "options" (a JSON Schema), "unit", and
+    "sliced" (whether it runs in several calls); one that reads codes also has "codes", their
+    `CodeFormat`.
     """
     kind: type = type(model)
-    return {name: _describe(hints) for name, hints in _operations(kind).items() if name not in without}
+    described = {name: _describe(hints) for name, hints in _operations(kind).items() if name not in without}
+    for entry in described.values():
+        if "codes" in entry["inputs"]:
+            code_format: Any = model.code_format
+            entry["codes"] = code_format().to_json()
+    return described
 
 
 def options_of(model: nn.Module, operation: str) -> type:
@@ -74,7 +81,7 @@ def _operations(model: Any) -> dict[str, dict[str, Any]]:
 
 def _describe(hints: dict[str, Any]) -> dict[str, Any]:
     return {
-        "inputs": [name for name in IMAGE_INPUTS if name in hints],
+        "inputs": [name for name in INPUTS if name in hints],
         "options": json_schema(hints["options"]),
         "unit": getattr(hints["options"], "UNIT", None),
         "sliced": "state" in hints,

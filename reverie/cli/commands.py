@@ -1,6 +1,7 @@
-"""Define the commands `reverie sample`, `upscale`, `me`, `families` and `train`."""
+"""Define the commands `reverie sample`, `decode`, `upscale`, `me`, `families` and `train`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -51,6 +52,50 @@ def sample(
     with output_path(path) as target, ProgressBar(cli.output, model) as bar:
         saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
     cli.print_saved(path, saved, f"{count} samples of ")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # a code may begin with a minus sign
+def decode(
+    context: CommandContext,
+    model: Annotated[str, typer.Argument(help="A model, or model@version.")],
+    codes: Annotated[
+        list[str], typer.Argument(metavar="CODE…", help="Codes, each its numbers as 0.5,-1.2; or an NPZ file of codes.")
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of pictures for each code.")] = 1,
+    seed: Seed = None,
+    out: OutputPath = None,
+    options: Options = None,
+    deadline: Deadline = None,
+    webhook: WebhookUrl = None,
+    webhook_events: WebhookEvents = None,
+) -> None:
+    """Decode codes and save the pictures; the suffix of the file chooses PNG (a grid), NPZ or JSON.
+
+    reverie decode vae-mnist-2d 0.5,-1.2 -0.3,0.8 -o digits.png
+    """
+    cli = context.obj
+    path = out or Path(f"{model.partition('@')[0]}.png")
+    fields = {**parse_options(options), "codes": _codes_of(codes), "count": count, "deadline_s": deadline}
+    fields |= webhook_option(webhook, webhook_events)
+    with output_path(path) as target, ProgressBar(cli.output, model) as bar:
+        saved = cli.client.save(target, "decodings", model, seed=seed, on_progress=bar.update_from_job, **fields)
+    cli.print_saved(path, saved, "decoded by ")
+
+
+def _codes_of(texts: Sequence[str]) -> list[list[float]] | Path:
+    """Return the codes in the arguments of `reverie decode`, or the path of their file.
+
+    Raises typer.BadParameter if an argument is neither.
+    """
+    if len(texts) == 1 and Path(texts[0]).suffix.lower() in {".npz", ".npy"}:
+        file = Path(texts[0])
+        if not file.is_file():
+            raise typer.BadParameter(f"{file}: there is no such file", param_hint="CODE")
+        return file
+    try:
+        return [[float(number) for number in text.split(",")] for text in texts]
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; write numbers as 0.5,-1.2, or one NPZ file", param_hint="CODE") from error
 
 
 @app.command()

@@ -15,7 +15,7 @@ from reverie.records import Event, Job
 INTERRUPTED = 130
 QUEUE_POLL_S = 1.0
 # Jobs whose results can be saved as a picture.
-PICTURE_KINDS = {"samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"}
+PICTURE_KINDS = {"samples", "manifold", "decodings", "reconstructions", "interpolations", "inpaintings", "upscales"}
 
 app = typer.Typer(help="List jobs, newest first; with a command, manage them.", invoke_without_command=True)
 

@@ -84,7 +84,8 @@ class OperationMethods(BaseMethods):
         called with the job each time it is read. Raises ValueError for an unknown suffix.
         """
         media_type = media_type_of(path)
-        request = _operation_request(operation, media_type, _body(model, images, seed, options), deadline_s)
+        body = _body(model, images, seed, options)
+        request = _operation_request(operation, {"Accept": media_type}, body, deadline_s)
         send = partial(self._send_and_wait, on_progress=on_progress)
         return (yield from self._download(request, path, media_type, send=send))
 
@@ -105,9 +106,7 @@ class OperationMethods(BaseMethods):
         `operation` is the last part of the operation's route, such as "samples".
         """
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
-        body = _body(model, images, seed, options)
-        deadline = deadline_after(deadline_s)
-        request = ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers, deadline=deadline)
+        request = _operation_request(operation, headers, _body(model, images, seed, options), deadline_s)
         response = yield from self._send(request)
         if response.status_code == 202:
             return Job(response.json())
@@ -140,7 +139,7 @@ class OperationMethods(BaseMethods):
         fields = {name: value for name, value in fields.items() if value is not None}
         if isinstance(image, bytes) or is_url(image):
             fields |= {"image": _base64(image)} if isinstance(image, bytes) else {"image_url": image}
-            request = _operation_request("upscales", media_type, fields, deadline_s)
+            request = _operation_request("upscales", {"Accept": media_type}, fields, deadline_s)
         else:
             if "webhook" in fields:
                 fields["webhook"] = json.dumps(fields["webhook"])
@@ -166,6 +165,26 @@ class OperationMethods(BaseMethods):
         The result has `images` in the order of the grid's lines.
         """
         return (yield from self._run("manifold", model, (), seed, options))
+
+    @ClientMethod
+    def decodings(
+        self,
+        /,
+        model: str,
+        codes: Sequence[Sequence[float]] | FilePath,
+        count: int = 1,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Steps[OperationResult]:
+        """Decode codes, each a list of numbers, or those in an NPZ file with an array `codes`.
+
+        The model's card says how long a code is: `client.model(name).operations["decodings"]["codes"]`.
+        In the result, picture j of code i is `images[i * count + j]`.
+        """
+        if not isinstance(codes, str | os.PathLike):
+            codes = [[float(number) for number in code] for code in codes]
+        return (yield from self._run("decodings", model, (), seed, {**options, "codes": codes, "count": count}))
 
     @ClientMethod
     def encodings(
@@ -242,7 +261,7 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
     ) -> Steps[OperationResult]:
         deadline_s = options.pop("deadline_s", None)
-        request = _operation_request(operation, JSON, _body(model, images, seed, options), deadline_s)
+        request = _operation_request(operation, {"Accept": JSON}, _body(model, images, seed, options), deadline_s)
         return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
 
     @ClientMethod
@@ -285,10 +304,16 @@ def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _operation_request(
-    operation: str, media_type: str, body: Mapping[str, Any], deadline_s: float | None
+    operation: str, headers: Mapping[str, str], body: Mapping[str, Any], deadline_s: float | None
 ) -> ApiRequest:
-    headers, deadline = {"Accept": media_type}, deadline_after(deadline_s)
-    return ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers, deadline=deadline)
+    """Return the request of an operation; if the codes in its body are a path, it uploads this file."""
+    path, deadline, codes = f"/v1/{operation}", deadline_after(deadline_s), body.get("codes")
+    if not isinstance(codes, str | os.PathLike):
+        return ApiRequest("POST", path, json=body, headers=headers, deadline=deadline)
+    fields = {name: value for name, value in body.items() if name != "codes"}
+    params = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in fields.items()}
+    upload = Upload({"codes": Path(codes)})
+    return ApiRequest("POST", path, params=params, headers=headers, upload=upload, deadline=deadline)
 
 
 def _base64(image: Picture) -> str:

@@ -1,5 +1,6 @@
 """Responses of the service conform to its OpenAPI description."""
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,8 +97,10 @@ def _granted(case: Any, files: dict[str, bytes]) -> None:
 def _pictures_of(path: str) -> dict[str, Any]:
     """Return placeholders of the images that a route needs, which `_pictured` replaces."""
     operation = next((one for one in OPERATIONS if path == f"/v1/{one.path}"), None)
-    if operation is None or not operation.images:
+    if operation is None or not operation.inputs:
         return {}
+    if operation.codes:
+        return {"codes": [[0.0, 0.0]]}
     images: dict[str, Any] = {"image": ""} if operation.tiled else {"images": [""] * len(operation.images)}
     return images | {one.name: "" for one in operation.shared}
 
@@ -109,14 +112,24 @@ def _schema(operation: Any) -> dict[str, Any]:
     return found
 
 
+def _npz(codes: np.ndarray) -> bytes:
+    """Codes as an NPZ file."""
+    file = io.BytesIO()
+    np.savez(file, codes=codes)
+    return file.getvalue()
+
+
 def _pictured(case: Any, files: dict[str, bytes]) -> None:
-    """Replace generated text and bytes by real images and files."""
+    """Replace generated text, bytes and numbers by real images, files and codes."""
     if case.operation.label == "POST /openai/v1/images/edits":
         transparent = Image.new("LA", (8, 8), (100, 0))
         transparent.putpixel((0, 0), (100, 255))
         case.body = {"model": TINY, "image": encode_image(transparent)}
     elif case.operation.label == "POST /openai/v1/files":
         case.body = {"file": DIGITS.read_bytes(), "purpose": "fine-tune", "name": "described-file"}
+    elif isinstance(case.body, dict) and "codes" in case.body:
+        codes = np.zeros((3, 2))
+        case.body["codes"] = _npz(codes) if case.media_type == "multipart/form-data" else codes.tolist()
     elif isinstance(case.body, dict) and "images" in case.body:
         file = files.get(str(case.body.get("model")), files[MODEL])
         form = case.media_type == "multipart/form-data"
@@ -291,6 +304,8 @@ def test_responses_of_operations_are_as_modelled(client: httpx.Client, digit: by
             small = np.full((1, 8, 8), 100, np.uint8)
             half = np.frombuffer(bytes(32) + b"\xff" * 32, np.uint8).reshape(1, 8, 8)
             body = {"model": TINY, "seed": 1, "images": [b64(png(small))], "mask": b64(png(half))}
+        elif path == "decodings":
+            body["codes"] = [[0.0, 0.0]]
         elif path == "interpolations":
             body["images"] = [picture, picture]
         elif path not in {"samples", "manifold"}:

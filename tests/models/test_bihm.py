@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models import bihm
-from models.bihm import Config, InpaintOptions, LikelihoodOptions, Model, SampleOptions
+from models.bihm import Config, DecodeOptions, InpaintOptions, LikelihoodOptions, Model, SampleOptions
 from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 
@@ -314,6 +314,25 @@ def test_a_mask_must_hide_some_and_keep_some(level: float) -> None:
     picture = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match="mask"):
         tiny().inpaint(picture, torch.full_like(picture, level), RowStreams.range(0, 0, 1), InpaintOptions())
+
+
+def test_decodings_follow_p_given_a_layer(exact: Exact) -> None:
+    """Of the lowest layer the probabilities are exact; of the top layer their mean is that of p(x|h)."""
+    model, count = tiny(), 20000
+    h1 = states(3)
+    lowest = model.decode(h1, RowStreams.range(1, 0, len(h1)), DecodeOptions(layer=0))
+    torch.testing.assert_close(lowest["images"].flatten(1), layers(model.p)[0](h1).sigmoid())
+    for top in states(2):
+        given = (exact.h[1][0] == top.double()).all(1)
+        joint = exact.log_p_joint[:, given].exp()
+        expected = (joint.sum(1) @ exact.x / joint.sum()).float()
+        for output in ("means", "draws"):
+            rows = RowStreams.range(5, 0, count)
+            drawn = model.decode(top.expand(count, -1), rows, DecodeOptions(output=output))["images"]
+            torch.testing.assert_close(drawn.flatten(1).mean(0), expected, rtol=0.0, atol=0.015)
+    half = model.decode(torch.full((count, 2), 0.5), RowStreams.range(5, 0, count), DecodeOptions(binarization="draw"))
+    assert half["binarization"] == "draw"
+    assert model.operations()["decode"]["codes"] == {"sizes": [3, 2], "minimum": 0.0, "maximum": 1.0, "option": "layer"}
 
 
 def test_encodings_are_the_layers_probabilities(exact: Exact) -> None:

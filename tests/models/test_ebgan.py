@@ -324,6 +324,17 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
     assert torch.equal(none["images"], best["images"])
 
 
+def test_decoding_z_is_sampling() -> None:
+    """The code of a sample is its z: decoded, it is the same image."""
+    model, rows = finalized(), RowStreams.range(3, 0, 7)
+    z = rows.normals(model.config.latents, 0, 1, LATENT)[:, 0]
+    decoded = model.decode(z, RowStreams.range(9, 0, 7), ebgan.NoOptions())
+    assert torch.equal(decoded["images"], finished(model, rows, ebgan.SampleOptions())["images"])
+    activity = model.code_activity(decoded["images"], rows)
+    assert activity.values.shape == (model.config.latents,)
+    assert activity.measure == "norm of the generator's first weights"
+
+
 def test_the_config_has_the_default_of_best_of() -> None:
     """A sample is the best of `config.best_of` candidates; `best_of` or `below` of
     a request come first.
@@ -355,7 +366,7 @@ def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
     it cannot reconstruct.
     """
     model = small(objective="gan", layers_d=3)
-    assert set(model.operations()) == {"sample", "energy", "encode"}
+    assert set(model.operations()) == {"sample", "decode", "energy", "encode"}
     assert model.operations()["energy"]["unit"] == "nats"
     images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
     answer = model.energy(images, rows, ebgan.NoOptions())

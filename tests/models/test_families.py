@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from models.kit import card
+from models.kit.codes import CodeFormat
 from models.kit.operations import Continuation, describe, options_of
 from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json, json_schema, to_json
@@ -69,16 +70,25 @@ def test_a_training_starts_from_weights_of_the_same_networks(family: str) -> Non
         card.warm_start(model, {"unknown.weight": torch.zeros(3)})
 
 
+def codes_of(model: Any, rows: RowStreams) -> torch.Tensor:
+    """Return codes in the range that the model states, of the length for its default options."""
+    stated: CodeFormat = model.code_format()
+    return stated.minimum + (stated.maximum - stated.minimum) * rows.uniform(stated.sizes[-1], 40)
+
+
 def run_operation(model: Any, operation: str, rows: RowStreams) -> dict[str, Any]:
     """Run an operation for `rows`, with input images that depend on the row."""
     entry = model.operations()[operation]
+    if "codes" in entry:
+        options: Any = options_of(model, operation)()
+        return finished(getattr(model, operation), codes_of(model, rows), rows, options)
     small = {name: value for name, value in SMALL.items() if name in entry["options"]["properties"]}
     pictures = []
     for number, _ in enumerate(entry["inputs"]):
         channels, height, width = shape_of(model.config)
         drawn = rows.uniform(channels * height * width, 40 + number)
         pictures.append(drawn.view(-1, channels, height, width))
-    options: Any = from_json(options_of(model, operation), small)
+    options = from_json(options_of(model, operation), small)
     return finished(getattr(model, operation), *pictures, rows, options)
 
 
@@ -129,7 +139,8 @@ def test_its_operations_are_those_it_defines(family: str) -> None:
     assert listed
     assert set(listed) <= set(describe(model))
     for entry in listed.values():
-        assert entry["inputs"] in ([], ["images"], ["first", "second"], ["images", "mask"])
+        assert entry["inputs"] in ([], ["images"], ["first", "second"], ["images", "mask"], ["codes"])
+        assert ("codes" in entry) == (entry["inputs"] == ["codes"])
         assert entry["options"]["additionalProperties"] is False
 
 

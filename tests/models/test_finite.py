@@ -45,6 +45,11 @@ def results(model: Any, operation: str, pictures: torch.Tensor, **options: Any) 
     if operation == "interpolate":
         rows = RowStreams.range(3, 0, 2)
         arguments = [pictures[:1].expand(2, -1, -1, -1), pictures[-1:].expand(2, -1, -1, -1)]
+    if inputs == ["codes"]:
+        stated = model.code_format()
+        rows = RowStreams.range(3, 0, 3)
+        levels = torch.tensor([stated.minimum, stated.maximum, 0.5])  # both bounds are allowed
+        arguments = [levels[:, None].expand(3, stated.sizes[-1]).contiguous()]
     if "mask" in inputs:
         half = torch.zeros_like(pictures)
         half[..., : half.shape[-1] // 2] = 1.0

@@ -13,6 +13,7 @@ from torch import nn
 
 from models import vae
 from models.kit import card, data
+from models.kit.codes import describe_activity
 from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 from models.kit.sampling import manifold_coordinates
@@ -306,6 +307,34 @@ def test_only_two_latents_make_a_manifold(trained: vae.Model) -> None:
         other.manifold(RowStreams.range(0, 0, 1), vae.ManifoldOptions())
     with pytest.raises(ValueError, match="has 9 cells"):
         trained.manifold(RowStreams.range(0, 9, 1), vae.ManifoldOptions(size=3))
+
+
+def test_decoding_a_mean_is_reconstructing(trained: vae.Model, digits: torch.Tensor) -> None:
+    """`decode` of the encoder's means equals `reconstruct`, for means and for draws of the pixels."""
+    rows = RowStreams.range(3, 0, len(digits))
+    codes = trained.encode(digits, rows, vae.EncodeOptions())["mean"]
+    for output in ("means", "draws"):
+        decoded = trained.decode(codes, rows, vae.DecodeOptions(output))
+        expected = trained.reconstruct(digits, rows, vae.ReconstructOptions(output=output))
+        assert torch.equal(decoded["images"], expected["images"])
+    assert trained.operations()["decode"]["codes"] == {"sizes": [2], "minimum": -16.0, "maximum": 16.0}
+
+
+def test_the_most_active_latents_are_listed_first() -> None:
+    """A latent whose mean does not depend on the image has the activity 0; at most 64 are listed."""
+    model = small(latents=70)
+    images = RowStreams.range(4, 0, 40).uniform(12).view(40, 1, 3, 4)
+    model.encoder.mean.weight.data[5] *= 100.0
+    model.encoder.mean.weight.data[7] = 0.0
+    described = describe_activity(model, images)
+    assert described is not None
+    assert described["measure"] == "standard deviation of the mean of q(z|x) over 40 pictures"
+    assert len(described["active"]) == 64
+    assert described["active"][0]["index"] == 5
+    assert 7 not in {entry["index"] for entry in described["active"]}
+    values = [entry["activity"] for entry in described["active"]]
+    assert values == sorted(values, reverse=True)
+    assert describe_activity(nn.Linear(1, 1), images) is None
 
 
 def test_the_manifold_is_the_decoder_over_the_grid(trained: vae.Model) -> None:

@@ -83,6 +83,24 @@ def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
     assert run("sample", MODEL, "-o", "five.gif")[0] == 1
 
 
+def test_decode_takes_numbers_or_a_file(run: Run, tmp_path: Path) -> None:
+    """Codes are arguments, also with a minus sign, or an NPZ file; other ones are a usage error."""
+    status, out, _ = run("decode", MODEL, "0.5,-1.2", "-0.3,0.8", "--seed", "3", "-o", "two.png")
+    assert status == 0
+    assert out.startswith(f"two.png: decoded by {MODEL}@1, seed 3")
+    assert decode_image((tmp_path / "two.png").read_bytes()).shape == (28, 56)
+    np.savez(tmp_path / "codes.npz", codes=np.array([[0.5, -1.2], [-0.3, 0.8]]))
+    assert run("decode", MODEL, "codes.npz", "--seed", "3", "-o", "again.png")[0] == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert run("decode", MODEL, "codes.npz", "-n", "3")[0] == 0
+    assert decode_image((tmp_path / f"{MODEL}.png").read_bytes()).shape == (56, 84)
+    assert run("decode", MODEL, "none.npz")[0] == 2
+    assert run("decode", MODEL, "half,1")[0] == 2
+    status, _, error = run("decode", MODEL, "0.5")
+    assert status == 1
+    assert "a code has 2 numbers here, not 1" in error
+
+
 def test_sample_can_write_to_standard_output(stack: Stack, tmp_path: Path) -> None:
     """`sample -o -` writes the image, and nothing else, to standard output."""
     process = subprocess.run(

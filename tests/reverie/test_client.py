@@ -67,7 +67,16 @@ def test_every_operation_has_a_method(client: Client, tmp_path: Path) -> None:
     path.write_bytes(picture())
     bar = picture()
     assert len(client.manifold(MODEL, size=3).images) == 9
-    assert np.shape(client.encodings(MODEL, [bar, path, str(path)])["mean"]) == (3, 2)
+    codes = client.encodings(MODEL, [bar, path, str(path)], seed=1, binarization="threshold")["mean"]
+    assert np.shape(codes) == (3, 2)
+    file = tmp_path / "codes.npz"
+    np.savez(file, codes=np.array(codes))
+    decoded = client.decodings(MODEL, codes, 2, seed=5, output="draws").images
+    assert len(decoded) == 6
+    assert client.decodings(MODEL, file, 2, seed=5, output="draws").images == decoded
+    assert client.decodings(MODEL, [tuple(code) for code in codes], 2, seed=5, output="draws").images == decoded
+    job = client.wait(client.submit("decodings", MODEL, seed=5, codes=str(file), count=2, output="draws").id)
+    assert client.result(job.id).images == decoded
     assert len(client.reconstructions(MODEL, [bar]).images) == 1
     assert len(client.interpolations(MODEL, bar, path, steps=5).images) == 5
     assert client.energies(MODEL, [path], seed=1)["unit"] == "nats"

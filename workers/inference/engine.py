@@ -96,7 +96,8 @@ class _Rows:
     """The rows of all slices of a batch, stacked in the order of the slices.
 
     `seeds` (B,) has the seed of each row's request, and `numbers` (B,) the index of the row in its
-    request. `items` has an array of images, uint8 (B, C, H, W), for each input of the operation.
+    request. `items` has an array for each input of the operation: images, uint8 (B, C, H, W), or
+    codes, float32 (B, n).
     """
 
     seeds: np.ndarray[Any, Any]
@@ -159,11 +160,11 @@ def _run_all(
         size = min(step, count - first)
         padded = rows.batch(first, size, plan.padded_size(size))
         streams = RowStreams(torch.from_numpy(padded.seeds), torch.from_numpy(padded.numbers))
-        images = [torch.from_numpy(item).to(model.device).float().div_(255) for item in padded.items]
+        inputs = [_input_tensor(item, model.device) for item in padded.items]
         tensors = None if state is None else _state_tensors(state, len(padded.seeds), model.device)
-        result = model.call(method, model_options, streams, images, tensors)
+        result = model.call(method, model_options, streams, inputs, tensors)
         while isinstance(result, Continuation) and has_time():
-            result = model.call(method, model_options, streams, images, result.state)
+            result = model.call(method, model_options, streams, inputs, result.state)
         if isinstance(result, Continuation):
             host_state = {name: value[:count].cpu().numpy() for name, value in result.state.items()}
             preview = None if result.preview is None else _fields({"images": result.preview}, count)["images"]
@@ -171,6 +172,12 @@ def _run_all(
         chunks.append(_fields(result, size))
     with tracing.span("encode"):
         return _split(joined(chunks), slices)
+
+
+def _input_tensor(item: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return an input of the model in float32: images in 0 … 1, or codes as they are."""
+    tensor = torch.from_numpy(item).to(device).float()
+    return tensor.div_(255) if item.dtype == np.uint8 else tensor
 
 
 def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -47,6 +48,10 @@ _FINE_FROM = 16  # from this batch size on there are three more sizes between tw
 # Models with more weights than this run on several threads and with packed layers; small ones lose
 # by both.
 _MANY_WEIGHTS_BYTES = 64 << 20
+
+# Codes of probes have values within ± this: pixels of larger ones are all black or white, whatever
+# the batch size.
+_PROBED_CODES = 2.0
 
 # Identifies how plans are made, in the name of their files: a change of the rules changes this
 # text.
@@ -183,8 +188,12 @@ class LoadedModel:
         own = operation.rows(MAX_BATCH_SIZE, MAX_BATCH_SIZE, self._defaults(method))
         rows = RowStreams.range(20_140_501, first, size)
         rows = RowStreams(rows.seed, rows.row % own)
-        shape = (size, *self.entry.image)
-        noise = RowStreams.range(1, first, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
+        codes = self.entry.operations[method].codes
+        shape = self.entry.image if codes is None else (codes.size(self._defaults(method)),)
+        noise = RowStreams.range(1, first, size).uniform(math.prod(shape)).view(size, *shape)
+        if codes is not None:
+            low, high = max(codes.minimum, -_PROBED_CODES), min(codes.maximum, _PROBED_CODES)
+            noise = low + (high - low) * noise
         if reverse:
             rows, noise = RowStreams(rows.seed, rows.row.flip(0)), noise.flip(0)
         items = [noise.to(self.device) for _ in operation.inputs]

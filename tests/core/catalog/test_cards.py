@@ -18,6 +18,9 @@ from tests.stack import ROOT
 SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
 
 
+DECODE_OPTIONS = {"type": "object", "properties": {"layer": {"type": "integer", "minimum": 0, "maximum": 1}}}
+
+
 def card(**change: Any) -> str:
     """Return the first shipped card with changed fields, as JSON text."""
     return json.dumps({**read_card(SHIPPED[0]).json, **change})
@@ -57,6 +60,26 @@ def test_shipped_cards_pass(path: Any) -> None:
         ({"image": {"channels": 1, "height": 28, "width": 28, "more": "x"}}, "'image' of its card must hold"),
         ({"config": []}, "'config' of its card must be an object"),
         ({"operations": "sample"}, "'operations' of its card must be an object"),
+        *[
+            ({"operations": {"decode": {"options": DECODE_OPTIONS, "codes": codes}}}, message)
+            for codes, message in (
+                (None, "must hold sizes, minimum, maximum"),
+                ({"sizes": [2], "minimum": 0}, "must hold sizes, minimum, maximum"),
+                ({"sizes": [2], "minimum": 0, "maximum": 1, "more": 2}, "must hold sizes, minimum, maximum"),
+                ({"sizes": [], "minimum": 0, "maximum": 1}, "1 to 64 sizes"),
+                ({"sizes": [0], "minimum": 0, "maximum": 1}, "1 to 64 sizes"),
+                ({"sizes": 5, "minimum": 0, "maximum": 1}, "1 to 64 sizes"),
+                ({"sizes": [2], "minimum": "0", "maximum": 1}, "numbers as minimum and maximum"),
+                ({"sizes": [2], "minimum": 1, "maximum": 1}, "a minimum below its maximum"),
+                ({"sizes": [2, 3], "minimum": 0, "maximum": 1, "option": "none"}, "an integer option in [0, 1]"),
+                ({"sizes": [2, 3, 4], "minimum": 0, "maximum": 1, "option": "layer"}, "an integer option"),
+                ({"sizes": [2, 3], "minimum": 0, "maximum": 1, "option": ["layer"]}, "an integer option"),
+            )
+        ],
+        ({"codes": []}, "'codes' of its card must hold a list 'active'"),
+        ({"codes": {"active": [{"index": -1, "activity": 1}]}}, "'codes' of its card must hold a list 'active'"),
+        ({"codes": {"active": [{"index": 1, "activity": "much"}]}}, "'codes' of its card must hold a list 'active'"),
+        ({"codes": {"active": [], "measure": 3}}, "'measure' of the 'codes' of its card must be text"),
         ({"provenance": 3}, "'provenance' of its card must be an object"),
         ({"provenance": {"note": "x" * CARD_LIMIT_BYTES}}, f"at most {CARD_LIMIT_BYTES} are read"),
         ({"provenance": {"seed": 10**4000}}, "an integer of more than 64 bits"),

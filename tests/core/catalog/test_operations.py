@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.catalog.cards import CodeFormat
 from core.catalog.operations import BY_METHOD, OPERATIONS
 
 
@@ -15,8 +16,19 @@ def test_shared_pictures_are_inputs_under_their_own_name() -> None:
     assert BY_METHOD["interpolate"].images == ("first", "second")
 
 
+def test_codes_are_no_images() -> None:
+    """`decode` reads codes; the option of a format decides their length, if there is one."""
+    decode = BY_METHOD["decode"]
+    assert (decode.inputs, decode.images, decode.codes) == (("codes",), (), True)
+    assert [one.path for one in OPERATIONS if one.codes] == ["decodings"]
+    assert CodeFormat([50], -16.0, 16.0).size({"output": "means"}) == 50
+    assert [CodeFormat([300, 10], 0.0, 1.0, "layer").size({"layer": layer}) for layer in (0, 1)] == [300, 10]
+
+
 def test_rows_and_columns_follow_from_counts() -> None:
     """Three images with four results each are twelve rows in a grid of four columns."""
+    decode = BY_METHOD["decode"]
+    assert (decode.rows(4, 3, {}), decode.columns(4), decode.columns(1)) == (12, 4, None)
     inpaint = BY_METHOD["inpaint"]
     assert inpaint.rows(4, 3, {}) == 12
     assert inpaint.columns(4) == 4

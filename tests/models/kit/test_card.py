@@ -163,6 +163,33 @@ def test_weights_that_do_not_fit_are_rejected(trained: Path, tmp_path: Path) -> 
         card.save(tmp_path / "model.safetensors", model, described)
 
 
+def test_a_card_of_an_earlier_release_is_refreshed(trained: Path, tmp_path: Path) -> None:
+    """A card without `decode` is valid, others that lack an operation are not. `refresh` adds it and
+    the activity of the codes, and keeps weights and preview.
+    """
+    model, described = card.load(trained)
+    assert "codes" not in described  # `export` has no images to measure them on
+    old = {
+        **described,
+        "operations": {name: spec for name, spec in described["operations"].items() if name != "decode"},
+    }
+    path = tmp_path / "model.safetensors"
+    card.save(path, model, old, b"a preview")
+    card.check(path)
+    assert command.main(["refresh", str(path), "--data", str(DIGITS), "--count", "50"]) == 0
+    again, refreshed = card.load(path)
+    assert refreshed == {**described, "codes": refreshed["codes"]}
+    assert {entry["index"] for entry in refreshed["codes"]["active"]} == {0, 1}
+    assert refreshed["codes"]["measure"].endswith("over 50 pictures")
+    assert card.read_preview(path) == b"a preview"
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name])
+    del old["operations"]["encode"]
+    card.save(path, model, old)
+    with pytest.raises(ValueError, match="lists other operations"):
+        card.check(path)
+
+
 def test_checkpoints_ship() -> None:
     """Both VAE checkpoints are in the repository."""
     assert {path.parents[1].name for path in SHIPPED} >= {"vae-mnist", "vae-mnist-2d"}
@@ -188,6 +215,9 @@ def test_a_shipped_card_is_complete(path: Path) -> None:
     assert described["name"] == path.parents[1].name
     assert described["version"] == path.parent.name
     assert described["operations"] == model.operations()
+    if "decode" in described["operations"]:
+        assert described["codes"]["active"]
+        assert described["codes"]["measure"]
     provenance = described["provenance"]
     assert set(provenance) >= PROVENANCE
     assert len(provenance["data"]["sha256"]) == 64

@@ -44,13 +44,13 @@ def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) 
     """A row's values are equal bit for bit alone and in a batch of any size."""
     vae = model_cache["vae-mnist-2d"]
     images = (np.random.default_rng(0).random((40, 1, 28, 28)) * 255).astype(np.uint8)
-    for method, key in (("sample", "images"), ("encode", "mean"), ("energy", "energies")):
-        takes = {} if method == "sample" else {"images": images[7:8]}
+    codes = np.random.default_rng(1).normal(size=(40, 2)).astype(np.float32)
+    inputs: dict[str, np.ndarray] = {"images": images, "codes": codes}
+    for method, key in (("sample", "images"), ("decode", "images"), ("encode", "mean"), ("energy", "energies")):
+        names = vae.entry.operations[method].operation.inputs
+        takes = {name: inputs[name][7:8] for name in names}
         alone = run(vae, method, [BatchSlice("a", 5, 7, 1, takes)])[0].fields
-        crowd = [
-            BatchSlice(str(i), 99 + i, 0, 1, {} if method == "sample" else {"images": images[i : i + 1]})
-            for i in range(33)
-        ]
+        crowd = [BatchSlice(str(i), 99 + i, 0, 1, {name: inputs[name][i : i + 1] for name in names}) for i in range(33)]
         among = run(vae, method, [*crowd, BatchSlice("a", 5, 7, 1, takes)])[-1].fields
         assert alone is not None
         assert among is not None

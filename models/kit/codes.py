@@ -1,0 +1,63 @@
+"""Describe the codes that the operation `decode` reads, and which of their values matter most.
+
+The API validates codes by the format, which is in the card; `CodeActivity` is a statistic of one
+version's weights.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from models.kit.row_streams import RowStreams
+from models.kit.shapes import Float, Images, Tensor
+
+NORMAL_LIMIT = 16.0  # bound of codes whose prior is N(0, 1)
+MAX_LISTED = 64  # values of a code that a card lists
+
+_SEED = 1  # of the encoder's draws
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """The length of a code, and the range of its values.
+
+    `sizes` is the length. If the integer option `option` decides it, there is one length for each
+    value of the option, from 0 on.
+    """
+
+    sizes: tuple[int, ...]
+    minimum: float
+    maximum: float
+    option: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the format as a card stores it."""
+        fields = {**asdict(self), "sizes": list(self.sizes)}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class CodeActivity:
+    """How much each value of a code matters, by the family's measure; larger means more.
+
+    `measure` says what the numbers `values` (J,) are.
+    """
+
+    values: Float[Tensor, "J"]
+    measure: str
+
+
+def describe_activity(model: nn.Module, images: Images) -> dict[str, Any] | None:
+    """Return the most active values of a model's codes, as a card stores them.
+
+    They are at most `MAX_LISTED` entries with `index` and `activity`, the most active first. The
+    family's `code_activity` measures them on `images`; without this method the result is None.
+    """
+    measured = getattr(model, "code_activity", None)
+    if measured is None:
+        return None
+    activity: CodeActivity = measured(images, RowStreams.range(_SEED, 0, len(images)))
+    order = activity.values.argsort(descending=True, stable=True)[:MAX_LISTED].tolist()
+    active = [{"index": index, "activity": round(float(activity.values[index]), 4)} for index in order]
+    return {"active": active, "measure": activity.measure}
