@@ -8,7 +8,7 @@ A template is Markdown with directives in braces, each of which is alone on its 
     {tests FILE NAME, NAME}              links to the tests that check the section's formulas
     {figures KEY, KEY}                   a table of figures, by their keys in `FIGURES`
     {picture FILE | CAPTION}             a picture of docs/images and what to see in it
-    {index all}                          in README.md: the slides of every paper
+    {index slides}                       in README.md: the slides of every paper
 
 `{symbol FILE NAME}` within a line is a link to a function. A formula is between lines `$$`. The
 index shows of a section its slides, its first formula, its functions and its first figures.

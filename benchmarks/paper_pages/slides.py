@@ -28,7 +28,7 @@ SLIDES = {
     21: "The lower bound",
     22: "What the optimization leads to",
     23: "Another view: the Bhattacharyya distance",
-    24: "Compared with variational Bayes",
+    24: "The variational bound, for comparison",
     25: "Two differences",
     26: "The advantage: q stays close",
     27: "Algorithm 1: training by importance samples",
