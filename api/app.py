@@ -15,7 +15,7 @@ from api.errors import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
 from api.operation_docs import OperationDocs
-from api.routes import datasets, deliveries, docs, health, jobs, me, models, trainings, versions
+from api.routes import dataset_images, datasets, deliveries, docs, health, jobs, me, models, trainings, versions
 from api.routes import openai as openai_routes
 from api.routes.operations import add_operations
 from api.routes.studio import add_studio
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_operations(app, state)
     add_upscales(app, state)
     checked = (models.router, versions.router, jobs.router, deliveries.router, trainings.router, me.router)
-    for router in (*checked, trainings.families_router, datasets.router, openai_routes.router):
+    for router in (*checked, trainings.families_router, datasets.router, dataset_images.router, openai_routes.router):
         app.include_router(router, dependencies=[Depends(check_query)])
     for router in (health.router, docs.router):
         app.include_router(router)

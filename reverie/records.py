@@ -190,6 +190,17 @@ class Dataset(Record):
         return self.body["channels"], self.body["height"], self.body["width"]
 
 
+class DatasetImage(Record):
+    """An image of a dataset, by its place in a split."""
+
+    index = Field(int, "The place in the split, from 0.")
+
+    @property
+    def label(self) -> int | None:
+        """The label; None if the dataset has none."""
+        return self.body.get("label")
+
+
 @dataclass(frozen=True)
 class Event:
     """An event of a job.

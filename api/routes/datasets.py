@@ -39,6 +39,8 @@ from core.jobs.records import Job
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
+Split = Literal["train", "validation", "test"]
+
 PATH = "/v1/datasets"
 _MAX_JSON_BYTES = 64 << 10
 _NAMED_BYTES = 70_000 * 28 * 28  # size of each dataset that is known by name
@@ -194,7 +196,7 @@ async def get_dataset_preview(
     state: State,
     caller: CurrentCaller,
     name: str,
-    split: Literal["train", "validation", "test"] = "train",
+    split: Split = "train",
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
     """Return a PNG with a grid of `count` pictures of a split, evenly spaced over it.
@@ -248,7 +250,7 @@ def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> Dataset
     """Return the response body for a dataset: its description `about`, its owner, and its links."""
     path = f"{PATH}/{about['name']}"
     ownership = state.permissions.describe("dataset", about["name"], caller)
-    links = {"self": path, "preview": f"{path}/preview"}
+    links = {"self": path, "preview": f"{path}/preview", "images": f"{path}/images"}
     return DatasetResponse.model_validate({**about, **ownership, "links": links})
 
 

@@ -30,6 +30,7 @@ class DatasetLinks(Resource):
 
     self: str
     preview: str
+    images: str
 
 
 class DatasetResponse(Resource):
@@ -57,6 +58,25 @@ class DatasetResponse(Resource):
 
 class DatasetPage(Page[DatasetResponse]):
     """A page of datasets, sorted by name."""
+
+
+class DatasetImageLinks(Resource):
+    """URL paths of an image."""
+
+    image: str
+
+
+class DatasetImageResponse(Resource):
+    """An image of a dataset."""
+
+    object: Literal["dataset.image"]
+    index: int = Field(description="Its place in the split, from 0.")
+    label: int | None = Field(None, description="Left out if the dataset has no labels.")
+    links: DatasetImageLinks
+
+
+class DatasetImagePage(Page[DatasetImageResponse]):
+    """A page of the images of a split, in their order."""
 
 
 class DatasetChange(RequestBody, json_schema_extra={"example": {"shared": True}}):

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import numpy as np
 
 from core.blobs import remove_tree
 from core.files import locked, sync_folder, write_durably
-from core.imaging.pictures import grid
+from core.imaging.pictures import Pixels, grid
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DESCRIPTION = "dataset.json"
 _USES = "uses"
 _SCRATCH_NAME = re.compile(r"\.[0-9a-f]{32}")
-_PREVIEW_VALUES = 4 << 20
+SPLITS = ("train", "validation", "test")  # in the order of `labels.npy`
+_MAX_VALUES = 4 << 20  # of the images that are read at once
 
 
 class NameTakenError(ValueError):
@@ -40,6 +42,19 @@ class InUseError(ValueError):
     def __init__(self, users: list[str]) -> None:
         super().__init__(f"in use by {', '.join(users)}")
         self.users = users
+
+
+@dataclass(frozen=True)
+class ImagePage:
+    """Consecutive images of a split: `pixels`, uint8 (n, C, H, W), and their `labels` (n,) if there are any.
+
+    The index of the first image in its split is `first`; the split has `total` images.
+    """
+
+    first: int
+    total: int
+    pixels: Pixels
+    labels: np.ndarray[Any, Any] | None = None
 
 
 class Datasets:
@@ -183,7 +198,31 @@ class Datasets:
         folder = self.folder / name / _USES
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
-    # --- preview ---
+    # --- images ---
+
+    def images(self, name: str, split: str, first: int, count: int) -> ImagePage | None:
+        """Return at most `count` images of a split from the index `first` on.
+
+        There are fewer at the end of the split, and if they are large. None if there is no such
+        dataset.
+        """
+        folder = self.folder / name
+        try:
+            images = np.load(folder / f"{split}.npy", mmap_mode="r")
+            pixels = np.array(images[first : first + min(count, _most_images(images))])
+            labels = self._labels(folder, split, first, len(pixels))
+        except FileNotFoundError:  # it was deleted
+            return None
+        return ImagePage(first, len(images), pixels, labels)
+
+    @staticmethod
+    def _labels(folder: Path, split: str, first: int, count: int) -> np.ndarray[Any, Any] | None:
+        """Return the labels of `count` images of a split from the index `first` on; None without labels."""
+        if not (folder / "labels.npy").exists():
+            return None
+        before = SPLITS[: SPLITS.index(split)]
+        start = first + sum(len(np.load(folder / f"{one}.npy", mmap_mode="r")) for one in before)
+        return np.array(np.load(folder / "labels.npy", mmap_mode="r")[start : start + count])
 
     def preview(self, name: str, split: str, count: int) -> bytes | None:
         """Return a PNG grid of at most `count` images, evenly spaced in the split.
@@ -196,9 +235,14 @@ class Datasets:
             return None
         if not len(images):
             return None
-        limit = max(1, _PREVIEW_VALUES // math.prod(images.shape[1:]))
-        indices = np.linspace(0, len(images) - 1, min(count, len(images), limit)).astype(int)
+        indices = np.linspace(0, len(images) - 1, min(count, len(images), _most_images(images))).astype(int)
         return grid(np.asarray(images[indices]), 1 if images.shape[2] == 1 else None)
+
+
+def _most_images(images: np.ndarray[Any, Any]) -> int:
+    """Return how many of the images (N, C, H, W) may be read at once."""
+    per_image: int = math.prod(images.shape[1:])
+    return max(1, _MAX_VALUES // per_image)
 
 
 def _age_s(folder: Path) -> float:

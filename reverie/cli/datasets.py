@@ -121,6 +121,28 @@ def _save_preview(
     context.obj.print_saved(path, saved, f"pictures of {name}")
 
 
+@app.command("images")
+def _save_images(
+    context: CommandContext,
+    name: DatasetName,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    after: Annotated[int | None, typer.Option(min=0, help="Index of the image before the first one.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Number of images.")] = 100,
+    columns: Annotated[int | None, typer.Option(min=1, max=1000, help="Images per line of a PNG.")] = None,
+    out: OutputPath = None,
+) -> None:
+    """Save images of a split, in their order; the suffix of the file chooses PNG, NPZ or JSON.
+
+    reverie datasets images digits --split test --after 99 -o page-2.png
+    """
+    path = out or Path(f"{name}-{split}.png")
+    with output_path(path) as target:
+        saved = context.obj.client.save_dataset_images(
+            name, target, split=split, after=after, limit=limit, columns=columns
+        )
+    context.obj.print_saved(path, saved, f"images of {name}")
+
+
 @app.command("share")
 def _share_dataset(context: CommandContext, name: DatasetName, private: Private = False) -> None:
     """Let everybody use a dataset, or, with --private, only its owner."""

@@ -13,9 +13,10 @@ from reverie.methods.base import (
     Steps,
     Webhook,
     is_url,
+    media_type_of,
     webhook_body,
 )
-from reverie.records import Dataset, SavedFile
+from reverie.records import Dataset, DatasetImage, SavedFile
 from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
 
@@ -118,6 +119,41 @@ class DatasetMethods(BaseMethods):
         """Save `count` pictures of a dataset's split as a grid in the PNG file `path`."""
         request = ApiRequest("GET", path_of("datasets", name, "preview"), params={"split": split, "count": count})
         return (yield from self._download(request, path, PNG))
+
+    @ClientMethod
+    def dataset_images(
+        self, name: str, *, split: str = "train", after: int | None = None, limit: int = 100
+    ) -> Steps[list[DatasetImage]]:
+        """Return index and label of at most `limit` images of a split, after the one with the index `after`.
+
+        `dataset(name).counts` says how many there are.
+        """
+        params = {"split": split, "after": after, "limit": limit}
+        request = ApiRequest("GET", path_of("datasets", name, "images"), params=params)
+        return [DatasetImage(body) for body in (yield from self._json(request))["data"]]
+
+    @ClientMethod
+    def save_dataset_images(
+        self,
+        name: str,
+        path: FilePath,
+        *,
+        split: str = "train",
+        after: int | None = None,
+        limit: int = 100,
+        columns: int | None = None,
+    ) -> Steps[SavedFile]:
+        """Save at most `limit` images of a split, after the one with the index `after`.
+
+        The suffix of `path` chooses one PNG with `columns` images per line, an NPZ with `images`,
+        `index` and `labels`, or a JSON list. There are fewer images if they are large. Raises
+        NotFoundError for a PNG without images, ValueError for another suffix.
+        """
+        params = {"split": split, "after": after, "limit": limit, "columns": columns}
+        media_type = media_type_of(path)
+        headers = {"Accept": media_type}
+        request = ApiRequest("GET", path_of("datasets", name, "images"), params=params, headers=headers)
+        return (yield from self._download(request, path, media_type))
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:

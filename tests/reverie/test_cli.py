@@ -181,6 +181,8 @@ def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("datasets", "show", "bars")[1])["counts"]["train"] == 12
     assert run("datasets", "preview", "bars", "-n", "4", "-o", "bars.png")[0] == 0
     assert decode_image((tmp_path / "bars.png").read_bytes()).shape == (16, 16)
+    assert run("datasets", "images", "bars", "--after", "1", "-n", "6", "--columns", "3")[0] == 0
+    assert decode_image((tmp_path / "bars-train.png").read_bytes()).shape == (16, 24)
     assert run("datasets", "delete", "bars") == (0, "", "")
     status, _, err = run("datasets", "add", "nowhere.zip")
     assert status == 1

@@ -257,6 +257,13 @@ def test_a_dataset_is_uploaded_shown_and_deleted(client: Client, tmp_path: Path)
     assert client.dataset("client-digits").sha256 == made.sha256
     saved = client.save_dataset_preview("client-digits", tmp_path / "a.png", split="test", count=4)
     assert decode_image(saved.path.read_bytes()).shape == (56, 56)
+    listed = client.dataset_images("client-labelled", after=4, limit=3)
+    assert [(image.index, image.label) for image in listed] == [(5, 0), (6, 0), (7, 0)]
+    assert client.dataset_images("client-digits", split="test", limit=1)[0].label is None
+    sheet = client.save_dataset_images("client-digits", tmp_path / "b.png", split="test", limit=2, columns=2)
+    assert decode_image(sheet.path.read_bytes()).shape == (28, 56)
+    with np.load(client.save_dataset_images("client-labelled", tmp_path / "b.npz", limit=3).path) as arrays:
+        assert arrays["images"].shape == (3, 1, 28, 28)
     for name in ("client-digits", "client-labelled"):
         client.delete_dataset(name)
     with pytest.raises(NotFoundError):

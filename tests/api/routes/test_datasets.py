@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import resource
 import socket
 import time
@@ -76,6 +77,50 @@ def test_an_upload_is_a_dataset(client: httpx.Client, datasets: Datasets) -> Non
     assert client.delete(f"{PATH}/digits").status_code == 204
     for gone in (client.get(f"{PATH}/digits"), client.delete(f"{PATH}/digits"), client.get(f"{PATH}/digits/preview")):
         problem(gone, 404, "digits", "GET /v1/datasets")
+
+
+def test_images_come_page_by_page(client: httpx.Client, datasets: Datasets) -> None:
+    """As a list with links and labels, as a sheet, as NPZ and one by one; unchanged ones are a 304."""
+    images = pictures(30)
+    body = io.BytesIO()
+    np.savez(body, train=images[:20], test=images[20:], train_labels=np.arange(20), test_labels=np.arange(20, 30))
+    about = sent(client, body.getvalue(), name="labelled", validation=0).json()
+    path = about["links"]["images"]
+    seen = []
+    after = None
+    while True:
+        page = client.get(
+            path, params={"split": "test", "limit": 4, **({} if after is None else {"after": after})}
+        ).json()
+        seen += page["data"]
+        assert (page["first_id"], page["last_id"]) == (str(page["data"][0]["index"]), str(page["data"][-1]["index"]))
+        after = page["last_id"]
+        if not page["has_more"]:
+            break
+    assert [(one["index"], one["label"]) for one in seen] == [(index, 20 + index) for index in range(10)]
+    single = client.get(seen[3]["links"]["image"])
+    assert single.headers["content-type"] == "image/png"
+    assert (decode_image(single.content) == images[23]).all()
+    sheet = client.get(path, params={"limit": 7, "columns": 5}, headers={"Accept": "image/png"})
+    height, width = images.shape[1:]
+    assert decode_image(sheet.content).shape == (2 * height, 5 * width)
+    assert (decode_image(sheet.content)[height:, width : 2 * width] == images[6]).all()
+    npz = client.get(path, params={"split": "test", "after": 7}, headers={"Accept": "application/x-npz"})
+    with np.load(io.BytesIO(npz.content)) as arrays:
+        assert (arrays["images"][:, 0] == images[28:]).all()
+        assert arrays["index"].tolist() == [8, 9]
+        assert arrays["labels"].tolist() == [28, 29]
+    for response in (single, sheet, npz):
+        again = client.get(
+            response.request.url,
+            headers={"If-None-Match": response.headers["etag"], "Accept": response.headers["content-type"]},
+        )
+        assert (again.status_code, again.content) == (304, b"")
+    assert len({response.headers["etag"] for response in (single, sheet, npz)}) == 3
+    empty = client.get(path, params={"split": "validation"}).json()
+    assert (empty["data"], empty["has_more"], empty["last_id"]) == ([], False, None)
+    assert client.delete(f"{PATH}/labelled").status_code == 204
+    problem(client.get(path), 404, "GET /v1/datasets")
 
 
 def test_a_raw_body_is_the_same_as_a_form(client: httpx.Client, datasets: Datasets) -> None:
@@ -243,6 +288,15 @@ def test_bad_queries_are_rejected_with_the_reason(client: httpx.Client, datasets
     problem(client.get(f"{PATH}/small/preview?split=test"), 404, "no pictures in its test split")
     problem(client.get(f"{PATH}/small/preview?split=other"), 422, "split")
     problem(client.get(f"{PATH}/small/preview?count=0"), 422, "count")
+    sheet = {"Accept": "image/png"}
+    problem(client.get(f"{PATH}/small/images?split=test", headers=sheet), 404, "no more images in its test split")
+    problem(client.get(f"{PATH}/small/images", headers={"Accept": "image/webp"}), 406, "image/png")
+    for query in ("split=other", "after=-1", "after=x", "limit=0", "limit=1001", "columns=0", "page=2"):
+        problem(client.get(f"{PATH}/small/images?{query}"), 422, query.partition("=")[0])
+    assert problem(client.get(f"{PATH}/small/images?after=99"), 422)["errors"][0]["field"] == "query.after"
+    problem(client.get(f"{PATH}/small/images/99"), 404, "images, from index 0 on")
+    problem(client.get(f"{PATH}/small/images/-1"), 422)
+    problem(client.get(f"{PATH}/none/images/0"), 404, "no dataset 'none'")
     problem(client.get(f"{PATH}?limit=0"), 422, "limit")
     problem(client.get(f"{PATH}/..%2Fledger"), 404)
     problem(client.put(f"{PATH}/small"), 405)

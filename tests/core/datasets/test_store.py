@@ -11,8 +11,9 @@ import pytest
 
 from core.datasets.convert import convert
 from core.datasets.readers.base import ConversionOptions
-from core.datasets.store import Datasets, InUseError, NameTakenError
+from core.datasets.store import SPLITS, Datasets, InUseError, NameTakenError
 from tests.api.helpers import decode_image
+from tests.datasets import write
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
@@ -118,6 +119,39 @@ def test_one_of_many_concurrent_additions_succeeds(datasets: Datasets) -> None:
     assert sorted(outcomes, key=str) == [False] * 3 + [None] * 4 + [True]
     assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == ["digits"]
     assert datasets.get("digits")
+
+
+def test_images_are_read_in_their_order(datasets: Datasets) -> None:
+    """From an index on, at most so many and at most 4 MiB; labels are those of the split."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    arrays = {
+        "train": images[:20],
+        "test": images[20:],
+        "train_labels": np.arange(20),
+        "test_labels": np.arange(20, 30),
+    }
+    np.savez(datasets.folder / "x.npz", **arrays)  # type: ignore[arg-type]
+    added(datasets, "squares", (datasets.folder / "x.npz").read_bytes(), validation=0.2)
+    counts = (datasets.get("squares") or {})["counts"]
+    for split in SPLITS:
+        whole = np.load(datasets.path("squares") / f"{split}.npy")
+        page = datasets.images("squares", split, 2, 3)
+        assert page is not None
+        assert (page.first, page.total) == (2, counts[split])
+        assert page.labels is not None
+        assert np.array_equal(page.pixels, whole[2:5])
+        assert [images[label].tobytes() for label in page.labels] == [one.tobytes() for one in page.pixels]
+    last = datasets.images("squares", "test", 9, 100)
+    beyond = datasets.images("squares", "test", 10, 100)
+    assert last is not None
+    assert beyond is not None
+    assert (len(last.pixels), len(beyond.pixels)) == (1, 0)
+    assert datasets.images("none", "train", 0, 1) is None
+    large = np.zeros((5, 1, 1024, 2048), np.uint8)
+    write(datasets.folder, "large", [large, large[:0], large[:0]], "pictures")
+    page = datasets.images("large", "train", 1, 5)
+    assert page is not None
+    assert (page.pixels.shape, page.labels) == ((2, 1, 1024, 2048), None)
 
 
 def test_previews_are_grids(datasets: Datasets) -> None:
