@@ -290,6 +290,10 @@ class StatePaths:
         """Return the run folder of the training with this id."""
         return self.state / "runs" / job_id
 
+    def previews(self, job_id: str) -> Path:
+        """Return the folder of the previews by epoch of the training with this id."""
+        return self.run(job_id) / "previews"
+
     def auxiliary_job(self, job_id: str) -> Path:
         """Return the folder of the auxiliary job with this id; it is removed when the job ends."""
         return self.state / "scratch" / job_id

@@ -4,8 +4,12 @@ A training is a job of kind "training".
 """
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
+from fastapi import Path as PathParameter
 
 from api.access import caller_of
 from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
@@ -149,6 +153,43 @@ async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     except FileNotFoundError as error:
         raise NotFoundError(f"the training is {job.status} and has no preview yet") from error
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
+
+
+@router.get("/{job_id}/previews", summary="A training's previews by epoch", responses=problem_responses(404))
+async def list_training_previews(state: State, job: CurrentTraining) -> schemas.PreviewPage:
+    """Return the previews that are kept of a training, at most 64, about evenly spaced over its epochs."""
+    path = f"/v1/trainings/{job.id}/previews"
+    sizes = await asyncio.to_thread(_preview_sizes, state.paths.previews(job.id))
+    previews = []
+    for epoch, size in sorted(sizes.items()):
+        fields = {"object": "training.preview", "epoch": epoch, "bytes": size, "links": {"image": f"{path}/{epoch}"}}
+        previews.append(schemas.PreviewResponse.model_validate(fields))
+    return schemas.PreviewPage.of(previews, "epoch")
+
+
+def _preview_sizes(folder: Path) -> dict[int, int]:
+    """Return the sizes in bytes of the previews in a folder, keyed by epoch."""
+    sizes = {}
+    for file in folder.glob("*.png"):
+        with suppress(FileNotFoundError):  # the training may remove it now
+            if file.stem.isdecimal():
+                sizes[int(file.stem)] = file.stat().st_size
+    return sizes
+
+
+@router.get("/{job_id}/previews/{epoch}", summary="The preview of an epoch", **bytes_response(PICTURE, 404, 422))
+async def get_epoch_preview(
+    state: State, job: CurrentTraining, epoch: Annotated[int, PathParameter(ge=0, lt=1 << 62)]
+) -> Response:
+    """Return the preview of a training after an epoch, a PNG. The status is 404 if none is kept of that epoch."""
+    file = state.paths.previews(job.id) / f"{epoch}.png"
+    try:
+        picture = await asyncio.to_thread(file.read_bytes)
+    except FileNotFoundError as error:
+        detail = f"the training has no preview of epoch {epoch}; GET /v1/trainings/{job.id}/previews lists those kept"
+        raise NotFoundError(detail) from error
+    # a training that is resumed repeats epochs, and makes the same pictures again
+    return Response(picture, 200, {"Cache-Control": "private, max-age=3600"}, PNG)
 
 
 async def _metrics(state: AppState, job_id: str) -> list[schemas.EpochMetrics]:

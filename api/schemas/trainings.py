@@ -106,7 +106,8 @@ class TrainingResponse(JobFields):
         fields = job_fields(job, estimate)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"
-        links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}
+        parts = ("metrics", "checkpoints", "preview", "previews", "pause", "resume", "publish")
+        links = {name: f"{path}/{name}" for name in parts}
         links |= {"self": path, "job": f"/v1/jobs/{job.id}", "curves": f"{path}/curves.png"}
         if job.version:
             links["version"] = f"/v1/models/{job.model}/versions/{job.version}"
@@ -143,6 +144,25 @@ class CheckpointResponse(Resource):
 
 class CheckpointPage(Page[CheckpointResponse]):
     """The checkpoints of a training, oldest first."""
+
+
+class PreviewLinks(Resource):
+    """URL paths of a preview."""
+
+    image: str
+
+
+class PreviewResponse(Resource):
+    """A preview of what the model of a training generated after an epoch."""
+
+    object: Literal["training.preview"]
+    epoch: int = Field(description="The number of finished epochs.")
+    bytes: int = Field(description="Of the PNG.")
+    links: PreviewLinks
+
+
+class PreviewPage(Page[PreviewResponse]):
+    """The previews of a training, the first epoch first."""
 
 
 class EstimateResponse(Resource):

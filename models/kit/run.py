@@ -214,14 +214,14 @@ class Run(Trainer):
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write `preview.png`, made with the averaged weights, if the family can make a preview.
+        """Write the preview of the finished epochs with the averaged weights, if the family can make one.
 
         Neither the weights nor the state of the training change.
         """
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
         if picture is not None:
-            self.folder.write("preview.png", picture)
+            self.folder.write_preview(self.epoch, picture)
 
     def touch_progress(self) -> None:
         """Set the modification time of `progress.json` to now, unless that was done just before.

@@ -1,7 +1,8 @@
 """Read and write the files in the folder of a training.
 
 They are `recipe.json`; `metrics.jsonl`, with one line per epoch; `progress.json`, at most a second
-old while the training runs; `preview.png`; and `state.pt`, the checkpoint from which it resumes.
+old while the training runs; `preview.png` and, of some epochs, `previews/EPOCH.png`; and
+`state.pt`, the checkpoint from which it resumes.
 """
 
 import json
@@ -16,6 +17,8 @@ import torch
 from models.kit.optimizers import epochs_at_constant_rate
 from models.kit.recipe import Recipe
 
+MAX_PREVIEWS = 64  # previews of epochs that are kept
+
 
 class RunFolder:
     """Reads and writes the files in the folder `path` of a training."""
@@ -25,20 +28,41 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write `content` to the file `name` in the folder, atomically."""
-        part = self.path / f".{name}.part"
+        file = self.path / name
+        part = file.with_name(f".{file.name}.part")
         part.write_bytes(content)
-        os.replace(part, self.path / name)  # noqa: PTH105
+        part.replace(file)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append the metrics of one epoch to `metrics.jsonl`, as one line of JSON."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def write_preview(self, epoch: int, picture: bytes) -> None:
+        """Write the PNG `picture` as the newest preview, and as that of `epoch`, the number of finished epochs.
+
+        Of more than `MAX_PREVIEWS` epochs the one is removed whose neighbours are nearest to each
+        other; so the others stay about evenly spaced, and the first and the last are kept.
+        """
+        self.write("preview.png", picture)
+        (self.path / "previews").mkdir(exist_ok=True)
+        self.write(f"previews/{epoch}.png", picture)
+        epochs = sorted(int(file.stem) for file in self._previews())
+        if len(epochs) > MAX_PREVIEWS:
+            least = min(range(1, len(epochs) - 1), key=lambda index: epochs[index + 1] - epochs[index - 1])
+            (self.path / f"previews/{epochs[least]}.png").unlink(missing_ok=True)
+
+    def _previews(self) -> list[Path]:
+        return [file for file in (self.path / "previews").glob("*.png") if file.stem.isdecimal()]
+
     def drop_metrics_after(self, epoch: int) -> None:
-        """Delete the metrics of epochs after `epoch`, and damaged lines, from `metrics.jsonl`.
+        """Delete the metrics and previews of epochs after `epoch`, and damaged lines of metrics.
 
         A resumed training repeats the epochs after its checkpoint and writes their metrics again.
         """
+        for file in self._previews():
+            if int(file.stem) > epoch:
+                file.unlink(missing_ok=True)
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())

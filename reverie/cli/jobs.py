@@ -60,6 +60,25 @@ def _save_result(context: CommandContext, job_id: JobId, out: OutputPath = None)
     cli.print_saved(path, saved, "")
 
 
+@app.command("previews")
+def _save_previews(
+    context: CommandContext,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The training's id, such as job_01a2….")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to. [default: JOB]")] = Path(),
+) -> None:
+    """Save the previews of a training, EPOCH.png for each epoch of which one is kept."""
+    cli = context.obj
+    epochs = cli.client.training_previews(job_id)
+    folder = Path(job_id) if out == Path() else out
+    folder.mkdir(parents=True, exist_ok=True)
+    for epoch in epochs:
+        (folder / f"{epoch}.png").write_bytes(cli.client.training_preview(job_id, epoch))
+    if cli.output.as_json:
+        cli.output.print_json(epochs)
+    else:
+        cli.output.print_line(f"{folder}: {len(epochs)} previews")
+
+
 @app.command("deliveries")
 def _list_deliveries(
     context: CommandContext,

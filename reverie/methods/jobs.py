@@ -202,6 +202,20 @@ class TrainingMethods(BaseMethods):
         return list((yield from self._get("trainings", job_id, "checkpoints"))["data"])
 
     @ClientMethod
+    def training_previews(self, job_id: str) -> Steps[list[int]]:
+        """Return the epochs of which a training keeps a preview, at most 64, in ascending order."""
+        return [entry["epoch"] for entry in (yield from self._get("trainings", job_id, "previews"))["data"]]
+
+    @ClientMethod
+    def training_preview(self, job_id: str, epoch: int | None = None) -> Steps[bytes]:
+        """Return a PNG of what the model generated after an epoch, by default the newest one.
+
+        Raises NotFoundError if there is no preview of this epoch.
+        """
+        segments = ["preview"] if epoch is None else ["previews", str(epoch)]
+        return (yield from self._send(ApiRequest("GET", path_of("trainings", job_id, *segments)))).content
+
+    @ClientMethod
     def save_curves(self, job_id: str, path: FilePath) -> Steps[SavedFile]:
         """Save a plot of a training's losses as the PNG file `path`."""
         request = ApiRequest("GET", path_of("trainings", job_id, "curves.png"))

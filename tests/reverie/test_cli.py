@@ -267,6 +267,10 @@ def test_a_training_is_followed_until_it_ends(run: Run, dataset: str, tmp_path: 
     assert decode_image((tmp_path / "a.png").read_bytes()).shape == (8, 8)
     assert run("jobs", "curves", printed[0][0], "-o", "curves.png")[0] == 0
     assert decode_image((tmp_path / "curves.png").read_bytes()).ndim >= 2
+    status, out, _ = run("jobs", "previews", printed[0][0])
+    assert (status, out) == (0, f"{printed[0][0]}: 2 previews\n")
+    assert {file.name for file in (tmp_path / printed[0][0]).iterdir()} == {"1.png", "2.png"}
+    assert run("jobs", "previews", printed[0][0], "-o", "film")[1] == "film: 2 previews\n"
     status, _, err = run("jobs", "result", printed[0][0], "-o", "result.png")
     assert status == 1
     assert "application/json" in err

@@ -330,6 +330,8 @@ def test_a_training_is_started_paused_resumed_and_cancelled(
         proxied.publish(training.id)
     assert isinstance(proxied.metrics(training.id), list)
     assert isinstance(proxied.checkpoints(training.id), list)
+    epochs = proxied.training_previews(training.id)
+    assert proxied.training_preview(training.id) == proxied.training_preview(training.id, epochs[-1])
     assert proxied.save_curves(training.id, tmp_path / "curves.png").media == "image/png"
     with pytest.raises(InvalidError, match=r"recipe\.training\.epochs"):
         proxied.train("vae", "client-train", "client-vae", recipe={"training": {"epochs": 0}})

@@ -6,7 +6,7 @@
 | `metrics.jsonl` | one line per epoch |
 | `progress.json` | steps done, loss, and the last checkpoint's step |
 | `state.pt` | the last checkpoint |
-| `preview.png` | images that the model has generated |
+| `preview.png`, `previews/EPOCH.png` | images that the model has generated, now and after some epochs |
 | `log` | standard error of the child processes |
 | `lock` | locked by the process that works in the folder; has its process id |
 """

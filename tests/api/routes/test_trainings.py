@@ -74,6 +74,21 @@ def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple
             yield lines["event"], lines["data"]
 
 
+def check_previews(client: httpx.Client, links: dict[str, str]) -> None:
+    """Check the previews by epoch of a training that has ended after its third epoch."""
+    previews = client.get(links["previews"]).json()
+    epochs = [entry["epoch"] for entry in previews["data"]]
+    assert (epochs[0], epochs[-1]) == (1, 3)  # in between at most one in ten seconds
+    assert (previews["has_more"], previews["last_id"]) == (False, "3")
+    for entry in previews["data"]:
+        picture = client.get(entry["links"]["image"])
+        assert (picture.headers["content-type"], len(picture.content)) == ("image/png", entry["bytes"])
+    assert picture.content == client.get(links["preview"]).content
+    helpers.problem(client.get(f"{links['previews']}/99"), 404, "no preview of epoch 99", "/previews lists those kept")
+    helpers.problem(client.get(f"{links['previews']}/first"), 422, "epoch")
+    helpers.problem(client.get("/v1/trainings/none/previews"), 404, "GET /v1/trainings")
+
+
 def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained: Path) -> None:
     """After a dry run, a training runs, reports metrics, events and checkpoints, and makes a
     version that can be sampled.
@@ -107,6 +122,7 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
     for link in ("curves", "preview"):
         with Image.open(io.BytesIO(client.get(body["links"][link]).content)) as picture:
             assert picture.format == "PNG"
+    check_previews(client, body["links"])
     result = client.get(f"/v1/jobs/{job_id}/result").json()
     assert (result["model"], result["version"], result["figures"][0]["name"]) == ("watched", "1", "nll")
 

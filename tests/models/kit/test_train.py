@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from models.kit.distributed import ProcessGroup
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run import Run
+from models.kit.run_folder import RunFolder
 from models.kit.train import train, weights
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -271,6 +273,8 @@ def test_a_preview_shows_and_changes_nothing(
     """`preview.png` is an image, and writing it after every epoch does not change the weights."""
     monkeypatch.setattr(run_module, "PREVIEW_EVERY_S", 0.0)
     train(game(), images, tmp_path / "shown")
+    epochs = sorted(int(file.stem) for file in (tmp_path / "shown" / "previews").iterdir())
+    assert epochs == list(range(1, epochs[-1] + 1))
     with Image.open(tmp_path / "shown" / "preview.png") as picture:
         assert picture.size == (8 * 29 - 1, 8 * 29 - 1)
         assert len(set(picture.get_flattened_data())) > 2
@@ -278,6 +282,26 @@ def test_a_preview_shows_and_changes_nothing(
     train(game(), images, tmp_path / "hidden")
     for name, weight in weights(tmp_path / "shown")[0].items():
         assert torch.equal(weight, weights(tmp_path / "hidden")[0][name]), name
+
+
+def test_previews_of_epochs_are_kept_evenly(tmp_path: Path) -> None:
+    """Of many epochs 64 are kept, the first and the last among them; a resumed run drops later ones."""
+    folder = RunFolder(tmp_path)
+
+    def kept() -> list[int]:
+        return sorted(int(file.stem) for file in (tmp_path / "previews").iterdir())
+
+    for epoch in range(1, 1001):
+        folder.write_preview(epoch, b"%d" % epoch)
+        if epoch <= 64:
+            assert kept() == list(range(1, epoch + 1))
+    assert len(kept()) == 64
+    assert (kept()[0], kept()[-1]) == (1, 1000)
+    gaps = [later - earlier for earlier, later in pairwise(kept())]
+    assert max(gaps) <= 32  # twice the gap of even ones
+    assert (tmp_path / "preview.png").read_bytes() == (tmp_path / "previews" / "1000.png").read_bytes() == b"1000"
+    folder.drop_metrics_after(500)
+    assert max(kept()) <= 500
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
