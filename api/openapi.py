@@ -107,6 +107,7 @@ EVENTS: dict[int | str, Schema] = {
     },
     204: {"description": "The job has ended, and no event came after `Last-Event-ID`"},
 }
+UNCHANGED: dict[int | str, Schema] = {304: {"description": "The client has what `If-None-Match` names"}}
 PICTURE: dict[int | str, Schema] = {200: {"description": "A picture", "content": {PNG: BINARY}}}
 
 _TAGS = [

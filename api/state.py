@@ -15,6 +15,7 @@ from api.quotas import Quotas
 from api.responses.large_responses import LargeResponses
 from api.responses.result_files import ResultFiles
 from api.responses.upscaled import UpscaleService
+from api.sample_sheets import SampleSheets
 from api.webhooks import Webhooks
 from core.blobs import Blobs
 from core.catalog.registry import Registry
@@ -51,6 +52,7 @@ class AppState:
         self.responses = LargeResponses(settings.max_inflight_response_bytes, unfinished)
         self.upscales = UpscaleService(unfinished, blobs, self.responses, self.job_service.result_chunks)
         self.results = ResultFiles(blobs, unfinished, self.responses, self.job_service.exists)
+        self.sheets = SampleSheets(self.batch_sender, settings.max_sync_timeout_s)
         self.conversions = asyncio.Semaphore(MAX_CONVERSIONS)
 
     def models(self, request: Request) -> Models:

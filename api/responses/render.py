@@ -226,6 +226,17 @@ def _write_npz(out: BinaryIO, fields: Fields, about: About) -> None:
     np.savez(out, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
 
 
+def not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
+    """Return the response 304 if the client has the content that the `ETag` in `headers` names; else None."""
+    return Response(status_code=304, headers=dict(headers)) if _is_known(request, headers["ETag"]) else None
+
+
+def _is_known(request: Request, tag: str) -> bool:
+    """Return whether the header If-None-Match of a request has an entity tag."""
+    known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    return tag in known or "*" in known
+
+
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
     """Evaluate the conditional and range headers of a request for a result of `size` bytes.
 
@@ -239,8 +250,7 @@ def window(request: Request, size: int, digest: str, headers: dict[str, str]) ->
     headers = {**headers, **cache}
     if request.method != "GET":
         return 200, 0, size, headers
-    known_tags = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
-    if tag in known_tags or "*" in known_tags:
+    if _is_known(request, tag):
         return 304, 0, 0, headers
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", request.headers.get("range", "").strip())
     if match is None or request.headers.get("if-range", tag) != tag or match.groups() == ("", ""):

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api.auth import Caller
 from api.dependencies import CurrentCaller, State, check_cursor
 from api.errors import NotFoundError
-from api.openapi import BINARY, PICTURE, bytes_response, problem_responses
-from api.responses.render import JSON, NPZ, PNG, JsonRoute, choose, json_response
+from api.openapi import BINARY, PICTURE, UNCHANGED, bytes_response, problem_responses
+from api.responses.render import JSON, NPZ, PNG, JsonRoute, choose, json_response, not_modified
 from api.routes.datasets import PATH, Split, find_dataset
 from api.schemas.datasets import DatasetImagePage, DatasetImageResponse
 from api.state import AppState
@@ -21,7 +21,6 @@ from core.imaging.pictures import grid, png
 router = APIRouter(prefix=f"{PATH}/{{name}}/images", tags=["datasets"], route_class=JsonRoute)
 
 _MAX_LIMIT = 1000
-_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "They are those that `If-None-Match` names"}}
 
 
 @router.get(
@@ -30,7 +29,7 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "They are th
     response_model=DatasetImagePage,
     responses={
         200: {"description": "A list with links; a sheet as PNG; or NPZ", "content": {PNG: BINARY, NPZ: BINARY}},
-        **_UNCHANGED,
+        **UNCHANGED,
         **problem_responses(404, 406, 422),
     },
 )
@@ -57,9 +56,9 @@ async def list_dataset_images(
     media = choose(request.headers.get("accept", ""), [JSON, PNG, NPZ])
     first = 0 if after is None else after + 1
     tag = f"{split}-{first}-{limit}-{columns if media == PNG else ''}-{media.rpartition('/')[2]}"
-    about, headers = await _check_unchanged(state, caller, name, tag)
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
+    about, headers = await _about_and_headers(state, caller, name, tag)
+    if (unchanged := not_modified(request, headers)) is not None:
+        return unchanged
     page = await _read(state, name, split, first, limit)
     check_cursor(None if after is None else str(after), known=first <= page.total)
     if media == JSON:
@@ -72,7 +71,7 @@ async def list_dataset_images(
     return Response(await asyncio.to_thread(grid, page.pixels, columns), 200, headers, PNG)
 
 
-@router.get("/{index}", summary="An image of a split", **bytes_response({**PICTURE, **_UNCHANGED}, 404, 422))
+@router.get("/{index}", summary="An image of a split", **bytes_response({**PICTURE, **UNCHANGED}, 404, 422))
 async def get_dataset_image(
     request: Request,
     state: State,
@@ -82,16 +81,16 @@ async def get_dataset_image(
     split: Split = "train",
 ) -> Response:
     """Return the image with an index in a split, a PNG. The status is 404 if there is none."""
-    _, headers = await _check_unchanged(state, caller, name, f"{split}-{index}")
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
+    _, headers = await _about_and_headers(state, caller, name, f"{split}-{index}")
+    if (unchanged := not_modified(request, headers)) is not None:
+        return unchanged
     page = await _read(state, name, split, index, 1)
     if not len(page.pixels):
         raise NotFoundError(f"the {split} split of the dataset {name} has {page.total} images, from index 0 on")
     return Response(png(page.pixels[0]), 200, headers, PNG)
 
 
-async def _check_unchanged(
+async def _about_and_headers(
     state: AppState, caller: Caller, name: str, part: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the description of a dataset, and the headers of a response with the part `part` of it.

@@ -1,13 +1,13 @@
 """Models: list, get, update (active version, sharing) and delete them."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from api import audit
 from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, NotFoundError
-from api.openapi import no_content, problem_responses
-from api.responses.render import JsonRoute
+from api.openapi import PICTURE, UNCHANGED, bytes_response, no_content, problem_responses
+from api.responses.render import PNG, JsonRoute, not_modified
 from api.schemas.models import ModelChange, ModelPage, ModelResponse
 from api.state import AppState
 from api.versions import activate_version, find_version, is_created_here, remove_versions
@@ -24,7 +24,8 @@ def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> Mode
     """
     card = entry.card.json
     operations = {BY_METHOD[method].path: spec for method, spec in card["operations"].items() if method in BY_METHOD}
-    links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in operations}}
+    sheet = f"/v1/models/{entry.ref}/sheet"
+    links = {"self": f"/v1/models/{entry.name}", "sheet": sheet, **{path: f"/v1/{path}" for path in operations}}
     fields = {"name": entry.name, "version": entry.version, "operations": operations, "links": links}
     fields |= {"versions": state.registry.versions(entry.name)}
     ownership = state.permissions.describe("model", entry.name, caller)
@@ -42,11 +43,34 @@ async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
 @router.get("/{name}", summary="A model's card", responses=problem_responses(404))
 async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResponse:
     """Return the active version of a model, or the version that `name@version` names."""
+    return model_response(state, caller, await _find(state, caller, name))
+
+
+async def _find(state: AppState, caller: Caller, name: str) -> ModelVersion:
+    """Return the version that `name` or `name@version` names.
+
+    Raises NotFoundError if there is no such version, or if the caller may not see the model.
+    """
     await state.permissions.refresh()
     entry = state.permissions.models(caller).find(name)
     if entry is None:
         raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
-    return model_response(state, caller, entry)
+    return entry
+
+
+@router.get(
+    "/{name}/sheet", summary="A model's sample sheet", **bytes_response({**PICTURE, **UNCHANGED}, 404, 429, 500, 503)
+)
+async def get_model_sheet(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
+    """Return a PNG with samples of the active version, or of the version that `name@version` names.
+
+    It is the preview that was made at publication; without one, samples with seed 0 and default
+    options. The status is 404 if the model has no preview and cannot draw samples.
+    """
+    entry = await _find(state, caller, name)
+    sheet = await state.sheets.sheet(entry, caller)
+    headers = {"ETag": f'"{sheet.digest[:32]}"', "Cache-Control": "private, no-cache", "Reverie-Model": entry.ref}
+    return not_modified(request, headers) or Response(sheet.png, 200, headers, PNG)
 
 
 @router.patch(

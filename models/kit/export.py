@@ -24,6 +24,7 @@ from models.kit.shapes import ByteImages, Images, Tensor
 from models.kit.train import weights
 
 PROVENANCE_FILE = "provenance.json"
+_SHOWN = 100  # images of the training set for a preview
 EVALUATION_SEED = 1  # seed of binarization and importance samples
 
 
@@ -139,7 +140,7 @@ def publish(
     except ValueError:  # there is no test split
         pictures = torch.empty(0)
     described["figures"] = figures(model, described, pictures, k)
-    shown = pictures if len(pictures) else data.load(source, "train", data_folder).images[:100]
+    shown = pictures if len(pictures) else data.load(source, "train", data_folder).images[:_SHOWN]
     add_code_activity(model, described, shown)
     card.save(path, model, described, preview(model, shown, described["provenance"]["seed"]))
     result = {"path": str(path), "figures": described["figures"]}
@@ -153,17 +154,22 @@ def publish(
 def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None:
     """Write what the card of an earlier release lacks into a checkpoint; the weights stay.
 
-    These are the operations that its family has now, and the activity of the codes on the first
-    `count` test images of the data set `source`, by default the one that the model was trained on.
-    `data_folder` has the data sets; without the data set the activity is left out.
+    These are the operations that its family has now; the activity of the codes on the first `count`
+    test images of the data set `source`, by default the one that the model was trained on; and for
+    a model that cannot draw samples a preview of the data set's last training images. `data_folder`
+    has the data sets; without the data set only the operations are written.
     """
     model, described = card.load(path)
     described["operations"] = model.operations()
-    if hasattr(model, "code_activity"):
-        with suppress(ValueError):
-            pictures = data.load(source or described["provenance"]["data"]["name"], "test", data_folder)
-            add_code_activity(model, described, pictures.images[:count])
-    card.save(path, model, described, card.read_preview(path))
+    source = source or described["provenance"]["data"]["name"]
+    shown = card.read_preview(path)
+    with suppress(ValueError):
+        if hasattr(model, "code_activity"):
+            add_code_activity(model, described, data.load(source, "test", data_folder).images[:count])
+        if shown is None and "sample" not in described["operations"]:
+            images = data.load(source, "train", data_folder).images[-_SHOWN:]
+            shown = preview(model, images, described["provenance"]["seed"])
+    card.save(path, model, described, shown)
 
 
 def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImages) -> None:

@@ -44,6 +44,15 @@ def _show_model(context: CommandContext, name: ModelReference) -> None:
     output.print_figures(model)
 
 
+@app.command("sheet")
+def _save_sheet(context: CommandContext, name: ModelReference, out: OutputPath = None) -> None:
+    """Save samples of a model as one PNG."""
+    path = out or Path(f"{name.partition('@')[0]}.png")
+    with output_path(path) as target:
+        saved = context.obj.client.save_model_sheet(name, target)
+    context.obj.print_saved(path, saved, "samples of ")
+
+
 @app.command("versions")
 def _list_versions(context: CommandContext, name: ModelName) -> None:
     """List a model's versions, with the first metric of each."""

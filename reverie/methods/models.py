@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, BaseMethods, ClientMethod, FilePath, Steps
+from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, PNG, BaseMethods, ClientMethod, FilePath, Steps
 from reverie.records import Model, SavedFile, Version
 from reverie.requests import OCTET_STREAM, ApiRequest, ByteProgress, Upload, path_of
 
@@ -27,6 +27,14 @@ class ModelMethods(BaseMethods):
         Without a version it is the card of the active version.
         """
         return Model((yield from self._get("models", name)))
+
+    @ClientMethod
+    def save_model_sheet(self, name: str, path: FilePath) -> Steps[SavedFile]:
+        """Save samples of a model, or of name@version, as one PNG file `path`.
+
+        Raises NotFoundError if the model has no preview and cannot draw samples.
+        """
+        return (yield from self._download(ApiRequest("GET", path_of("models", name, "sheet")), path, PNG))
 
     @ClientMethod
     def versions(self, name: str) -> Steps[list[Version]]:

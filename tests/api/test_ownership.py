@@ -88,7 +88,13 @@ def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
         made = await upload(ann, "mine")
         assert made.status_code == 201, made.text
         assert (made.json()["owner"], made.json()["shared"]) == ("ann", False)
-        for method, path in (("GET", ""), ("GET", "/preview"), ("DELETE", "")):
+        for method, path in (
+            ("GET", ""),
+            ("GET", "/preview"),
+            ("GET", "/images"),
+            ("GET", "/images/0"),
+            ("DELETE", ""),
+        ):
             problem(await bob.request(method, f"/v1/datasets/mine{path}"), 404, "no dataset 'mine'")
         problem(await bob.patch("/v1/datasets/mine", json={"shared": True}), 404)
         problem(await bob.post("/v1/trainings", json=training("mine", "bobs")), 404, "no dataset 'mine'")
@@ -99,6 +105,7 @@ def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
         assert [one["name"] for one in (await ann.get("/v1/datasets")).json()["data"]] == ["mine"]
         assert (await root.get("/v1/datasets/mine")).json()["owner"] == "ann"
         assert (await ann.get("/v1/datasets/mine/preview")).status_code == 200
+        assert (await ann.get("/v1/datasets/mine/images/0")).status_code == 200
         assert (await ann.delete("/v1/datasets/mine")).status_code == 204
         assert (await upload(bob, "mine")).json()["owner"] == "bob"
         assert (await root.delete("/v1/datasets/mine")).status_code == 204
@@ -220,6 +227,7 @@ def test_a_model_is_visible_to_its_owner_only(settings: Settings) -> None:
             ("GET", "/versions/1"),
             ("GET", "/versions/1/file"),
             ("GET", "/versions/1/preview"),
+            ("GET", "/sheet"),
             ("DELETE", "/versions/1"),
         ):
             problem(await bob.request(method, f"/v1/models/secret{path}"), 404)

@@ -83,6 +83,12 @@ def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
     assert run("sample", MODEL, "-o", "five.gif")[0] == 1
 
 
+def test_a_model_has_a_sample_sheet(run: Run, tmp_path: Path) -> None:
+    """It is saved under the model's name."""
+    assert run("models", "sheet", f"{MODEL}@1")[0] == 0
+    assert decode_image((tmp_path / f"{MODEL}.png").read_bytes()).shape == (252, 252)
+
+
 def test_decode_takes_numbers_or_a_file(run: Run, tmp_path: Path) -> None:
     """Codes are arguments, also with a minus sign, or an NPZ file; other ones are a usage error."""
     status, out, _ = run("decode", MODEL, "0.5,-1.2", "-0.3,0.8", "--seed", "3", "-o", "two.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import time
@@ -109,6 +110,14 @@ def _nine_dimensions(data: bytes) -> bytes:
     header, _ = split_file(data)
     shape = next(message["shape"] for name, message in header.items() if name != "__metadata__")
     return _shaped(data, [*shape, *[1] * (9 - len(shape))])
+
+
+def test_a_preview_is_the_sample_sheet(client: httpx.Client) -> None:
+    """The sheet of a version with a preview is the preview, and nothing is drawn."""
+    data = _previewed(with_card(SHIPPED.read_bytes(), name="with-preview"), base64.b64encode(_png()).decode())
+    assert import_version(client, data, "with-preview").status_code == 201
+    for address in ("with-preview/sheet", "with-preview@1/sheet", "with-preview/versions/1/preview"):
+        assert client.get(f"/v1/models/{address}").content == _png()
 
 
 def _previewed(data: bytes, preview: str) -> bytes:
