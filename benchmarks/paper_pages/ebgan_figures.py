@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from paper_pages.results import Figure, Source, card_source, card_value, json_source, number, percent, read_json
+from paper_pages.results import Figure, Source, card_source, card_value, json_source, percent, read_json
 
 GRID = json_source("gan-grid", "python benchmarks/gan_grid.py run")
 MARGINS = json_source("gan-margins", "python benchmarks/gan_margins.py run")
@@ -17,6 +17,7 @@ KINDS = {
     "stacked": "upper and lower halves of two digits",
     "upside_down": "digits with top and bottom swapped",
     "turned": "digits turned by half a circle",
+    "blank": "a black picture",
 }
 SEEN = {
     1: "ones only",
@@ -70,11 +71,15 @@ def draws(name: str) -> dict[str, Any]:
 
 
 def described(found: dict[str, Any]) -> str:
-    """Return I' as a number and beside the test digits', clear samples and the digits' shares."""
+    """Return I' and beside the test digits', the share of clear samples and those of the digits.
+
+    A sample is clear if the classifier's largest probability is above 0.9.
+    """
     real = read_json("gan-scores", "real")["i_prime"]
+    error = f" ± {found['errors']['i_prime']:.3f}" if "errors" in found else ""
     clear = f"; {percent(found['clear'])} clear" if "clear" in found else ""
     shares = f"each digit {percent(min(found['shares']))} … {percent(max(found['shares']))}"
-    return f"I' {found['i_prime']:.3f}, {found['i_prime'] / real:.2f} × that of the test digits{clear}; {shares}"
+    return f"I' {found['i_prime']:.3f}{error}, {found['i_prime'] / real:.2f} × that of the test digits{clear}; {shares}"
 
 
 def samples(name: str) -> dict[str, Figure]:
@@ -82,7 +87,7 @@ def samples(name: str) -> dict[str, Figure]:
 
     def read_default() -> str:
         found = read_json("gan-scores", "models")[name]
-        return f"best of {found['best_of']}: {described(found)}"
+        return f"best of {found['best_of']}: {described(found)}" if found["best_of"] > 1 else "single draws"
 
     single = Figure(
         f"`{name}`: 10,000 single draws",
@@ -97,13 +102,13 @@ def samples(name: str) -> dict[str, Figure]:
 def separation(kind: str) -> Figure:
     """Return how well the energies separate one kind of anomaly from digits."""
 
-    def value(found: Any) -> float:
-        return float(found["value"] if isinstance(found, dict) else found)
+    def value(found: Any) -> str:
+        return f"{found['value']:.4f} ± {found['error']:.4f}" if isinstance(found, dict) else f"{found:.4f}"
 
     def read() -> str:
         models = read_json("gan-scores", "models")
         parts = {"PCA": read_json("gan-scores", "pca")} | {name: found["auroc"] for name, found in models.items()}
-        return ", ".join(f"{name} {number(value(found[kind]), 3)}" for name, found in parts.items())
+        return ", ".join(f"{name} {value(found[kind])}" for name, found in parts.items())
 
     return Figure(f"AUROC of the energy: {KINDS[kind]}", read, source=scores_of("ebgan-mnist"))
 
