@@ -16,7 +16,7 @@ import numpy as np
 
 from core.broker.codec import Fields, joined
 
-LARGE_BYTES = 1 << 20  # arrays of more bytes than this, all rows together, are joined in a file
+ROW_FILE_BYTES = 1 << 20  # arrays of more bytes than this, all rows together, are joined in a file
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def join_rows(chunks: Iterable[Fields], rows: int, folder: Path) -> Fields:
     for chunk in chunks:
         held[first] = chunk
         size += array_bytes(chunk)
-        if size > LARGE_BYTES and not keep_in_memory:
+        if size > ROW_FILE_BYTES and not keep_in_memory:
             try:
                 file = file or RowFile(folder, rows)
                 for begin in [begin for begin, fields in held.items() if array_bytes(fields)]:

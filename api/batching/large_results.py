@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from api.batching.requests import PendingRequest, RequestSlice
-from api.row_files import LARGE_BYTES, RowFile, array_bytes
+from api.row_files import ROW_FILE_BYTES, RowFile, array_bytes
 from core.broker.codec import Fields, joined
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class LargeResults:
         written. If the result is small or the disk is full, returns `fields` unchanged.
         """
         request = part.request
-        large = array_bytes(fields) * request.rows > LARGE_BYTES * part.rows
+        large = array_bytes(fields) * request.rows > ROW_FILE_BYTES * part.rows
         if not large or request.keep_in_memory or part.first in request.chunks or request.result.done():
             return fields
         try:

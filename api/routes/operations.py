@@ -32,7 +32,7 @@ from api.requests import (
 )
 from api.responses.job_results import accepted, whole_result_response
 from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate, write
-from api.row_files import LARGE_BYTES, array_bytes
+from api.row_files import ROW_FILE_BYTES, array_bytes
 from api.schemas.operations import OperationFields
 from api.state import AppState
 from core.broker.codec import Fields
@@ -216,7 +216,7 @@ async def _respond_sync(
     entry, columns = inference_request.entry, inference_request.operation.columns(inference_request.rows_per_image)
     about = About(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
     headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
-    if array_bytes(fields) > LARGE_BYTES:
+    if array_bytes(fields) > ROW_FILE_BYTES:
         return await state.responses.written(partial(write, fields=fields, about=about, media=media), headers, media)
     if inference_request.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)

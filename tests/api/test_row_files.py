@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.row_files import LARGE_BYTES, RowFile, array_bytes, cut_rows, join_rows
+from api.row_files import ROW_FILE_BYTES, RowFile, array_bytes, cut_rows, join_rows
 from core.broker.codec import Fields, joined
 
 ROWS = 3000
@@ -50,7 +50,7 @@ def _mapped(fields: Fields) -> bool:
 def test_a_large_result_is_joined_in_a_file(tmp_path: Path, step: int) -> None:
     """A large result is joined in a file without a name, with its fields in order."""
     fields = _result(ROWS)
-    assert array_bytes(fields) > LARGE_BYTES
+    assert array_bytes(fields) > ROW_FILE_BYTES
     found = join_rows(_chunks(fields, ROWS, step).values(), ROWS, tmp_path / "unfinished")
     _equal(fields, found)
     assert _mapped(found)

@@ -25,7 +25,7 @@ from api.responses.render import JSON, JsonRoute
 from api.responses.result_files import Rendering
 from api.routes.openai.parameters import known_only
 from api.routes.operations import PNG_BY_WORKER, compute_or_accept, create_job, wait_for_job
-from api.row_files import LARGE_BYTES
+from api.row_files import ROW_FILE_BYTES
 from api.schemas.openai import ImageEditForm, ImageFormat, ImageGenerationBody, ImageParameters, OpenAIImages
 from api.state import AppState
 from core.broker.codec import Fields
@@ -224,7 +224,7 @@ async def _respond(
         _write, body=body, images=images, describe=lambda image: {**describe(image), "revised_prompt": text}
     )
     headers = {"Cache-Control": "no-store"}
-    if n * width * height > LARGE_BYTES:
+    if n * width * height > ROW_FILE_BYTES:
         return await state.responses.written(write, headers, JSON)
     return state.responses.of_body(await asyncio.to_thread(written_bytes, write), 200, headers, JSON)
 

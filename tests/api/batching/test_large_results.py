@@ -13,7 +13,7 @@ import pytest
 
 from api.batching.batch_sender import BatchSender
 from api.batching.requests import InFlightBatch, PendingRequest
-from api.row_files import LARGE_BYTES, array_bytes, cut_rows
+from api.row_files import ROW_FILE_BYTES, array_bytes, cut_rows
 from core.blobs import Blobs
 from core.broker.codec import Fields, pack
 from core.catalog.registry import ModelVersion, Registry
@@ -91,7 +91,7 @@ def test_rows_of_a_large_result_are_on_the_disk(tmp_path: Path, full: bool) -> N
             await bench.complete(batch)
             most = max(most, _held_bytes(request))
         _check(await asyncio.wait_for(request.result, 10))
-        assert most > LARGE_BYTES if full else most == 0
+        assert most > ROW_FILE_BYTES if full else most == 0
         assert request.chunks == {}
         assert request.row_file is None
 
@@ -120,7 +120,7 @@ def test_a_small_result_stays_in_memory(tmp_path: Path) -> None:
     """No file is created for a result of at most `LARGE_BYTES`."""
 
     async def act(bench: _Bench) -> None:
-        request = bench.submit(rows := LARGE_BYTES // (PIXELS[0].nbytes + 4))
+        request = bench.submit(rows := ROW_FILE_BYTES // (PIXELS[0].nbytes + 4))
         while (batch := bench.batch(request)) is not None:
             await bench.complete(batch)
         _check(await asyncio.wait_for(request.result, 10), rows)
