@@ -24,8 +24,8 @@ Departs from the paper: z is normal; the generator's step uses the same z as the
 against the updated discriminator; the convolutional variant is ours, for small images, and its
 decoder mirrors the encoder; only the generator has batch normalisation, and sampling uses
 statistics fixed after training; a narrow linear code and a decoder of several layers are possible;
-the plain GAN's generator minimises −log D(G(z)); with `best_of` > 1 a sample is the one of several
-draws that has the lowest energy.
+the plain GAN's generator minimises −log D(G(z)); with `best_of` > 1, as in the shipped models, a
+sample is the one of several draws G(z) that has the lowest energy.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -413,19 +413,20 @@ class Model(nn.Module):
         With the option `best_of`, whose default is the config's, each row keeps the one of so many
         candidates that has the lowest energy. With the option `below`, it keeps the first candidate
         whose energy is less than `below`; if none of `proposals` candidates is, the one of the
-        lowest energy. In both cases `energies` (B,) are returned, too. `below` also returns
-        `accepted` (B,), whether there was such a candidate, and `proposals` (B,), the number of
-        candidates until then, or of all.
+        lowest energy. The config's `best_of` does not apply then. In both cases `energies` (B,) are
+        returned, too. `below` also returns `accepted` (B,), whether there was such a candidate, and
+        `proposals` (B,), the number of candidates until then, or of all.
 
         Each call tries `CANDIDATES_PER_CALL` candidates; every call but the last returns a
         `Continuation`. `state` is None in the first call, later the state of the previous
         `Continuation`. Raises ValueError if both options are set, or if `state` has rows with
-        different numbers of candidates.
+        different numbers of candidates. A `best_of` equal to the config's counts as not set, because
+        the service fills in defaults.
         """
-        best_of = options.best_of or (self.config.best_of if options.below is None else 1)
+        best_of = options.best_of or self.config.best_of
         if options.below is None and best_of == 1:
             return {"images": self._generate(rows, 0)}
-        if options.below is not None and best_of > 1:
+        if options.below is not None and best_of not in (1, self.config.best_of):
             raise ValueError("choose best_of or below, not both")
         total = best_of if options.below is None else options.proposals
         best = self._initial_state(rows) if state is None else state
@@ -626,7 +627,8 @@ class Model(nn.Module):
         """Measure the model on `images` and on `k` samples; return metrics for its card.
 
         They are the mean energies of the images and of the samples, and the mean pulling-away term
-        f_PT (EBGAN §2.4) of the samples' codes. `report` is called with the number of images done.
+        f_PT (EBGAN §2.4) of the samples' codes. These samples are single draws: `best_of` does not
+        apply. `report` is called with the number of images done.
         Raises ValueError if `images` or `k` are fewer than two, or if `precision` is not "float32".
         """
         if k < 2 or len(images) < 2:
@@ -641,7 +643,13 @@ class Model(nn.Module):
         similarity = [pulling_away(self.discriminator.encoder(part * 2.0 - 1.0)[0]) for part in samples]
         figures = (
             ("energy", real, self.unit, "lower", f"D(x), mean of {len(images)} test pictures"),
-            ("sample_energy", fake, self.unit, "lower", f"D(G(z)), mean of {k} samples"),
-            ("pulling_away", torch.cat(similarity), "1", "lower", f"f_PT of the codes of {k} samples, 500 at a time"),
+            ("sample_energy", fake, self.unit, "lower", f"D(G(z)), mean of {k} single draws"),
+            (
+                "pulling_away",
+                torch.cat(similarity),
+                "1",
+                "lower",
+                f"f_PT of the codes of {k} single draws, 500 at a time",
+            ),
         )
         return [mean_figure(*figure, digits=4) for figure in figures]

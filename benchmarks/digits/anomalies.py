@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
     ranks = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
     above = float(ranks[len(normal) :].sum()) - len(unusual) * (len(unusual) + 1) / 2
     return above / (len(normal) * len(unusual))
+
+
+def auroc_error(normal: torch.Tensor, unusual: torch.Tensor) -> float:
+    """Return the standard error of `auroc`, by DeLong's method for independent images.
+
+    A single anomaly has no variance: the error is then over the normal images alone.
+    """
+
+    def variance(these: torch.Tensor, others: torch.Tensor) -> float:
+        """Return the variance of the mean over `these` of each one's share of lower `others`."""
+        ordered = others.sort().values
+        shares = (torch.searchsorted(ordered, these) + torch.searchsorted(ordered, these, right=True)).double()
+        return float((shares / (2.0 * len(others))).var()) / len(these) if len(these) > 1 else 0.0
+
+    return math.sqrt(variance(normal, unusual) + variance(unusual, normal))
 
 
 def principal(images: torch.Tensor, components: int = 128) -> tuple[torch.Tensor, torch.Tensor]:

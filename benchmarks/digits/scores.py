@@ -8,6 +8,7 @@ image is clear if its largest probability exceeds 0.9.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,3 +56,17 @@ def scores(p: torch.Tensor) -> Scores:
     shares = torch.bincount(p.argmax(dim=1), minlength=10).double() / len(p)
     clear = float((p.amax(dim=1) > CLEAR).double().mean())
     return Scores(i_prime(p), e_kl(p), clear, tuple(shares.tolist()))
+
+
+def standard_errors(p: torch.Tensor, groups: int = 50) -> dict[str, float]:
+    """Return the standard errors of the scores of probabilities (N, 10), by a delete-a-group jackknife.
+
+    They are of `i_prime`, `e_kl` and `clear`; the images are dealt to `groups` groups of one size.
+    """
+    members = torch.arange(len(p)) % groups
+    estimates = [scores(p[members != group]) for group in range(groups)]
+    errors = {}
+    for name in ("i_prime", "e_kl", "clear"):
+        values = torch.tensor([getattr(estimate, name) for estimate in estimates], dtype=torch.float64)
+        errors[name] = round(math.sqrt((groups - 1) * float(values.var(correction=0))), 4)
+    return errors

@@ -58,6 +58,23 @@ def test_scores_of_known_probabilities(module: Importer) -> None:
     assert scores.i_prime(even, 1e-3) > expected
 
 
+def test_standard_errors_are_those_of_many_draws(module: Importer) -> None:
+    """Of the scores and of the AUROC: the spread over 200 independent sets of images."""
+    scores, anomalies = module("digits.scores"), module("digits.anomalies")
+    generator = torch.Generator().manual_seed(1)
+    sets = [(torch.randn(400, 10, generator=generator) * 4).double().softmax(1) for _ in range(200)]
+    errors = scores.standard_errors(sets[0])
+    for name, error in errors.items():
+        values = torch.tensor([getattr(scores.scores(p), name) for p in sets])
+        assert error == pytest.approx(float(values.std()), rel=0.3), name
+    pairs = [(torch.randn(300, generator=generator), 1 + torch.randn(200, generator=generator)) for _ in range(200)]
+    spread = float(torch.tensor([anomalies.auroc(*pair) for pair in pairs]).std())
+    assert anomalies.auroc_error(*pairs[0]) == pytest.approx(spread, rel=0.3)
+    digits, one = pairs[0][0], pairs[0][1][:1]
+    share = anomalies.auroc(digits, one)
+    assert anomalies.auroc_error(digits, one) == pytest.approx(math.sqrt(share * (1 - share) / 299))
+
+
 def test_auroc_counts_pairs(module: Importer) -> None:
     """AUROC is the share of pairs in the right order; ties count half."""
     auroc = module("digits.anomalies").auroc

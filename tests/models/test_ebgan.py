@@ -12,6 +12,7 @@ from models import ebgan
 from models.kit.operations import Continuation
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import LATENT, RowStreams
+from models.kit.schema import from_json
 
 
 def small(**changed: Any) -> ebgan.Model:
@@ -347,6 +348,22 @@ def test_the_config_has_the_default_of_best_of() -> None:
         found = finished(model, rows, ebgan.SampleOptions(**asked))
         wanted = finished(plain, rows, ebgan.SampleOptions(**same))
         assert torch.equal(found["images"], wanted["images"])
+
+
+def test_below_replaces_the_default_of_best_of() -> None:
+    """The service sends all defaults of the card: `below` beside them is rejection sampling."""
+    model, rows = finalized(), RowStreams.range(3, 0, 7)
+    several = small(best_of=5).eval()
+    several.load_state_dict(model.state_dict())
+    rules = several.operations()["sample"]["options"]["properties"]
+    below = float(model.quantiles[500])
+    filled = {name: rule["default"] for name, rule in rules.items()} | {"below": below}
+    found = finished(several, rows, from_json(ebgan.SampleOptions, filled))
+    wanted = finished(model, rows, ebgan.SampleOptions(below=below))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with pytest.raises(ValueError, match="not both"):
+        several.sample(rows, ebgan.SampleOptions(best_of=2, below=below))
 
 
 def test_invalid_sampling_options_are_rejected() -> None:
