@@ -21,6 +21,8 @@ RUN npm run build
 FROM base AS api
 COPY requirements/api.lock requirements/api.lock
 RUN pip install --require-hashes --requirement requirements/api.lock
+COPY requirements/postgresql.lock requirements/postgresql.lock
+RUN pip install --require-hashes --requirement requirements/postgresql.lock
 # Traces (REVERIE_TRACING=true) need more packages: --build-arg OTEL=1
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
@@ -45,6 +47,8 @@ COPY requirements/torch.txt requirements/torch.txt
 RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement requirements/torch.txt
 COPY requirements/worker.lock requirements/worker.lock
 RUN pip install --require-hashes --requirement requirements/worker.lock
+COPY requirements/postgresql.lock requirements/postgresql.lock
+RUN pip install --require-hashes --requirement requirements/postgresql.lock
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
 RUN test -z "$OTEL" || pip install --require-hashes --requirement requirements/otel.lock

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import sqlalchemy as sa
-
 from api.batching.batch_sender import FailedError
 from api.batching.requests import PendingRequest
 from api.row_files import array_bytes, cut_rows
@@ -19,7 +17,7 @@ from core.broker.codec import Fields, pack
 from core.jobs.records import API_HOLDER_PREFIX, Job, SliceReport
 from core.jobs.store import JobStore
 from core.settings import Settings
-from core.storage import INSUFFICIENT_STORAGE, storage_problem
+from core.storage import DATABASE_UNAVAILABLE, INSUFFICIENT_STORAGE, storage_problem
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +113,8 @@ class AdoptedJobs:
         while True:
             try:
                 await self.threads.write(function, *args)
-            except sa.exc.OperationalError as error:
-                log.warning("database not written", extra={"job": job_id, "reason": str(error.orig)})
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("database not written", extra={"job": job_id, "reason": str(getattr(error, "orig", error))})
                 await asyncio.sleep(_RETRY_S)
             else:
                 return

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from core.storage import lacks_space, reason_of
+from core.storage import DATABASE_UNAVAILABLE, lacks_space, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def allowed_methods(request: Request) -> list[str]:
     return sorted(allowed) or ["GET", "HEAD"]  # of static files
 
 
-async def handle_database(request: Request, error: sqlalchemy.exc.OperationalError) -> Response:
+async def handle_database(request: Request, error: sqlalchemy.exc.SQLAlchemyError) -> Response:
     """Return the response for a failed write or read of the job database.
 
     The status is 507 if the disk of the database is full, else 503.
@@ -264,6 +264,6 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Corouti
     ProblemError: handle_problem,
     RequestValidationError: handle_validation,
     HTTPException: handle_http,
-    sqlalchemy.exc.OperationalError: handle_database,
+    **dict.fromkeys(DATABASE_UNAVAILABLE, handle_database),
     OSError: handle_os_error,
 }

@@ -33,7 +33,7 @@ from core.outbound.addresses import AddressPolicy, BlockedAddressError, Resolver
 from core.outbound.download import DownloadError, download
 from core.outbound.network_backend import guarded_pool
 from core.settings import Settings
-from core.storage import lacks_space
+from core.storage import DATABASE_UNAVAILABLE, lacks_space
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class InputFetcher:
         while True:
             try:
                 await self._jobs.write(end)
-            except sa.exc.OperationalError:
+            except DATABASE_UNAVAILABLE:
                 await asyncio.sleep(POLL_S)
             else:
                 return

@@ -8,7 +8,6 @@ small sample needs no database query.
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -191,8 +190,8 @@ class Permissions:
                 await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared))
         else:
             vacant = not exists and not (kind == "model" and await self._busy(name))
-            before = time.time() - _VACANT_S if vacant else None
-            claim = partial(self._store.claim, kind, name, caller.name, shared=shared, vacant_before=before)
+            after_s = _VACANT_S if vacant else None
+            claim = partial(self._store.claim, kind, name, caller.name, shared=shared, vacant_after_s=after_s)
             if (await asyncio.to_thread(claim)).owner != caller.name:
                 raise _taken(kind, name)
         await self.refresh()

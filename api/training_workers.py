@@ -1,7 +1,6 @@
 """Reads the heartbeats of training workers, and sends the messages that wake them."""
 
 import contextlib
-import time
 from typing import Any
 
 import redis
@@ -41,11 +40,14 @@ class TrainingWorkers:
         Empty while the queue server is unreachable.
         """
         try:
-            hashes: Any = await self._redis.hgetall(TRAINING_WORKERS)
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.hgetall(TRAINING_WORKERS)
+                (seconds, _), hashes = await pipeline.execute()
         except (redis.RedisError, OSError):
             return {}
         heartbeats = {name.decode(): unpack(data) for name, data in hashes.items()}
-        return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < TRAINER_TIMEOUT_S}
+        return {name: one for name, one in heartbeats.items() if seconds - one["at"] < TRAINER_TIMEOUT_S}
 
     async def count(self) -> int:
         """Return how many training workers are alive."""

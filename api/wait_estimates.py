@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.engine import Engine
 
 from core.jobs.claims import queue_of
+from core.jobs.database import clock_offset_s
 from core.jobs.queue_positions import Pace, inference_pace, queue_positions, training_paces
 from core.jobs.records import TRAINING, Job
 
@@ -43,12 +44,18 @@ class _Snapshot:
     """How fast jobs progress, as read from the job store at `taken_at` (monotonic, seconds).
 
     `pace` is the number of inference jobs that end per second. `trainings` has the progress of
-    running trainings, keyed by job id. None means unknown.
+    running trainings, keyed by job id. None means unknown. `clock_offset_s` is how far the
+    database's clock, which dates jobs, is ahead of this host's.
     """
 
     pace: float | None = None
     trainings: dict[str, Pace | None] | None = None
     taken_at: float = float("-inf")
+    clock_offset_s: float = 0.0
+
+    def now(self) -> float:
+        """Return the time of the database's clock in Unix time."""
+        return time.time() + self.clock_offset_s
 
 
 class WaitEstimator:
@@ -70,7 +77,7 @@ class WaitEstimator:
         self._read = read
         self._inference_workers = inference_workers
         self._training_workers = training_workers
-        self._snapshot = _Snapshot()
+        self._snapshot = _Snapshot(clock_offset_s=clock_offset_s(engine))
         self._positions: dict[str, int | None] = {}  # as of the last read, of all jobs that were asked for
         self._positions_until = float("-inf")
         self._asked: set[str] = set()  # since the last read
@@ -138,7 +145,8 @@ class WaitEstimator:
         if time.monotonic() - self._snapshot.taken_at > KEEP_S:
             pace = await self._read(inference_pace, self._engine)
             paces = await self._read(training_paces, self._engine)
-            self._snapshot = _Snapshot(pace, paces, time.monotonic())
+            offset_s = await self._read(clock_offset_s, self._engine)
+            self._snapshot = _Snapshot(pace, paces, time.monotonic(), offset_s)
         return self._snapshot
 
 
@@ -147,7 +155,7 @@ def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
 
     Returns None if that is unknown, for example because the job has just started.
     """
-    now = time.time()
+    now = snapshot.now()
     if job.kind == TRAINING:
         pace = (snapshot.trainings or {}).get(job.id)
         return None if pace is None else pace.remaining_s(now)
@@ -169,5 +177,5 @@ def _start_s(queue: str, position: int, snapshot: _Snapshot, trainers: int) -> f
     running = list((snapshot.trainings or {}).values())
     if queue != "training" or position > 1 or len(running) < trainers:
         return None
-    left = [None if pace is None else pace.remaining_s(time.time()) for pace in running]
+    left = [None if pace is None else pace.remaining_s(snapshot.now()) for pace in running]
     return None if None in left else min((one for one in left if one is not None), default=None)

@@ -89,6 +89,7 @@ class Cleanup:
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
         self._job_store.delete_expired(_ROW_TTL_FACTOR * ttl_s)
+        self._job_store.delete_expired_keys(self._settings.idempotency_key_ttl_s)
         self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:

@@ -5,12 +5,12 @@ was created without API keys. Every API key may use it, and only the role `admin
 version has the owner of its model.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
 import sqlalchemy as sa
 
+from core.jobs.database import current_time, dialect_insert
 from core.jobs.schema import resource_changes, resources, transaction
 
 Kind = Literal["dataset", "model"]
@@ -58,30 +58,34 @@ class ResourceStore:
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
 
     def claim(
-        self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
+        self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_after_s: float | None = None
     ) -> Ownership:
         """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
         If it has another owner, that ownership is returned unchanged. If the dataset or model does
-        not exist, give `vacant_before` (Unix time): an owner stored before this time is of a
+        not exist, give `vacant_after_s`: an ownership that is older than so many seconds is of a
         deleted one, and `owner` replaces it. `shared` says whether every API key may use it; None
         means no for a new owner, and no change if `owner` is its owner already.
         """
         resource = _is_resource(kind, name)
-        ownership = Ownership(owner, bool(shared), time.time())
         with transaction(self._engine) as connection:
-            row = connection.execute(sa.select(resources).where(resource)).first()
-            if row is None:
-                connection.execute(resources.insert().values(kind=kind, name=name, **vars(ownership)))
+            ownership = Ownership(owner, bool(shared), current_time(connection))
+            new = dialect_insert(connection, resources).values(kind=kind, name=name, **vars(ownership))
+            # changes nothing in an existing row, but locks and returns it
+            insert = new.on_conflict_do_update(index_elements=["kind", "name"], set_={"kind": kind})
+            row = connection.execute(insert.returning(*resources.c)).one()
+            stored = Ownership(row.owner, row.shared, row.created_at)
+            if stored == ownership:
+                pass  # there was no row
             elif row.owner == owner:
                 ownership = Ownership(owner, row.shared if shared is None else shared, row.created_at)
                 if ownership.shared == row.shared:
                     return ownership
                 connection.execute(resources.update().where(resource).values(shared=ownership.shared))
-            elif vacant_before is not None and row.created_at < vacant_before:
+            elif vacant_after_s is not None and row.created_at < ownership.created_at - vacant_after_s:
                 connection.execute(resources.update().where(resource).values(**vars(ownership)))
             else:
-                return Ownership(row.owner, row.shared, row.created_at)
+                return stored
             _count_change(connection)
             return ownership
 

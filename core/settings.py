@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     queue_memory_bytes: int = Field(1 << 30, ge=16 << 20)
     """Memory limit (`maxmemory`) of the queue server that `make serve` starts."""
     database_url: str = ""
-    """SQLAlchemy URL of the job database; empty: SQLite in the state folder."""
+    """URL of the job database, such as `postgresql://USER:PASSWORD@HOST/DATABASE`; empty: SQLite in
+    the state folder.
+    """
     blobs_url: str = ""
     """fsspec URL of the blob store; empty: a folder in the state folder."""
     api_keys: Path | None = None

@@ -30,6 +30,7 @@ from redis.sentinel import MasterNotFoundError
 
 from core import tracing
 from core.broker.address import QueueAddress
+from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
@@ -141,15 +142,28 @@ def check_database(settings: Settings) -> None:
     Raises StartupError if it cannot be used, or was made by a newer release.
     """
     try:
-        name = sa.make_url(settings.database).render_as_string(hide_password=True)
+        url = database_url(settings.database)
     except sa.exc.ArgumentError as error:
-        detail = "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
+        detail = (
+            "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3 or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
         raise StartupError(detail) from error
+    if url.drivername not in DRIVERS:
+        detail = f"REVERIE_DATABASE_URL begins with {url.drivername}://, which is not supported; use sqlite:// or postgresql://"
+        raise StartupError(detail)
+    name = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
     try:
         JobStore(settings.database).engine.dispose()
     except NewerDatabaseError as error:
         raise StartupError(f"the job database {name} {error}") from error
-    except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
+    except ImportError as error:
+        detail = (
+            f"the job database {name} needs the package psycopg ({error}): pip install -r requirements/postgresql.lock "
+            "(or the packages of the extra `postgresql`)"
+        )
+        raise StartupError(detail) from error
+    except (sa.exc.SQLAlchemyError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         detail = f"the job database {name} cannot be used ({reason}); check REVERIE_DATABASE_URL and REVERIE_STATE"
         raise StartupError(detail) from error
@@ -224,7 +238,7 @@ def _database_name(settings: Settings) -> str:
 
     The name of a SQLite database in the state folder is its path relative to this folder.
     """
-    url = sa.make_url(settings.database)
+    url = database_url(settings.database)
     if url.get_backend_name() != "sqlite":
         return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
     path, folder = Path(url.database or "").resolve(), settings.state.resolve()

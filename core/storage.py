@@ -4,13 +4,17 @@ import errno
 import sqlite3
 from typing import Any
 
-import sqlalchemy.exc
+from sqlalchemy import exc
 
 # Error numbers of a full disk, a full quota and a file at its size limit.
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # HTTP status (RFC 4918) of a result or upload that does not fit on the disk.
 INSUFFICIENT_STORAGE = 507
+
+# Errors of a database that cannot be used now: it is unreachable, full, locked for too long, a
+# read-only standby, or all connections are in use. The same call may succeed later.
+DATABASE_UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError)
 
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRESQL_DISK_FULL = "53100"
@@ -20,7 +24,7 @@ def lacks_space(error: BaseException) -> bool:
     """Return whether an error of a file, blob store or database means that no space is left."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
-    if isinstance(error, sqlalchemy.exc.DBAPIError):
+    if isinstance(error, exc.DBAPIError):
         cause = error.orig
         if isinstance(cause, sqlite3.Error):
             return getattr(cause, "sqlite_errorcode", None) in _SQLITE_FULL
@@ -30,9 +34,17 @@ def lacks_space(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return the operating system's or database's message of an error, without local paths."""
-    if isinstance(error, sqlalchemy.exc.DBAPIError):
-        return str(error.orig)
+    if isinstance(error, exc.DBAPIError):
+        return _database_reason(error)
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+def _database_reason(error: exc.DBAPIError) -> str:
+    """Return the message of a database; of PostgreSQL without details, such as the address."""
+    if isinstance(error.orig, sqlite3.Error):
+        return str(error.orig)
+    message = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    return str(message or "the database cannot be reached")
 
 
 def storage_problem(error: BaseException, what: str = "the result was computed, but") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests import stack as service
+from tests.postgresql import PostgreSQL, running_server
 from tests.stack import FAMILIES, Stack
 
 TESTS = Path(__file__).parent
@@ -70,6 +71,29 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """
     base = tmp_path_factory.getbasetemp()
     service.shared_folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server for all tests of this process."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _service_database(request: pytest.FixtureRequest) -> None:
+    """Let services use PostgreSQL if `TEST_DATABASE=postgresql` says so."""
+    if service.ON_POSTGRESQL:
+        service.create_database = request.getfixturevalue("postgresql").create
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty job database: a SQLite file, and one in PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.create()
 
 
 @pytest.fixture(scope="session")

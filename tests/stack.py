@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -37,6 +38,12 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
+
+ON_POSTGRESQL = os.environ.get("TEST_DATABASE") == "postgresql"
+"""Whether services use PostgreSQL as their job database instead of SQLite."""
+
+create_database: Callable[[str], str] | None = None
+"""Returns the URL of the PostgreSQL database with a name, which it creates; `tests/conftest.py` sets it."""
 
 shared_folder: Path | None = None
 """A folder that the services of one test run share; `tests/conftest.py` sets it."""
@@ -118,8 +125,17 @@ class Stack:
             "REVERIE_TRAINING_NICE": "0",
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
+        if create_database is not None:
+            name = f"stack_{hashlib.sha256(str(state).encode()).hexdigest()[:20]}"
+            self.environment.setdefault("REVERIE_DATABASE_URL", create_database(name))
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         share_plans(state / "state", state)
+
+    @property
+    def database(self) -> str:
+        """The URL of the job database."""
+        file = self.state / "state" / "jobs.sqlite3"
+        return self.environment.get("REVERIE_DATABASE_URL", f"sqlite:///{file}")
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: `queue`, `inference`, `training` or `api`; `name` distinguishes several
@@ -147,8 +163,13 @@ class Stack:
     def freeze(self, name: str) -> None:
         """Stop a part with SIGSTOP, but not within a transaction, because it would keep SQLite's
         write lock.
+
+        PostgreSQL ends a transaction whose process is frozen.
         """
         process = self.parts[name]
+        if not self.database.startswith("sqlite"):
+            process.send_signal(signal.SIGSTOP)
+            return
         database = sqlite3.connect(self.state / "state" / "jobs.sqlite3", timeout=30, isolation_level=None)
         with contextlib.closing(database):
             database.execute("BEGIN IMMEDIATE")

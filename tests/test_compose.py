@@ -191,7 +191,9 @@ def locked(part: str) -> dict[str, tuple[str, list[str]]]:
     return {name: (version, re.findall(r"sha256:\w+", hashes)) for name, version, hashes in re.findall(pattern, text)}
 
 
-@pytest.mark.parametrize(("part", "least"), [("api", 21), ("worker", 21), ("serve", 21), ("dev", 21), ("otel", 10)])
+@pytest.mark.parametrize(
+    ("part", "least"), [("api", 21), ("worker", 21), ("serve", 21), ("dev", 21), ("otel", 10), ("postgresql", 3)]
+)
 def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> None:
     """A lock file has only pinned versions with hashes, and not torch."""
     lines = (ROOT / "requirements" / f"{part}.lock").read_text().splitlines()
@@ -207,7 +209,7 @@ def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> No
 def test_lock_files_agree() -> None:
     """A package has one version in all lock files."""
     versions: dict[str, str] = {}
-    for part in ("api", "worker", "serve", "otel", "dev"):
+    for part in ("api", "worker", "serve", "otel", "postgresql", "dev"):
         for name, (version, _) in locked(part).items():
             assert versions.setdefault(name, version) == version, f"{name} in {part}.lock"
 
@@ -217,7 +219,8 @@ def test_torch_is_installed_first_and_all_else_by_hash() -> None:
     the lock files.
     """
     assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
-    for target, files in (("api", ["api.lock", "otel.lock"]), ("worker", ["torch.txt", "worker.lock", "otel.lock"])):
+    extras = ["postgresql.lock", "otel.lock"]
+    for target, files in (("api", ["api.lock", *extras]), ("worker", ["torch.txt", "worker.lock", *extras])):
         installs = [rest for word, rest in stage(target) if word == "RUN" and "pip install" in rest]
         assert [rest.split("requirements/")[-1] for rest in installs] == files
         assert all("--require-hashes" in rest for rest in installs if rest.endswith(".lock"))

@@ -27,6 +27,15 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
     return address.async_client(socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True)
 
 
+def server_time(client: redis.Redis) -> float:
+    """Return the Unix time of the queue server, which dates heartbeats: clocks of hosts may differ.
+
+    Raises RedisError if the server cannot be reached.
+    """
+    seconds, microseconds = client.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Return (id, fields) of each entry in redis-py's reply to an XREAD of one stream.
 

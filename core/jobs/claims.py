@@ -6,18 +6,17 @@ ended. After a slice, an unfinished job returns to the end of its queue without 
 jobs take turns.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import sqlalchemy as sa
 
 from core.jobs import transitions
+from core.jobs.database import NOW, current_time, dialect_insert
 from core.jobs.queries import JobQueries, jobs_of, waiting
 from core.jobs.records import AUXILIARY_KINDS, SMALL_JOB_ROWS, TRAINING, Claim, Event, Job, Problem, SliceReport
-from core.jobs.schema import RUNS_INFERENCE, claim_order, jobs, result_chunks, transaction
+from core.jobs.schema import RUNS_INFERENCE, claim_order, events, jobs, result_chunks, transaction
 from core.webhooks.outbox import insert_delivery
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
@@ -51,30 +50,16 @@ class JobClaims(JobQueries):
             claimable &= jobs.c.owner.not_in(skip_owners)
         queue = queue_of(kinds[0] if kinds else "")
         with transaction(self.engine) as connection:
-            owner = next_owner(connection, queue, claimable)
-            first = _lock_oldest(connection, claimable & (jobs.c.owner == owner)) if owner is not None else None
+            first = lock_next(connection, queue, claimable)
             if first is None:
                 return []
             batch = [first]
             if limit > 1 and _is_small(first):
                 batch += _lock_similar(connection, claimable, first, limit - 1, batch_rows(first) - first.rows)
-            claimed = []
+            claimed = set_claimed(connection, batch, claimable, holder, lease_s)
             for job in batch:
-                change: dict[str, Any] = {
-                    "status": "running",
-                    "token": job.token + 1,
-                    "lease_holder": holder,
-                    "lease_until": time.time() + lease_s,
-                    "co_batched": len(batch) > 1,
-                    "started_at": job.started_at or time.time(),
-                }
-                unchanged = (jobs.c.id == job.id) & (jobs.c.token == job.token) & claimable
-                if connection.execute(jobs.update().where(unchanged).values(change)).rowcount:
-                    if job.status == "queued":
-                        transitions.append_events(connection, job.id, [Event("status", {"status": "running"})])
-                        if job.webhook is not None:
-                            insert_delivery(connection, job.id, "running")
-                    claimed.append(replace(job, **change))
+                if job.status == "queued" and job.webhook is not None:
+                    insert_delivery(connection, job.id, "running")
             record_claims(connection, queue, (job.owner for job in claimed))
             return claimed
 
@@ -118,9 +103,11 @@ class JobClaims(JobQueries):
         """
         recorded = []
         with transaction(self.engine) as connection:
-            for report in reports:
+            # transactions lock jobs in the order of their ids, so that none waits for one that waits for it
+            for report in sorted(reports, key=lambda report: report.claim.job_id):
                 held = transitions.held_by(report.claim)
-                job = connection.execute(sa.select(jobs.c.rows, jobs.c.next_row).where(held)).first()
+                query = sa.select(jobs.c.rows, jobs.c.next_row).where(held).with_for_update()
+                job = connection.execute(query).first()
                 if job is not None:
                     _record_slice(connection, report, job.rows, job.next_row)
                     recorded.append(report.claim.job_id)
@@ -162,11 +149,13 @@ class JobClaims(JobQueries):
         first deferral, the job fails with `problem`. `size_bytes` is the size of the result, 0 if
         it is unknown. Returns True; False, and writes nothing, if the claim is no longer valid.
         """
-        now, held, job_id = time.time(), transitions.held_by(claim), claim.job_id
+        held, job_id = transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
-            job = connection.execute(sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held)).first()
+            query = sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held).with_for_update()
+            job = connection.execute(query).first()
             if job is None:
                 return False
+            now = current_time(connection)
             since = job.blocked_since or now
             if now - since >= max_wait_s:
                 return transitions.finish(connection, held, job_id, "failed", problem)
@@ -186,14 +175,18 @@ class JobClaims(JobQueries):
 def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) -> Job | None:
     """Lock and return the job matching `claimable` that was queued first; None if there is none.
 
-    Rows that another process has locked are skipped. Queued jobs and running ones (between two
+    Rows that another transaction has locked are skipped. Queued jobs and running ones (between two
     slices) have separate queries, so that each can use the index on status and queue time.
     """
-    oldest: list[Job] = []
-    for status in ("queued", "running"):
-        query = sa.select(jobs).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
-        oldest += jobs_of(connection.execute(query.with_for_update(skip_locked=True)))
-    return min(oldest, key=lambda job: job.queued_at, default=None)
+    query = sa.select(jobs).where(claimable).order_by(jobs.c.queued_at).limit(1)
+    by_status = [query.where(jobs.c.status == status) for status in ("queued", "running")]
+    times = [one.with_only_columns(jobs.c.queued_at).scalar_subquery() for one in by_status]
+    waiting_since = connection.execute(sa.select(*times)).one()
+    found = sorted((since, number) for number, since in enumerate(waiting_since) if since is not None)
+    for _, number in found:  # locks no job of the other status, which another worker may claim
+        for job in jobs_of(connection.execute(by_status[number].with_for_update(skip_locked=True))):
+            return job
+    return None
 
 
 def _is_small(job: Job) -> bool:
@@ -210,15 +203,43 @@ def _lock_similar(
     """
     same = [jobs.c[name] == getattr(first, name) for name in ("model", "version", "method", "options")]
     small = [jobs.c.rows <= SMALL_JOB_ROWS, jobs.c.next_row == 0, jobs.c.continuation.is_(None), ~jobs.c.isolated]
-    similar = sa.select(jobs).where(claimable, jobs.c.status == "queued", jobs.c.id != first.id, *same, *small)
-    query = similar.order_by(jobs.c.queued_at).limit(limit)
-    chosen = []
-    for job in jobs_of(connection.execute(query.with_for_update(skip_locked=True))):
-        rows -= job.rows
-        if rows < 0:
-            break
-        chosen.append(job)
-    return chosen
+    claimable &= sa.and_(jobs.c.status == "queued", jobs.c.id != first.id, *same, *small)
+    oldest = sa.select(jobs.c.id, jobs.c.rows, jobs.c.queued_at).where(claimable).order_by(jobs.c.queued_at)
+    candidates = oldest.limit(limit).cte("candidates")
+    total = sa.func.sum(candidates.c.rows).over(order_by=(candidates.c.queued_at, candidates.c.id))
+    fits = sa.select(candidates.c.id, total.label("total")).cte("fits")
+    # only the jobs that fit are locked: other workers may claim the rest
+    query = sa.select(jobs).join(fits, fits.c.id == jobs.c.id).where(fits.c.total <= rows, claimable)
+    locked = query.order_by(jobs.c.queued_at).with_for_update(skip_locked=True, of=jobs)
+    return jobs_of(connection.execute(locked))
+
+
+def set_claimed(
+    connection: sa.Connection, batch: Sequence[Job], claimable: transitions.Condition, holder: str, lease_s: float
+) -> list[Job]:
+    """Claim locked jobs for `holder`, whose leases expire after `lease_s` seconds; return them.
+
+    Jobs that were queued get an event. A job that does not match `claimable` any more is left out.
+    """
+    change = {
+        "status": "running",
+        "token": jobs.c.token + 1,
+        "lease_holder": holder,
+        "lease_until": NOW + lease_s,
+        "co_batched": len(batch) > 1,
+        "started_at": sa.func.coalesce(jobs.c.started_at, NOW),
+    }
+    update = jobs.update().where(jobs.c.id.in_([job.id for job in batch]), claimable).values(change)
+    columns = [jobs.c[name] for name in ("id", *change)]
+    changed = {row.id: row._asdict() for row in connection.execute(update.returning(*columns))}
+    queued = [job.id for job in batch if job.status == "queued" and job.id in changed]
+    query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).where(events.c.job_id.in_(queued))
+    last = connection.execute(query.group_by(events.c.job_id)) if queued else ()
+    seqs = dict.fromkeys(queued, 1) | {job_id: seq + 1 for job_id, seq in last}
+    started = {"name": "status", "data": {"status": "running"}}
+    rows = [{"job_id": job_id, "seq": seq, **started} for job_id, seq in seqs.items()]
+    transitions.insert_events(connection, rows)
+    return [replace(job, **changed[job.id]) for job in batch if job.id in changed]
 
 
 def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, next_row: int) -> None:
@@ -244,7 +265,7 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
         "continuation": report.continuation,
         "progress": progress,
         "attempts": 0,
-        "queued_at": time.time(),
+        "queued_at": NOW,
         **transitions.NO_LEASE,
         **transitions.NOT_BLOCKED,
     }
@@ -256,8 +277,9 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 # Owners take turns, so one owner's backlog does not delay others. The table `claim_order` has the
 # time of the last claim for each queue and owner. Of the owners with a claimable job, the one with
-# the oldest last claim is next, and its oldest job is claimed. A plain query chooses the owner, and
-# rows are locked afterwards: PostgreSQL does not allow window functions with FOR UPDATE.
+# the oldest last claim is next, and its oldest job is claimed. The owner is chosen first, and then the
+# job is locked. In PostgreSQL several claims run at the same time. Each locks the row of its owner, so
+# that claims at the same time serve different owners; no claim waits for a lock.
 
 
 def queue_of(kind: str) -> str:
@@ -275,22 +297,36 @@ def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str
 
     A new pair counts as never claimed, so jobs of its owner are claimed before those of others.
     """
-    rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
+    rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in sorted(queues_owners)]
     if rows:
-        # imported here, because the import of PostgreSQL's takes 0.1 s
-        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
-        connection.execute(dialect.insert(claim_order).on_conflict_do_nothing(), rows)
+        connection.execute(dialect_insert(connection, claim_order).on_conflict_do_nothing(), rows)
 
 
-def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Condition) -> str | None:
+def lock_next(connection: sa.Connection, queue: str, claimable: transitions.Condition) -> Job | None:
+    """Lock and return the job in `queue` that is claimed next.
+
+    Returns None if there is no claimable job that no other transaction has locked. `claimable` is
+    the SQL condition of jobs of this queue that can be claimed.
+    """
+    while (owner := _next_owner(connection, queue, claimable)) is not None:
+        if (job := _lock_oldest(connection, claimable & (jobs.c.owner == owner))) is not None:
+            return job
+        claimable &= jobs.c.owner != owner  # other transactions claim all its jobs
+    return None
+
+
+def _next_owner(connection: sa.Connection, queue: str, claimable: transitions.Condition) -> str | None:
     """Return the owner whose job in `queue` is claimed next; None if there is no claimable job.
 
-    This is the owner with the oldest last claim. `claimable` is the SQL condition of jobs of this
-    queue that can be claimed.
+    This is the owner with the oldest last claim. Owners whose jobs other transactions are claiming
+    come last. `claimable` is the SQL condition of jobs of this queue that can be claimed.
     """
     has_job = sa.select(jobs.c.id).where(jobs.c.owner == claim_order.c.owner, claimable).exists()
     query = sa.select(claim_order.c.owner).where(claim_order.c.queue == queue, has_job)
-    owner: str | None = connection.scalar(query.order_by(claim_order.c.claimed_at).limit(1))
+    query = query.order_by(claim_order.c.claimed_at).limit(1)
+    owner: str | None = connection.scalar(query.with_for_update(skip_locked=True, of=claim_order))
+    if owner is None and connection.dialect.name != "sqlite":
+        owner = connection.scalar(query)
     if owner is None:  # a job whose owner was never registered
         owner = connection.scalar(sa.select(jobs.c.owner).where(claimable).limit(1))
         if owner is not None:
@@ -301,4 +337,7 @@ def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Con
 def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
     """Record that jobs of these owners were claimed from `queue` now, so that others come next."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
-    connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))
+    # a row that is locked belongs to another claim, which sets the time of that owner itself
+    free = sa.select(claim_order.c.owner).where(served).with_for_update(skip_locked=True).cte("free")
+    change = claim_order.update().where(served, claim_order.c.owner.in_(sa.select(free.c.owner)))
+    connection.execute(change.values(claimed_at=NOW))

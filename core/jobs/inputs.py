@@ -1,16 +1,13 @@
 """Claim jobs whose input images are given by URL, and store the images that were fetched."""
 
-import time
 from collections.abc import Collection
-from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
 from core.jobs import transitions
-from core.jobs.claims import next_owner, queue_of, record_claims, register_owners
-from core.jobs.queries import JobQueries, jobs_of, waiting
-from core.jobs.records import Claim, Event, Job
+from core.jobs.claims import lock_next, queue_of, record_claims, register_owners, set_claimed
+from core.jobs.queries import JobQueries, waiting
+from core.jobs.records import Claim, Job
 from core.jobs.schema import jobs, transaction
 
 _QUEUE = "inputs"
@@ -30,23 +27,12 @@ class JobInputs(JobQueries):
             if connection.scalar(sa.select(jobs.c.id).where(claimable).limit(1)) is None:
                 return None
         with transaction(self.engine) as connection:
-            owner = next_owner(connection, _QUEUE, claimable)
-            oldest = sa.select(jobs).where(claimable, jobs.c.owner == owner).order_by(jobs.c.queued_at).limit(1)
-            found = jobs_of(connection.execute(oldest.with_for_update(skip_locked=True)))
-            if not found:
+            job = lock_next(connection, _QUEUE, claimable)
+            if job is None:
                 return None
-            job = found[0]
-            change: dict[str, Any] = {
-                "status": "running",
-                "token": job.token + 1,
-                "lease_holder": holder,
-                "lease_until": time.time() + lease_s,
-                "started_at": job.started_at or time.time(),
-            }
-            connection.execute(jobs.update().where(jobs.c.id == job.id).values(change))
-            transitions.append_events(connection, job.id, [Event("status", {"status": "running"})])
+            (claimed,) = set_claimed(connection, [job], claimable, holder, lease_s)
             record_claims(connection, _QUEUE, [job.owner])
-            return replace(job, **change)
+            return claimed
 
     def set_inputs(self, claim: Claim, job: Job) -> bool:
         """Store the fetched images of a claimed job, and queue it for the workers.

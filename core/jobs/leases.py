@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 
 from core.jobs import transitions
+from core.jobs.database import NOW
 from core.jobs.queries import JobQueries, jobs_of
 from core.jobs.records import API_HOLDER_PREFIX, Claim, Event
 from core.jobs.schema import jobs, transaction
@@ -14,7 +15,16 @@ from core.settings import HEARTBEAT_S
 
 def _lapsed() -> sa.ColumnElement[bool]:
     """Return the SQL condition of running jobs whose lease has expired."""
-    return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < time.time())
+    return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < NOW)
+
+
+def _lock(connection: sa.Connection, where: transitions.Condition, *, skip_locked: bool = False) -> list[str]:
+    """Lock the jobs that match `where`, in the order of their ids; return their ids.
+
+    With `skip_locked`, jobs that another transaction has locked are left out.
+    """
+    query = sa.select(jobs.c.id).where(where).order_by(jobs.c.id)
+    return list(connection.scalars(query.with_for_update(skip_locked=skip_locked)))
 
 
 class JobLeases(JobQueries):
@@ -24,7 +34,8 @@ class JobLeases(JobQueries):
         """Extend all leases that `holder` owns; they expire `lease_s` seconds from now."""
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
         with transaction(self.engine) as connection:
-            connection.execute(jobs.update().where(held).values(lease_until=time.time() + lease_s))
+            if job_ids := _lock(connection, held):
+                connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(lease_until=NOW + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
         """Increase the progress of jobs whose leases `holder` owns, and add an event to each.
@@ -33,7 +44,7 @@ class JobLeases(JobQueries):
         stored one is ignored.
         """
         with transaction(self.engine) as connection:
-            for job_id, value in progress.items():
+            for job_id, value in sorted(progress.items()):
                 fraction = round(value, 4)
                 held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.progress < value)
                 if connection.execute(jobs.update().where(held).values(progress=fraction)).rowcount:
@@ -47,7 +58,7 @@ class JobLeases(JobQueries):
         by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = by_holder & (jobs.c.status == "running")
         with transaction(self.engine) as connection:
-            for job_id in list(connection.scalars(sa.select(jobs.c.id).where(held))):
+            for job_id in _lock(connection, held):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
@@ -61,7 +72,9 @@ class JobLeases(JobQueries):
             rows = connection.execute(sa.select(jobs.c.id, jobs.c.token).where(lapsed)).all()
         if rows:
             with transaction(self.engine) as connection:
-                connection.execute(jobs.update().where(lapsed).values(lease_until=jobs.c.lease_until))
+                if job_ids := _lock(connection, lapsed, skip_locked=True):
+                    same = jobs.update().where(jobs.c.id.in_(job_ids)).values(lease_until=jobs.c.lease_until)
+                    connection.execute(same)
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
@@ -74,15 +87,16 @@ class JobLeases(JobQueries):
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
-            lapsed_jobs = jobs_of(connection.execute(sa.select(jobs).where(lapsed)))
+            query = sa.select(jobs).where(lapsed).order_by(jobs.c.id).with_for_update(skip_locked=True)
+            lapsed_jobs = jobs_of(connection.execute(query))
             for job in lapsed_jobs:
-                still_lapsed = lapsed & (jobs.c.id == job.id)
+                still_lapsed = lapsed & transitions.held_by(job.claim)
                 was_run = not (job.lease_holder or "").startswith(API_HOLDER_PREFIX)
                 attempts = job.attempts + (was_run and not job.co_batched)
                 if attempts < max_attempts:
                     # to the end of the queue: a job that may kill its worker must not delay others,
                     # nor kill several workers in a row
-                    change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": time.time()}
+                    change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": NOW}
                     transitions.requeue(connection, still_lapsed, job.id, "its worker died or fell silent", **change)
                     continue
                 detail = f"the process that ran this job died or fell silent {attempts} times"

@@ -10,13 +10,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import sqlalchemy as sa
 
 from core.files import locked
 from core.jobs.schema import metadata, resource_changes, transaction
 
-HEAD = "0004"  # the newest revision in `migrations/versions`
+HEAD = "0005"  # the newest revision in `migrations/versions`
 
 _POSTGRESQL_LOCK = 0x72657665
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -47,6 +48,7 @@ def migrate(engine: sa.Engine) -> None:
         if revision == HEAD:
             return
         with transaction(engine) as connection:
+            _lift_time_outs(connection, "LOCAL")
             if new:
                 metadata.create_all(connection)
                 connection.execute(resource_changes.insert().values(count=0))
@@ -54,6 +56,13 @@ def migrate(engine: sa.Engine) -> None:
                 connection.execute(_alembic_version.insert().values(version_num=HEAD))
             else:
                 upgrade(connection)
+
+
+def _lift_time_outs(connection: sa.Connection, scope: Literal["LOCAL", "SESSION"]) -> None:
+    """Lift the time-outs of statements and locks until the transaction or the session ends."""
+    if connection.dialect.name == "postgresql":
+        for name in ("statement_timeout", "lock_timeout"):
+            connection.exec_driver_sql(f"SET {scope} {name} = 0")
 
 
 def upgrade(connection: sa.Connection) -> None:
@@ -115,11 +124,10 @@ def _lock(engine: sa.Engine) -> Iterator[None]:
     """Keep other processes from creating or migrating the tables while the block runs."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()  # its session, and with it the lock, ends with the block
+            _lift_time_outs(connection, "SESSION")
             connection.execute(sa.select(sa.func.pg_advisory_lock(_POSTGRESQL_LOCK)))
-            try:
-                yield
-            finally:
-                connection.execute(sa.select(sa.func.pg_advisory_unlock(_POSTGRESQL_LOCK)))
+            yield
     elif engine.url.database:
         database = Path(engine.url.database)
         with locked(database.with_name(f".{database.name}.lock")):

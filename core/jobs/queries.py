@@ -1,17 +1,18 @@
 """Open the database of the job store, and read jobs, results and events from it."""
 
-import time
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from core.jobs.database import NOW, open_engine
 from core.jobs.migrate import migrate
 from core.jobs.records import UNFINISHED, Event, Job, JobState, ResultChunk
 from core.jobs.schema import RUNS_INFERENCE, events, jobs, result_chunks
 
 IDS_PER_QUERY = 500
+
+_NUL = "\0"  # PostgreSQL accepts it in no text, so no row has it
 
 
 def waiting() -> sa.ColumnElement[bool]:
@@ -21,14 +22,13 @@ def waiting() -> sa.ColumnElement[bool]:
     """
     # the first condition follows from the second; with it the database can use the index on status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
-    now = time.time()
-    in_time = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > now)
-    return free & in_time & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+    in_time = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > NOW)
+    return free & in_time & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= NOW)
 
 
 def overdue() -> sa.ColumnElement[bool]:
     """Return the SQL condition of unfinished jobs whose deadline has passed."""
-    return jobs.c.status.in_(UNFINISHED) & (jobs.c.deadline_at <= time.time())
+    return jobs.c.status.in_(UNFINISHED) & (jobs.c.deadline_at <= NOW)
 
 
 def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
@@ -44,15 +44,7 @@ class JobQueries:
 
         Raises NewerDatabaseError if a newer release made the database.
         """
-        address = sa.make_url(url)
-        sqlite = address.get_backend_name() == "sqlite"
-        if sqlite and address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        # a SQLite transaction begins where the code says so, and waits 15 s for the lock of another
-        arguments = {"timeout": 15, "check_same_thread": False, "isolation_level": None} if sqlite else {}
-        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, connect_args=arguments)
-        if sqlite:
-            sa.event.listen(self.engine, "connect", _configure_sqlite)
+        self.engine = open_engine(url)
         migrate(self.engine)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
@@ -60,6 +52,8 @@ class JobQueries:
 
         With `owner`, a job of another owner counts as missing.
         """
+        if _NUL in job_id:
+            return None
         query = sa.select(jobs).where(jobs.c.id == job_id)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
@@ -73,6 +67,8 @@ class JobQueries:
         `owner` None means all owners. `filters` are values that columns must have, keyed by column
         name. `after` is a job id: only older jobs are returned; None starts at the newest.
         """
+        if any(_NUL in value for value in (after or "", *filters.values())):
+            return []
         columns = [column for column in jobs.c if column.key not in {"items", "continuation"}]
         query = sa.select(*columns).order_by(jobs.c.id.desc()).limit(limit)
         if owner is not None:
@@ -109,7 +105,7 @@ class JobQueries:
 
         A job counts if it was queued more than `older_than_s` seconds ago.
         """
-        overdue = jobs.c.queued_at < time.time() - older_than_s
+        overdue = jobs.c.queued_at < NOW - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:
             return int(connection.scalar(query) or 0)
@@ -154,11 +150,6 @@ class JobQueries:
                 query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).where(events.c.job_id.in_(ids))
                 numbers.update((job_id, seq) for job_id, seq in connection.execute(query.group_by(events.c.job_id)))
         return numbers
-
-
-# See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups
-def _configure_sqlite(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _batches(job_ids: Collection[str]) -> Iterator[list[str]]:

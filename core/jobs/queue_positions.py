@@ -1,6 +1,5 @@
 """Compute the positions of queued jobs, and how fast jobs progress and end, from the job store."""
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from core.jobs.claims import queue_of
+from core.jobs.database import current_time
 from core.jobs.queries import waiting
 from core.jobs.records import AUXILIARY_KINDS, TRAINING
 from core.jobs.schema import RUNS_INFERENCE, claim_order, events, jobs
@@ -59,12 +59,12 @@ def inference_pace(engine: Engine) -> float | None:
     because workers may have been idle before. None if no job waits, or if fewer than 5 jobs have
     ended in that time.
     """
-    now = time.time()
     queued = sa.select(sa.func.min(jobs.c.queued_at)).where(waiting(), jobs.c.status == "queued", RUNS_INFERENCE)
     with engine.connect() as connection:
         oldest = connection.scalar(queued)
         if oldest is None:
             return None
+        now = current_time(connection)
         since = max(float(oldest), now - _RECENT_S)
         ran = jobs.c.status.in_(("succeeded", "failed")) & jobs.c.started_at.is_not(None)
         ended = sa.select(jobs.c.finished_at).where(jobs.c.finished_at > since, ran, RUNS_INFERENCE)

@@ -19,6 +19,8 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 # They do not run the job, so their death is no attempt.
 API_HOLDER_PREFIX = "api-"
 
+HOST_CHARACTERS = 40  # of a host's name in the name of a worker, which holds leases: a column is 80 wide
+
 SMALL_JOB_ROWS = 16  # jobs of at most this many rows share a forward pass with similar jobs
 
 

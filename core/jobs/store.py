@@ -14,13 +14,16 @@ import sqlalchemy as sa
 
 from core.jobs import transitions
 from core.jobs.claims import JobClaims, queue_of, register_owners
+from core.jobs.database import NOW, current_time
 from core.jobs.inputs import JobInputs
 from core.jobs.leases import JobLeases
 from core.jobs.queries import overdue
-from core.jobs.records import TERMINAL, TRAINING, Event, IdempotencyKey, Insertion, Job
+from core.jobs.records import TERMINAL, TRAINING, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, transaction
 
 _JOBS_PER_DELETE = 1000
+_INSERT_TRIES = 5
+_TIMES = tuple(column.name for column in jobs.c if isinstance(column.type, sa.Float) and column.name != "progress")
 
 
 class JobStore(JobClaims, JobInputs, JobLeases):
@@ -35,24 +38,40 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         single job. It is not inserted if its owner has inserted a job under the same key and route,
         or if it is `exclusive` and an unfinished job of its kind and model exists.
         """
+        for _ in range(_INSERT_TRIES - 1):
+            try:
+                return self._insert(new_jobs, exclusive, idempotency_key)
+            except sa.exc.IntegrityError:
+                if not exclusive and idempotency_key is None:
+                    raise
+                # another process has inserted such a job or key at the same time; the next try finds it
+        return self._insert(new_jobs, exclusive, idempotency_key)
+
+    def _insert(self, new_jobs: Sequence[Job], exclusive: bool, idempotency_key: IdempotencyKey | None) -> Insertion:
+        """Insert jobs as `insert` does.
+
+        Raises IntegrityError if another transaction inserts an excluded job or the same key at the
+        same time, which SQLite does not allow.
+        """
         job = new_jobs[0]
         with transaction(self.engine) as connection:
+            other = _other_unfinished(connection, job) if exclusive else None
+            # afterwards, so that the key of that other job is seen, too
             if idempotency_key is not None and (first := _first_under(connection, job.owner, idempotency_key)):
                 return first
-            if exclusive:
-                same = (jobs.c.kind == job.kind) & (jobs.c.model == job.model) & jobs.c.status.not_in(TERMINAL)
-                other = connection.execute(sa.select(jobs.c.id, jobs.c.status).where(same)).first()
-                if other is not None:
-                    return Insertion(other.id, conflict=other.status)
+            if other is not None:
+                return Insertion(other.id, conflict=other.status)
             register_owners(connection, {(queue_of(one.kind), one.owner) for one in new_jobs})
-            connection.execute(jobs.insert(), [vars(one) for one in new_jobs])
-            for one in new_jobs:
-                transitions.append_events(connection, one.id, [Event("status", {"status": one.status})])
+            connection.execute(jobs.insert(), _rows(connection, new_jobs))
+            first_events = [
+                {"job_id": one.id, "seq": 1, "name": "status", "data": {"status": one.status}} for one in new_jobs
+            ]
+            transitions.insert_events(connection, first_events)
             if idempotency_key is None:
                 return Insertion(job.id)
             row = {"route": idempotency_key.route, "key": idempotency_key.key, "owner": job.owner, "job_id": job.id}
-            row |= {"fingerprint": idempotency_key.fingerprint, "created_at": time.time()}  # type: ignore[dict-item]
-            connection.execute(idempotency_keys.insert().values(row))
+            row |= {"fingerprint": idempotency_key.fingerprint}
+            connection.execute(idempotency_keys.insert().values(**row, created_at=NOW))
             return Insertion(job.id, idempotency_key.fingerprint)
 
     def cancel(self, job_id: str) -> bool:
@@ -71,7 +90,8 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         """
         late = overdue()
         with transaction(self.engine) as connection:
-            rows = connection.execute(sa.select(jobs.c.id, jobs.c.created_at, jobs.c.deadline_at).where(late)).all()
+            query = sa.select(jobs.c.id, jobs.c.created_at, jobs.c.deadline_at).where(late).order_by(jobs.c.id)
+            rows = connection.execute(query.with_for_update(skip_locked=True)).all()
             return [
                 row.id
                 for row in rows
@@ -98,7 +118,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         return self._set_status(job_id, (jobs.c.id == job_id) & (jobs.c.status == "paused"), "queued")
 
     def _set_status(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
-        change = {"token": jobs.c.token + 1, "queued_at": time.time()}
+        change = {"token": jobs.c.token + 1, "queued_at": NOW}
         with transaction(self.engine) as connection:
             return transitions.set_status(connection, where, job_id, {"status": status}, **change)
 
@@ -108,11 +128,21 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         The caller checks that the job has ended, and removes its blobs.
         """
         with transaction(self.engine) as connection:
+            # first, so that no other transaction adds rows for this job after they are deleted
+            connection.execute(jobs.delete().where(jobs.c.id == job_id))
             for table in (result_chunks, events, idempotency_keys):
                 connection.execute(table.delete().where(table.c.job_id == job_id))
-            connection.execute(jobs.delete().where(jobs.c.id == job_id))
 
     # --- expiry of results ---
+
+    def delete_expired_keys(self, ttl_s: float) -> None:
+        """Delete the idempotency keys that are older than `ttl_s` seconds."""
+        old = idempotency_keys.c.created_at < NOW - ttl_s
+        with self.engine.connect() as connection:
+            if connection.scalar(sa.select(idempotency_keys.c.job_id).where(old).limit(1)) is None:
+                return
+        with transaction(self.engine) as connection:
+            connection.execute(idempotency_keys.delete().where(old))
 
     def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
         """Return the ids of at most `limit` ended jobs whose results are kept, earliest end first.
@@ -122,7 +152,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         """
         kept = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
         if older_than_s is not None:
-            kept &= jobs.c.finished_at < time.time() - older_than_s
+            kept &= jobs.c.finished_at < NOW - older_than_s
         query = sa.select(jobs.c.id).where(kept).order_by(jobs.c.finished_at).limit(limit)
         with self.engine.connect() as connection:
             return list(connection.scalars(query))
@@ -142,7 +172,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
 
         Their events are deleted too.
         """
-        old = jobs.c.expired & (jobs.c.finished_at < time.time() - older_than_s)
+        old = jobs.c.expired & (jobs.c.finished_at < NOW - older_than_s)
         with self.engine.connect() as connection:
             job_ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(_JOBS_PER_DELETE)))
         if not job_ids:
@@ -150,6 +180,16 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         with transaction(self.engine) as connection:
             connection.execute(events.delete().where(events.c.job_id.in_(job_ids)))
             connection.execute(jobs.delete().where(jobs.c.id.in_(job_ids)))
+
+
+def _rows(connection: sa.Connection, new_jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the rows of new jobs, whose times are of this host's clock, with times of the database's."""
+    rows = [dict(vars(job)) for job in new_jobs]
+    if connection.dialect.name != "sqlite":
+        ahead_s = current_time(connection) - time.time()
+        for row in rows:
+            row.update({name: row[name] + ahead_s for name in _TIMES if row[name] is not None})
+    return rows
 
 
 def _overdue_problem(allowed_s: float) -> dict[str, Any]:
@@ -160,13 +200,19 @@ def _overdue_problem(allowed_s: float) -> dict[str, Any]:
     return {"type": "about:blank", "title": "Deadline exceeded", "status": 504, "detail": detail}
 
 
+def _other_unfinished(connection: sa.Connection, job: Job) -> sa.Row[Any, Any] | None:
+    """Return the id and status of an unfinished job of the same kind and model; None without one."""
+    same = (jobs.c.kind == job.kind) & (jobs.c.model == job.model) & jobs.c.status.not_in(TERMINAL)
+    return connection.execute(sa.select(jobs.c.id, jobs.c.status).where(same)).first()
+
+
 def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
     """Return the outcome of the first insert by `owner` under `key`; None if there was none.
 
-    All expired keys are deleted first.
+    The key is deleted first if it has expired.
     """
     keys = idempotency_keys.c
-    connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)
+    connection.execute(idempotency_keys.delete().where(same, keys.created_at < NOW - key.ttl_s))
     first = connection.execute(sa.select(keys.job_id, keys.fingerprint).where(same)).first()
     return Insertion(first.job_id, first.fingerprint) if first is not None else None

@@ -1,11 +1,11 @@
 """Change the status of a job and add the event that reports it, in the caller's transaction."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from core.jobs.database import NOW
 from core.jobs.records import Claim, Event, Problem
 from core.jobs.schema import events, jobs
 from core.webhooks.outbox import insert_delivery
@@ -25,14 +25,23 @@ def held_by(claim: Claim) -> Condition:
 
 
 def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[Event]) -> None:
-    """Add events to a job; their numbers follow that of its last event, or start at 1."""
+    """Add events to a job; their numbers follow that of its last event, or start at 1.
+
+    The caller's transaction must have changed or locked the job's row, so that no other transaction
+    uses the same numbers.
+    """
     last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
     rows = [
-        {"job_id": job_id, "seq": seq, "name": event.name, "data": event.data, "at": time.time()}
+        {"job_id": job_id, "seq": seq, "name": event.name, "data": event.data}
         for seq, event in enumerate(new_events, last + 1)
     ]
+    insert_events(connection, rows)
+
+
+def insert_events(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows with the columns `job_id`, `seq`, `name` and `data` as events of this time."""
     if rows:
-        connection.execute(events.insert(), rows)
+        connection.execute(events.insert().values(at=NOW), rows)
 
 
 def set_status(connection: sa.Connection, where: Condition, job_id: str, data: dict[str, Any], **values: Any) -> bool:
@@ -73,5 +82,5 @@ def finish(
     """
     data = {"status": status} | ({"problem": problem} if problem else {})
     dropped = {"continuation": None, "items": None, **NOT_BLOCKED}
-    values = {"problem": problem or None, "finished_at": time.time(), **dropped, **values}
+    values = {"problem": problem or None, "finished_at": NOW, **dropped, **values}
     return set_status(connection, where, job_id, data, **values)

@@ -7,13 +7,14 @@ sent again.
 """
 
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 
+from core.jobs.database import NOW, current_time
 from core.jobs.records import TERMINAL
 from core.jobs.schema import jobs, transaction, webhook_deliveries
 from core.webhooks.records import DELIVERED, FAILED, PENDING, Attempt, Delivery
@@ -67,9 +68,12 @@ class Deliveries:
                 if hosts[delivery.host] >= per_host:
                     continue
                 hosts[delivery.host] += 1
-                change = {"token": delivery.token + 1, "due_at": time.time() + lease_s}
-                connection.execute(webhook_deliveries.update().where(_table.id == delivery.id).values(change))
-                claimed.append(replace(delivery, **change))  # type: ignore[arg-type]
+                change = {"token": delivery.token + 1, "due_at": NOW + lease_s}
+                unchanged = (_table.id == delivery.id) & (_table.token == delivery.token) & _due()
+                update = webhook_deliveries.update().where(unchanged).values(change)
+                changed = connection.execute(update.returning(_table.token, _table.due_at)).first()
+                if changed is not None:
+                    claimed.append(replace(delivery, token=changed.token, due_at=changed.due_at))
         return claimed
 
     def record(self, delivery: Delivery, attempt: Attempt) -> bool:
@@ -77,13 +81,19 @@ class Deliveries:
 
         Returns True; False, and writes nothing, if the delivery was claimed again meanwhile.
         """
-        now = time.time()
+        held = (_table.id == delivery.id) & (_table.token == delivery.token) & (_table.status == PENDING)
+        with transaction(self._engine) as connection:
+            change = self._outcome(delivery, attempt, current_time(connection))
+            return connection.execute(webhook_deliveries.update().where(held).values(change)).rowcount == 1
+
+    def _outcome(self, delivery: Delivery, attempt: Attempt, now: float) -> dict[str, Any]:
+        """Return the columns that the outcome of an attempt changes; `now` is the time in Unix time."""
         attempts = delivery.attempts + 1
-        change = {
+        change: dict[str, Any] = {
             "attempts": attempts,
             "attempted_at": now,
             "response_status": attempt.response_status,
-            "error": attempt.error[:_MAX_ERROR] if attempt.error else None,
+            "error": attempt.error[:_MAX_ERROR].replace("\0", "") if attempt.error else None,
         }
         if attempt.delivered:
             change |= {"status": DELIVERED, "ended_at": now}
@@ -93,9 +103,7 @@ class Deliveries:
             delay_s = max(self.retry_delay_s(attempts), min(attempt.retry_after_s, MAX_RETRY_S))
             # the last attempt is at the end of the period
             change["due_at"] = min(now + delay_s, delivery.created_at + self._retry_period_s)
-        held = (_table.id == delivery.id) & (_table.token == delivery.token) & (_table.status == PENDING)
-        with transaction(self._engine) as connection:
-            return connection.execute(webhook_deliveries.update().where(held).values(change)).rowcount == 1
+        return change
 
     def retry_delay_s(self, attempts: int) -> float:
         """Return the delay in seconds before the next attempt, after `attempts` failed ones.
@@ -119,6 +127,8 @@ class Deliveries:
 
     def exists(self, delivery_id: str, job_id: str, owner: str) -> bool:
         """Return whether a job of this owner has a delivery with this id."""
+        if "\0" in delivery_id:  # PostgreSQL accepts it in no text
+            return False
         same = (_table.id == delivery_id) & (_table.job_id == job_id) & (_table.owner == owner)
         with self._engine.connect() as connection:
             return connection.scalar(sa.select(_table.id).where(same)) is not None
@@ -130,7 +140,7 @@ class Deliveries:
         deleted while one of them is pending or newer, or while the job is unfinished. Returns the
         number of deleted rows.
         """
-        cutoff = time.time() - result_ttl_s - KEPT_AFTER_RESULT_S
+        cutoff = NOW - (result_ttl_s + KEPT_AFTER_RESULT_S)
         other = webhook_deliveries.alias()
         kept = sa.select(other.c.id).where(
             other.c.job_id == _table.job_id, (other.c.created_at >= cutoff) | (other.c.status == PENDING)
@@ -146,4 +156,4 @@ class Deliveries:
 
 def _due() -> sa.ColumnElement[bool]:
     """Return the SQL condition of deliveries that can be claimed now: pending and due."""
-    return (_table.status == PENDING) & (_table.due_at <= time.time())
+    return (_table.status == PENDING) & (_table.due_at <= NOW)

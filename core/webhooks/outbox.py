@@ -3,7 +3,6 @@
 A delivery is only stored here; API processes send it later.
 """
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from uuid import uuid4
 import orjson
 import sqlalchemy as sa
 
+from core.jobs.database import current_time
 from core.jobs.schema import jobs, webhook_deliveries
 from core.webhooks.records import Delivery, Webhook
 
@@ -29,7 +29,7 @@ def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None
     webhook, event = Webhook.of(job.webhook), f"job.{status}"
     if event not in webhook.events:
         return
-    now = time.time()
+    now = current_time(connection)
     delivery = Delivery(
         id=f"msg_{int(now * 1000):012x}{uuid4().hex[:16]}",
         job_id=job_id,

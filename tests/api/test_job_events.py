@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -168,7 +169,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def _queued(owner: str) -> Job:
     """Return a job that no worker claims."""
-    return Job(kind=TRAINING, method=TRAINING, owner=owner, model="none")
+    return Job(kind=TRAINING, method=TRAINING, owner=owner, model=f"none-{uuid4().hex}")
 
 
 def _median_ms(client: httpx.Client) -> float:
@@ -215,7 +216,7 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     """
     authorization = {"Authorization": f"Bearer {KEYS[0]}"}
     with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
-        store = JobStore(f"sqlite:///{crowd.state / 'state' / 'jobs.sqlite3'}")
+        store = JobStore(crowd.database)
         jobs = {key: [_queued(key) for _ in range(JOBS_PER_KEY)] for key in KEYS}
         store.insert(*(row for rows in jobs.values() for row in rows))
         first = jobs[KEYS[0]][0].id

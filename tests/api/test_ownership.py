@@ -367,10 +367,10 @@ def test_a_name_has_one_owner(tmp_path: Path) -> None:
     assert (again.owner, again.shared, store.change_count()) == ("ann", False, count)
     assert store.claim("model", "m", "ann", shared=True).shared
     assert store.claim("model", "m", "bob", shared=False).owner == "ann"
-    assert store.claim("model", "m", "bob", shared=False, vacant_before=time.time() - 10).owner == "ann"
+    assert store.claim("model", "m", "bob", shared=False, vacant_after_s=10).owner == "ann"
     assert store.claim("dataset", "m", "bob", shared=False).owner == "bob"
     assert store.change_count() > count
-    assert store.claim("model", "m", "bob", shared=None, vacant_before=time.time() + 1).owner == "bob"
+    assert store.claim("model", "m", "bob", shared=None, vacant_after_s=-1).owner == "bob"
     store.release("model", "m")
     assert set(store.all()) == {("dataset", "m")}
     assert store.share("dataset", "m", shared=True)

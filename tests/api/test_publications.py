@@ -28,10 +28,11 @@ def store(stack: Stack) -> Iterator[JobStore]:
     """The job store of the service; unfinished publications and trainings are cancelled after the
     test.
     """
-    opened = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
+    opened = JobStore(stack.database)
     yield opened
     for job_id in opened.unfinished_ids(kinds=("publication", TRAINING)):
         opened.cancel(job_id)
+    opened.engine.dispose()
 
 
 def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:

@@ -119,7 +119,9 @@ def test_the_next_training_starts_when_one_ends(tmp_path: Path) -> None:
 
     async def check() -> None:
         setting, free = Setting(tmp_path, training=1), Setting(tmp_path, training=2)
-        running, following, later = (job(kind=TRAINING, queued_at=time.time() + number) for number in range(3))
+        running, following, later = (
+            job(kind=TRAINING, model=f"m{number}", queued_at=time.time() + number) for number in range(3)
+        )
         setting.job_store.insert(running)
         (claimed,) = setting.job_store.claim("t", LEASE_S, kinds=(TRAINING,))
         setting.job_store.insert(following, later)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import time
+from functools import cache
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 
+from core.jobs.database import database_url
+from core.jobs.schema import jobs
 from tests.api import helpers
 from tests.stack import Stack
 
@@ -27,9 +29,14 @@ def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", s
 def held(stack: Stack, part: str | None) -> set[str]:
     """Return the ids of the running jobs: of all of them, or of those of one worker."""
     owner = f"%-{stack.parts[part].pid}-%" if part else "%"
-    with contextlib.closing(sqlite3.connect(stack.state / "state" / "jobs.sqlite3")) as job_store:
-        query = "SELECT id FROM jobs WHERE status = 'running' AND lease_holder LIKE ?"
-        return {row[0] for row in job_store.execute(query, (owner,))}
+    query = sa.select(jobs.c.id).where(jobs.c.status == "running", jobs.c.lease_holder.like(owner))
+    with _engine(stack.database).connect() as connection:
+        return set(connection.scalars(query))
+
+
+@cache
+def _engine(url: str) -> sa.Engine:
+    return sa.create_engine(database_url(url), poolclass=sa.NullPool)
 
 
 def wait_for_running(stack: Stack, part: str | None) -> set[str]:

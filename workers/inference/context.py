@@ -17,6 +17,7 @@ from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
 from core.histograms import HISTOGRAMS
 from core.imaging.pictures import grid
+from core.jobs.records import HOST_CHARACTERS
 from core.jobs.store import JobStore
 from core.log import best_effort
 from core.settings import Settings, StatePaths
@@ -51,7 +52,7 @@ class InferenceContext:
         The connection is made by the first command that uses it.
         """
         self.settings = settings
-        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.worker_id = f"{socket.gethostname()[:HOST_CHARACTERS]}-{os.getpid()}-{uuid4().hex[:8]}"
         self.queue_server = connect(settings)
         self.commands = FireAndForgetClient(self.queue_server)
         self.job_store = JobStore(settings.database)

@@ -12,8 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import sqlalchemy.exc
-
 from core import tracing
 from core.broker.codec import BatchSlice, Items, cut_items, pack, unpack
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH
@@ -24,7 +22,7 @@ from core.imaging.tiling import Layout
 from core.jobs.records import Claim, Job, SliceReport
 from core.jobs.store import JobStore
 from core.log import best_effort
-from core.storage import storage_problem
+from core.storage import DATABASE_UNAVAILABLE, storage_problem
 from workers.inference import engine
 from workers.inference.context import INLINE_BYTES, InferenceContext, unloadable_problem
 
@@ -74,7 +72,7 @@ class JobRunner:
             self._running = False
         self._publish_updates(saved)
 
-    def on_heartbeat(self) -> None:
+    def renew_leases(self) -> None:
         """Renew the leases of the claimed jobs, and try again to record results kept in memory."""
         context = self._context
         if self._running or self._unsaved.waiting:
@@ -276,8 +274,8 @@ class UnsavedReports:
                         log.warning("claims lost", extra={"jobs": len(self._reports) - len(recorded)})
                     written += recorded
                     self._reports = []
-            except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError) as error:
-                log.warning("job store not writable; retrying", extra={"reason": str(error.orig)})
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("job store not writable; retrying", extra={"reason": str(getattr(error, "orig", error))})
                 if time.monotonic() - self._since >= self._wait_s:
                     problem = storage_problem(error)
                     self._reports = [SliceReport(report.claim, problem=problem) for report in self._reports]

@@ -6,12 +6,12 @@ import os
 import platform
 import resource
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 
 from core.broker.codec import pack
+from core.broker.connection import server_time
 from core.broker.keys import WORKERS
 from core.catalog.registry import ModelVersion
 from core.histograms import HISTOGRAMS
@@ -41,7 +41,9 @@ class InferenceWorker:
         self.state = "warming"
         self._beat = 0
         self._stopped = threading.Event()
+        # apart, so that a job store that does not reply delays no heartbeat
         self._heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
+        self._leases = threading.Thread(target=self._renew_leases, name="leases", daemon=True)
 
     def start(self, check_stop: Callable[[], None]) -> None:
         """Start the heartbeat, load the active models, and report "ready" in the heartbeat.
@@ -54,6 +56,7 @@ class InferenceWorker:
         # before any work: a pass that holds the interpreter lock also stops the heartbeat thread
         self.context.watchdog.check()
         self._heartbeat.start()
+        self._leases.start()
         with self.context.watchdog.working("loading models"):
             for _ in self.context.model_cache.load_all(self.context.registry.active()):
                 check_stop()
@@ -77,22 +80,26 @@ class InferenceWorker:
         """Stop the heartbeat and the watchdog; delete the last heartbeat on the queue server."""
         self._stopped.set()
         self.context.watchdog.stop()
-        if self._heartbeat.ident is not None:
-            self._heartbeat.join(2)
+        for thread in (self._heartbeat, self._leases):
+            if thread.ident is not None:
+                thread.join(2)
         best_effort(lambda: self.context.queue_server.hdel(WORKERS, self.context.worker_id))
 
     def _run_heartbeat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
             self.context.watchdog.check()
             best_effort(self._publish_heartbeat)
-            self.jobs.on_heartbeat()
+
+    def _renew_leases(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            self.jobs.renew_leases()
 
     def _publish_heartbeat(self) -> None:
         self._beat += 1
         model_cache = self.context.model_cache
         heartbeat = {
             "beat": self._beat,
-            "at": time.time(),
+            "at": server_time(self.context.queue_server),
             "state": self.state,
             "host": platform.node(),
             "pid": os.getpid(),

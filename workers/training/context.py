@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import redis
 
 from core.broker.codec import pack, unpack
-from core.broker.connection import connect
+from core.broker.connection import connect, server_time
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
 from core.catalog.registry import Registry
 from core.catalog.versions import Versions
@@ -160,8 +159,9 @@ class JobContext:
         RedisError if the queue server cannot be reached.
         """
         packed: Any = self.queue_server.hgetall(WORKERS)
+        now = server_time(self.queue_server)
         heartbeats = {name.decode(): unpack(data) for name, data in packed.items()}
-        return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < HEARTBEAT_AGE_S}
+        return {name: one for name, one in heartbeats.items() if now - one["at"] < HEARTBEAT_AGE_S}
 
     def scratch_folder(self, job: Job) -> Path:
         """Create the folder for the temporary files of an auxiliary job, and return its path.

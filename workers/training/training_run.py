@@ -66,6 +66,7 @@ class TrainingRun:
         self.request = job.request
         self.folder = context.paths.run(job.id)
         self.reported = Reported()
+        self._unsure = False  # whether an event may or may not have been written
 
     def run(self) -> None:
         """Run the child process of the training until it succeeds.
@@ -121,13 +122,14 @@ class TrainingRun:
 
     def restore_reported(self) -> None:
         """Set `reported` from the job's stored events, as an earlier worker left them."""
-        self.reported = reported = Reported(progress=self.job.progress)
+        reported = Reported(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":
                 reported.epochs = max(reported.epochs, event.data["epoch"])
             elif event.name == "checkpoint":
                 reported.checkpoint = event.data
                 reported.furthest_step = reported.checkpoint["step_number"]
+        self.reported, self._unsure = reported, False
 
     # --- the child process ---
 
@@ -208,6 +210,8 @@ class TrainingRun:
         All of them are read from files in the run folder. Raises ClaimLostError if the job's claim
         is lost.
         """
+        if self._unsure:
+            self.restore_reported()
         reported, further = self.reported, False
         events: list[Event] = []
         for line in run_folder.read_json_lines(self.folder / "metrics.jsonl"):
@@ -229,7 +233,9 @@ class TrainingRun:
                 data = {name: state[name] for name in ("epoch", "epochs", "step", "steps", "loss", "seconds")}
                 events.append(Event("progress", {"progress": round(reported.progress, 4), **data}))
         if events:
+            self._unsure = True  # until the job store has replied
             self._append_events(events, reset_attempts=further)
+            self._unsure = False
         self._report_preview()
 
     def _report_preview(self) -> None:

@@ -21,23 +21,22 @@ from uuid import uuid4
 
 import orjson
 import redis
-import sqlalchemy.exc
 
 from core import tracing
 from core.blobs import remove_tree
 from core.broker.codec import pack
-from core.broker.connection import connect
+from core.broker.connection import connect, server_time
 from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
 from core.files import write_durably
 from core.histograms import HISTOGRAMS
 from core.jobs.leases import LeaseReaper
-from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
+from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard
-from core.storage import INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
+from core.storage import DATABASE_UNAVAILABLE, INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
 from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, disk_full_error
@@ -62,7 +61,7 @@ class TrainingWorker:
         self.children = ChildProcesses(self.context)
         self.publisher = VersionPublisher(self.context, self.children)
         self.auxiliary = AuxiliaryJobs(self.context, self.children, self.publisher)
-        self.id = f"trainer-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.id = f"trainer-{socket.gethostname()[:HOST_CHARACTERS]}-{os.getpid()}-{uuid4().hex[:8]}"
         self.state = "ready"
         self.devices: int | None = None
         self._running: dict[str, Job] = {}
@@ -113,7 +112,6 @@ class TrainingWorker:
         if self._running:
             best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
         heartbeat = {
-            "at": time.time(),
             "state": self.state,
             "host": platform.node(),
             "pid": os.getpid(),
@@ -121,12 +119,16 @@ class TrainingWorker:
             "devices": self.devices,
             "histograms": HISTOGRAMS.snapshot(),
         }
-        best_effort(lambda: self._training_queue.hset(TRAINING_WORKERS, self.id, pack(heartbeat)))
+        best_effort(lambda: self._publish(heartbeat))
         if time.monotonic() - self._cleaned_up >= CLEANUP_S:
             self._cleaned_up = time.monotonic()
             for job_id in self._reaper.reap():
                 log.warning("lease lapsed", extra={"job": job_id})
             self._release_datasets()
+
+    def _publish(self, heartbeat: dict[str, Any]) -> None:
+        dated = {"at": server_time(self._training_queue), **heartbeat}
+        self._training_queue.hset(TRAINING_WORKERS, self.id, pack(dated))
 
     def _release_datasets(self) -> None:
         """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""
@@ -183,7 +185,8 @@ class TrainingWorker:
                 continue
             labels, started = (job.kind, str(job.request.get("family", ""))), time.monotonic()
             if job.token == 1:
-                HISTOGRAMS.observe("training_queue_seconds", labels, time.time() - job.created_at)
+                waited_s = (job.started_at or job.created_at) - job.created_at
+                HISTOGRAMS.observe("training_queue_seconds", labels, waited_s)
                 tracing.record("queue", job.traceparent or "", job.created_at, job.started_at)
             try:
                 with tracing.span(
@@ -258,7 +261,7 @@ class TrainingWorker:
                 self.context.defer(job, error.problem)
             else:
                 self.context.fail(job, error)
-        except sqlalchemy.exc.OperationalError as error:
+        except DATABASE_UNAVAILABLE as error:
             self.context.defer(job, storage_problem(error, "the job runs, but its state"))
         except Exception as error:
             if isinstance(error, OSError) and lacks_space(error):

@@ -168,7 +168,7 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     """An expired result is 410, which says that the same seed gives it again; the job stays."""
     job_id = create_job(client, "/v1/samples", model=MODEL)
     finished_job(client, job_id)
-    job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
+    job_store = JobStore(stack.database)
     assert job_id in job_store.kept_results(1000)
     job_store.mark_expired([job_id])
     job_store.engine.dispose()

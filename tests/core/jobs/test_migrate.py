@@ -24,6 +24,7 @@ from core.jobs.store import JobStore
 from core.resources import Ownership, ResourceStore
 from core.settings import Settings
 from core.startup import StartupError, check_database
+from tests.postgresql import PostgreSQL, programs
 
 DUMPS = Path(__file__).parent / "databases"
 """Dumps of databases of two earlier releases, with jobs in every state."""
@@ -129,6 +130,22 @@ def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
     migrated.engine.dispose()
 
 
+def test_a_second_unfinished_training_of_a_name_ends_with_the_upgrade(tmp_path: Path) -> None:
+    """Earlier releases rejected it, too; if there is one all the same, it does not stop the start."""
+    file = tmp_path / "jobs.sqlite3"
+    url = load(LAST, file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE jobs SET model = 'mine', status = 'running' WHERE id = ?", (job_id(7),))
+        connection.commit()
+    job_store = JobStore(url)
+    first, second = job_store.get(job_id(6)), job_store.get(job_id(7))
+    assert first is not None
+    assert second is not None
+    assert (first.status, second.status, (second.problem or {})["status"]) == ("paused", "failed", 409)
+    assert differences(job_store) == []
+    job_store.engine.dispose()
+
+
 def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
     """A database of a newer release is rejected with one sentence."""
     settings = Settings(state=tmp_path)
@@ -167,9 +184,13 @@ def open_and_close(url: str) -> None:
     JobStore(url).engine.dispose()
 
 
-def test_four_processes_open_one_database(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_four_processes_open_one_database(tmp_path: Path, request: pytest.FixtureRequest, rounds: int) -> None:
     """Four processes that open a new or old database at the same time create or migrate it once."""
-    urls = [f"sqlite:///{tmp_path / f'new{number}.sqlite3'}" for number in range(20)]
+    urls = [f"sqlite:///{tmp_path / f'new{number}.sqlite3'}" for number in range(rounds)]
+    if programs() is not None:
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        urls += [server.create() for _ in range(rounds)]
     urls += [load(dump, tmp_path / f"{number}{dump}.sqlite3") for dump in (FIRST, LAST) for number in range(5)]
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         for url in urls:

@@ -1,6 +1,7 @@
 """Claims, leases and fencing tokens on a real database."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ LEASE_S = 30.0
 
 
 @pytest.fixture
-def job_store(tmp_path: Path) -> JobStore:
+def job_store(database: str) -> Iterator[JobStore]:
     """An empty job store."""
-    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    opened = JobStore(database)
+    yield opened
+    opened.engine.dispose()
 
 
 def job(**more: Any) -> Job:
@@ -318,8 +321,9 @@ def test_a_job_of_an_unregistered_owner_is_claimed(job_store: JobStore) -> None:
     assert job_store.claim("w", LEASE_S, 1)[0].owner == "ann"
 
 
-def test_a_large_database_is_claimed_from_quickly(job_store: JobStore) -> None:
+def test_a_large_database_is_claimed_from_quickly(tmp_path: Path) -> None:
     """A claim scans neither the backlog nor the ended jobs."""
+    job_store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     now = time.time()
     job_store.insert(*(job(owner=f"o{n % 50}", queued_at=now + n) for n in range(2000)))
     job_store.insert(*(job(owner="ann", queued_at=now + n, status="succeeded", finished_at=now) for n in range(10_000)))

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,9 +25,11 @@ DAY_S = 86_400.0
 
 
 @pytest.fixture
-def job_store(tmp_path: Path) -> JobStore:
+def job_store(database: str) -> Iterator[JobStore]:
     """An empty job store."""
-    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    opened = JobStore(database)
+    yield opened
+    opened.engine.dispose()
 
 
 @pytest.fixture

@@ -161,6 +161,30 @@ def test_metrics_are_reported_once(trainer: TrainingWorker) -> None:
         new_run(trainer, job).report()
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+def test_a_job_store_that_fails_costs_no_event_and_doubles_none(trainer: TrainingWorker, written: bool) -> None:
+    """Whether the connection broke before the events were committed or after it, each epoch becomes one event."""
+    job = claimed_job(trainer, row(recipe=recipe()))
+    folder = trainer.context.paths.run(job.id)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "train_loss": 2.0}\n')
+    run, append = new_run(trainer, job), JobStore.append_events
+
+    def fail(store: JobStore, *arguments: Any, **more: Any) -> bool:
+        if written:
+            append(store, *arguments, **more)
+        raise sa.exc.OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
+
+    with patch.object(JobStore, "append_events", fail), pytest.raises(sa.exc.OperationalError):
+        run.report()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train_loss": 1.0}\n')
+    run.report()
+    run.report()
+    events = [one.data["epoch"] for one in trainer.context.job_store.events(job.id) if one.name == "metrics"]
+    assert events == [1, 2]
+
+
 def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> None:
     """A run keeps the version number that was reserved for it."""
     folder = tmp_path / "run"
