@@ -27,7 +27,9 @@ from serving import facts
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.stack import free_port  # noqa: E402 - after the path is known
+from core.settings import Settings  # noqa: E402 - after the path is known
+from tests.stack import free_port  # noqa: E402
+from workers.devserver import queue_command  # noqa: E402
 
 MIB = 1 << 20
 OCTAVES = 11
@@ -39,18 +41,22 @@ class Service:
 
     def __init__(self, checkpoints: Path, state: Path) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
+        queue_url = f"redis://127.0.0.1:{free_port()}/0"
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")},
             "REVERIE_PORT": self.url.rpartition(":")[2],
-            "REVERIE_QUEUE_URL": f"redis://127.0.0.1:{free_port()}/0",
+            "REVERIE_QUEUE_URL": queue_url,
             "REVERIE_STATE": str(state),
             "REVERIE_CHECKPOINTS": str(checkpoints),
             "REVERIE_LOG_LEVEL": "warning",
         }
-        modules = {"queue": ["workers.devserver", "--part", "queue"], "worker": ["workers.inference"], "api": ["api"]}
+        commands = {
+            "queue": queue_command(Settings(state=state, queue_url=queue_url)),
+            "worker": [sys.executable, "-m", "workers.inference"],
+            "api": [sys.executable, "-m", "api"],
+        }
         self.parts = {}
-        for name, words in modules.items():
-            command = [sys.executable, "-m", *words]
+        for name, command in commands.items():
             self.parts[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr)
             time.sleep(1.0)
         until = time.monotonic() + 300

