@@ -194,10 +194,11 @@ class Stack:
             wait_until(lambda: succeeds(client.ping), "the queue server is up", READY_S)
 
     def wait_ready(self) -> None:
-        """Wait until the service is ready."""
+        """Wait until the service is ready and its workers have loaded all models."""
 
         def ready() -> bool:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+            return answer.status_code == 200 and not answer.json()["loading"]
 
         wait_until(lambda: succeeds(ready), "the service is ready", READY_S)
 

@@ -10,6 +10,7 @@ from api.metrics import ServiceCollector, exposition
 from api.openapi import Schema
 from api.responses.render import JsonRoute
 from api.schemas.service import HealthResponse, ReadinessResponse
+from api.state import AppState
 from core.broker.keys import QueueName
 
 router = APIRouter(tags=["health"], route_class=JsonRoute)
@@ -30,7 +31,8 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     """Return 200 if requests can be served now, else 503.
 
     The service is ready if the queue server replies, a worker is ready, and this process is not
-    shutting down.
+    shutting down. A worker is ready when it has loaded a first model. A request for a model that is
+    still loading waits until it is loaded.
     """
     workers = state.batch_sender.live_workers()
     ready_workers = [name for name, heartbeat in workers.items() if heartbeat["state"] == "ready"]
@@ -38,10 +40,16 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     checks = {"queue": await state.batch_sender.ping(), "workers": len(ready_workers), "draining": draining}
     ready = bool(checks["queue"] and ready_workers and not draining)
     loaded = {ref for name in ready_workers for ref in workers[name]["capacity"]}
-    models = [ref for ref in sorted(loaded) if state.permissions.can_use("model", ref.partition("@")[0], VISITOR)]
+    loading = {ref for heartbeat in workers.values() for ref in heartbeat.get("loading", ())} - loaded
     if not ready:
         response.status_code, response.headers["Retry-After"] = 503, "1"
-    return ReadinessResponse.model_validate({"status": "ready" if ready else "not ready", "models": models, **checks})
+    models = {"models": _public(state, loaded), "loading": _public(state, loading)}
+    return ReadinessResponse.model_validate({"status": "ready" if ready else "not ready", **models, **checks})
+
+
+def _public(state: AppState, refs: set[str]) -> list[str]:
+    """Return the versions of models that everybody may use, sorted."""
+    return [ref for ref in sorted(refs) if state.permissions.can_use("model", ref.partition("@")[0], VISITOR)]
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=_METRICS)

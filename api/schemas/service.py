@@ -29,6 +29,9 @@ class ReadinessResponse(Resource):
 
     status: Literal["ready", "not ready"]
     models: list[str] = Field(description="Versions that a ready worker has loaded, and everybody may use.")
+    loading: list[str] = Field(
+        description="Active versions that workers are still loading; a request for one waits until it is loaded."
+    )
     queue: bool
     workers: int = Field(description="Ready workers.")
     draining: bool

@@ -62,7 +62,7 @@ class BatchRunner:
     def _run_slice(self, batch: Batch) -> None:
         context = self._context
         try:
-            model = context.load_model(batch.model, batch.version)
+            model = context.load_model(batch.model, batch.version, batch.method)
         except Exception as error:
             log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
             outcome = {"problem": unloadable_problem(error)}

@@ -1,6 +1,6 @@
 """Define what Celery's worker does, beyond Celery's own steps, when it starts, stops or connects.
 
-The models are loaded before Celery's consumer starts, so before the first message is received.
+The worker receives messages before its models are loaded: each request loads the model it needs.
 """
 
 import os
@@ -10,7 +10,6 @@ from typing import Any
 
 from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
-from celery.worker.state import maybe_shutdown
 
 from core import log, tracing
 from core.broker.celery_app import app
@@ -19,8 +18,9 @@ from core.startup import QueueGuard
 from workers.inference.busy_poll import busy_poll
 from workers.inference.worker import InferenceWorker
 
-# How often a worker looks for a candidate version, and takes one step in loading it.
-CANDIDATE_POLL_S = 0.1
+# How often a worker looks for versions to load and batch plans to measure. It then takes one step,
+# or steps for the length of a time slice if no message came within `IDLE_S` seconds.
+LOADER_POLL_S, IDLE_S = 0.1, 0.25
 
 # It is about running as root, which in a container has no rights outside.
 warnings.simplefilter("ignore", SecurityWarning)
@@ -37,7 +37,7 @@ def current_worker() -> InferenceWorker:
 
 
 class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is not typed
-    """A bootstep that loads the active models before Celery's consumer starts to receive messages.
+    """A bootstep that creates the inference worker before Celery's consumer starts.
 
     When Celery's worker stops, the step stops the threads of the inference worker.
     """
@@ -45,14 +45,14 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Create the inference worker, start its heartbeat and load the active models."""
+        """Create the inference worker and start its heartbeat."""
         # the queue server may turn out to be another instance's
         self._guard = QueueGuard(settings(), lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._guard.start()
         tracing.set_up(settings(), "inference")
         self._worker = InferenceWorker(settings())
         _workers.append(self._worker)
-        self._worker.start(check_stop=maybe_shutdown)
+        self._worker.start()
 
     def stop(self, parent: Any) -> None:
         """Stop the threads of the inference worker, after Celery's consumer has stopped.
@@ -69,8 +69,9 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """A bootstep that adds this service's callbacks to Celery's event loop.
 
-    They load candidates, poll for messages before the loop sleeps, and let small batches interrupt
-    long work. Celery makes a new event loop for each connection to the queue server.
+    They load models and measure batch plans, poll for messages before the loop sleeps, and let
+    small batches interrupt long work. Celery makes a new event loop for each connection to the
+    queue server.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -81,9 +82,19 @@ class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
         Celery cancels the timer when the connection breaks, and calls this method again after it
         has reconnected. `parent` is the consumer of the connection.
         """
-        hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
+        worker = current_worker()
+        worker.receiving = True
         busy_poll.register(hub)
-        current_worker().context.preemption.consumer = parent
+        worker.context.preemption.consumer = parent
+        hub.call_soon(_load_models)
+        hub.call_repeatedly(LOADER_POLL_S, _load_models)
+
+
+def _load_models() -> None:
+    """Load models and measure batch plans, for a moment if messages come, longer if none came."""
+    worker = current_worker()
+    idle = busy_poll.idle_s() > IDLE_S
+    worker.loader.run(worker.context.settings.time_slice_s if idle else 0.0)
 
 
 app.steps["worker"].add(InferenceStep)

@@ -41,6 +41,10 @@ class BusyPoll:
         self._handled_at = time.perf_counter()
         self._until = self._handled_at + POLL_S if self._dense else 0.0
 
+    def idle_s(self) -> float:
+        """Return the time since the last message was handled, in seconds."""
+        return time.perf_counter() - self._handled_at
+
     def register(self, hub: Any) -> None:
         """Make the event loop `hub` call `tick` each time before it waits for events.
 

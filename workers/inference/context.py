@@ -23,7 +23,8 @@ from core.log import best_effort
 from core.settings import Settings, StatePaths
 from workers.inference import engine
 from workers.inference.engine import Options, SliceResult, Slices, State
-from workers.inference.model_cache import LoadedModel, ModelCache
+from workers.inference.loaded_model import LoadedModel
+from workers.inference.model_cache import ModelCache
 from workers.inference.preemption import Preemption
 from workers.inference.watchdog import Watchdog
 
@@ -68,15 +69,16 @@ class InferenceContext:
         self.watchdog.advance()
         self.preemption.check()
 
-    def load_model(self, name: str, version: str) -> LoadedModel:
-        """Return the model of a name and version from memory, or load its checkpoint first.
+    def load_model(self, name: str, version: str, method: str) -> LoadedModel:
+        """Return the model of a name and version, ready to run one of its methods.
 
-        Raises LookupError if there is no such version, and any exception that loading raises.
+        If it is not in memory, its checkpoint is loaded. If the method has no batch plan, it gets
+        one. Raises LookupError if there is no such version, and any exception that loading raises.
         """
         model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:
             raise LookupError(f"no checkpoint of {name}@{version} here")
-        return self.model_cache.get(model_version)
+        return self.model_cache.get(model_version, method)
 
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool

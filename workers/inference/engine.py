@@ -15,7 +15,7 @@ from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
-from workers.inference.model_cache import LoadedModel
+from workers.inference.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -135,7 +135,7 @@ class JobRunner:
         first, context = claimed[0], self._context
         method, options = first.method, first.options
         try:
-            model = context.load_model(first.model, first.version)
+            model = context.load_model(first.model, first.version, method)
             state = None if first.continuation is None else unpack(first.continuation)
             # a state belongs to so many rows, whatever another worker's plan says
             most_rows = model.plans[method].largest if state is None else len(next(iter(state.values())))

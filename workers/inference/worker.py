@@ -1,19 +1,16 @@
-"""Implement the inference worker: its start and end, its heartbeat, and the loading of models."""
+"""Implement the inference worker: its start and end, and its heartbeat."""
 
 import gc
-import logging
 import os
 import platform
 import resource
 import threading
-from collections.abc import Callable, Iterator
 
 import torch
 
 from core.broker.codec import pack
 from core.broker.connection import server_time
 from core.broker.keys import WORKERS
-from core.catalog.registry import ModelVersion
 from core.histograms import HISTOGRAMS
 from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
@@ -21,8 +18,7 @@ from models.kit import memory
 from workers.inference.batches import BatchRunner
 from workers.inference.context import InferenceContext
 from workers.inference.jobs import JobRunner
-
-log = logging.getLogger(__name__)
+from workers.inference.model_loader import ModelLoader
 
 
 class InferenceWorker:
@@ -37,43 +33,46 @@ class InferenceWorker:
         self.context = InferenceContext(settings)
         self.batches = BatchRunner(self.context)
         self.jobs = JobRunner(self.context)
-        self.candidates = CandidateLoader(self.context, self._publish_heartbeat)
-        self.state = "warming"
+        self.loader = ModelLoader(self.context, self._publish_heartbeat)
+        self.receiving = False
+        """Whether Celery's consumer has started to receive messages."""
+        self._draining = False
         self._beat = 0
         self._stopped = threading.Event()
         # apart, so that a job store that does not reply delays no heartbeat
         self._heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
         self._leases = threading.Thread(target=self._renew_leases, name="leases", daemon=True)
 
-    def start(self, check_stop: Callable[[], None]) -> None:
-        """Start the heartbeat, load the active models, and report "ready" in the heartbeat.
+    @property
+    def state(self) -> str:
+        """The state that the heartbeat reports: "loading", "ready" or "draining".
 
-        `check_stop` is called between the steps of loading; it may raise an exception to end the
-        start.
+        The worker is ready as soon as it receives messages and one active model is loaded. The
+        others are loaded when a request needs them, or when there is time (`ModelLoader`).
         """
+        if self._draining:
+            return "draining"
+        loaded = bool(self.context.model_cache.capacity()) or not self.loader.loading
+        return "ready" if self.receiving and loaded else "loading"
+
+    def start(self) -> None:
+        """Start the heartbeat, which reports "loading" until there is a model to serve."""
         torch.set_num_threads(1)
         memory.keep_freed_memory()
+        # the objects of imported modules stay: collections need not look at them
+        gc.freeze()
+        gc.enable()
         # before any work: a pass that holds the interpreter lock also stops the heartbeat thread
         self.context.watchdog.check()
         self._heartbeat.start()
         self._leases.start()
-        with self.context.watchdog.working("loading models"):
-            for _ in self.context.model_cache.load_all(self.context.registry.active()):
-                check_stop()
-        # what is loaded by now stays: a full collection of it would stop the process for a tenth of
-        # a second
-        gc.collect()
-        # See docs/decisions.md#objects-loaded-at-start-are-excluded-from-garbage-collection
-        gc.freeze()
-        self.state = "ready"
-        best_effort(self._publish_heartbeat)
 
     def drain(self) -> None:
         """Report "draining" in the heartbeat, and let no more batches interrupt the work.
 
         Celery itself stops the reception of messages.
         """
-        self.state = "draining"
+        self._draining = True
         self.context.preemption.consumer = None
 
     def stop(self) -> None:
@@ -106,58 +105,10 @@ class InferenceWorker:
             "device": str(model_cache.device),
             "running": list(self.batches.running),
             "capacity": model_cache.capacity(),
-            "refused": dict(self.candidates.refused),
+            "loading": list(self.loader.loading),
+            "refused": dict(self.loader.refused),
             "counters": dict(self.context.counters),
             "histograms": HISTOGRAMS.snapshot(),
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         self.context.queue_server.hset(WORKERS, self.context.worker_id, pack(heartbeat))
-
-
-class CandidateLoader:
-    """Loads candidates, the versions that are to become active, while the worker does its work.
-
-    `refused` has the error of each candidate that could not be loaded, keyed by `name@version`.
-    """
-
-    def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:
-        """Keep the worker's context, which has the registry and the models; load nothing yet.
-
-        `publish_heartbeat` is called after each version that was loaded or could not be loaded.
-        """
-        self._context = context
-        self._publish_heartbeat = publish_heartbeat
-        self._loading: tuple[ModelVersion, Iterator[None]] | None = None
-        self.refused: dict[str, str] = {}
-
-    def load_step(self) -> None:
-        """Run one step of loading a candidate; do nothing if all candidates are loaded or refused.
-
-        A step is short, and the worker receives messages between two steps. If a version cannot be
-        loaded, the error is stored in `refused`, and the version is not tried again while it is a
-        candidate.
-        """
-        if self._loading is None and (candidate := self._next_candidate()) is not None:
-            self._loading = (candidate, self._context.model_cache.loading(candidate))
-        if self._loading is None:
-            return
-        candidate, steps = self._loading
-        try:
-            with self._context.watchdog.working("loading", candidate.ref):
-                next(steps)
-        except StopIteration:
-            self._finish()
-        except Exception as error:
-            log.exception("version cannot be loaded", extra={"model": candidate.ref})
-            self.refused[candidate.ref] = f"{type(error).__name__}: {error}"
-            self._finish()
-
-    def _next_candidate(self) -> ModelVersion | None:
-        candidates = {version.ref: version for version in self._context.registry.candidates()}
-        self.refused = {ref: reason for ref, reason in self.refused.items() if ref in candidates}
-        holds = self._context.model_cache.holds
-        return next((one for ref, one in candidates.items() if ref not in self.refused and not holds(ref)), None)
-
-    def _finish(self) -> None:
-        self._loading = None
-        best_effort(self._publish_heartbeat)

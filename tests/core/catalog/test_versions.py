@@ -64,13 +64,13 @@ def test_versions_do_not_change(tmp_path: Path) -> None:
 
 def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     """A version counts as loaded once every ready worker has loaded it or reported an error;
-    warming workers do not count.
+    loading workers do not count.
     """
     held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
     other = {"state": "ready", "capacity": {}, "refused": {}}
     failing = {"state": "ready", "capacity": {}, "refused": {"m@2": "damaged"}}
     assert not is_loaded({}, "m@2")  # nobody has loaded anything
-    assert is_loaded({"a": held, "b": {**other, "state": "warming"}}, "m@2")
+    assert is_loaded({"a": held, "b": {**other, "state": "loading"}}, "m@2")
     assert not is_loaded({"a": held, "b": other}, "m@2")
     assert is_loaded({"a": held, "b": failing}, "m@2")
     assert (load_error({"a": held, "b": failing}, "m@2"), load_error({"a": held}, "m@2")) == ("damaged", "")

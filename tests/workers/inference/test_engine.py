@@ -2,7 +2,6 @@
 shipped model and a faulty one.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from core.catalog.registry import Registry
 from core.settings import Settings
 from tests.families.faulty import RAISES, REFUSES
 from tests.stack import checkpoints, share_plans
+from tests.workers.inference.loading import load_and_measure
 from workers.inference import engine
-from workers.inference.model_cache import BatchPlan, LoadedModel, ModelCache
+from workers.inference.loaded_model import BatchPlan, LoadedModel
+from workers.inference.model_cache import ModelCache
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     share_plans(folder, folder)
     held = ModelCache(settings)
     registry = Registry(settings.checkpoints)
-    yield {entry.name: held.get(entry) for entry in registry.active()}
+    yield {entry.name: load_and_measure(held, entry) for entry in registry.active()}
     models.__path__.remove(str(families))
 
 
@@ -137,23 +138,6 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
         np.testing.assert_array_equal(one.fields["log_p"], other.fields["log_p"])
 
 
-def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Path) -> None:
-    """A restarted worker reads the batch plans from their file."""
-    vae = model_cache["vae-mnist-2d"]
-    found = dict(vae.plans)
-    list(vae.warm(0.04, tmp_path))
-    (file,) = tmp_path.glob("*.json")
-    first = dict(vae.plans)
-    edited = {method: [buckets, 3] for method, (buckets, _) in json.loads(file.read_text()).items()}
-    file.write_text(json.dumps(edited))
-    list(vae.warm(0.04, tmp_path))
-    assert {plan.slice_rows for plan in vae.plans.values()} == {3}
-    assert {method: plan.batch_sizes for method, plan in vae.plans.items()} == {
-        m: p.batch_sizes for m, p in first.items()
-    }
-    vae.plans.update(found)
-
-
 def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     """With a memory budget for one model, loading a second one unloads the first."""
     folder = checkpoints(tmp_path / "c")
@@ -163,7 +147,7 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     budget = max(size, 1 << 20)
     held = ModelCache(Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget))
     entries = {entry.name: entry for entry in Registry(folder).active()}
-    held.get(entries["faulty"])
-    held.get(entries["vae-mnist-2d"])
+    held.get(entries["faulty"], "sample")
+    held.get(entries["vae-mnist-2d"], "sample")
     assert list(held.capacity()) in (["vae-mnist-2d@1"], ["faulty@1", "vae-mnist-2d@1"])
     models.__path__.remove(str(families))

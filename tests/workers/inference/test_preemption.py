@@ -19,10 +19,11 @@ from core.broker.codec import BatchSlice, Outcome
 from core.broker.keys import queue_key
 from core.settings import Settings
 from tests.stack import checkpoints, share_plans
+from tests.workers.inference.loading import load_and_measure
 from workers.inference import preemption as module
 from workers.inference.context import InferenceContext
 from workers.inference.engine import SliceResult
-from workers.inference.model_cache import LoadedModel
+from workers.inference.loaded_model import LoadedModel
 
 TASK = "reverie.run_batch"
 
@@ -36,7 +37,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceConte
     share_plans(folder, folder)
     made = InferenceContext(settings)
     for name in ("vae-mnist-2d", "enlarge", "tiny"):
-        made.load_model(name, "1")
+        entry = made.registry.find(name)
+        assert entry is not None
+        load_and_measure(made.model_cache, entry)
     made.settings = settings.model_copy(update={"time_slice_s": 0.5})
     yield made
     models.__path__.remove(str(families))
@@ -78,7 +81,7 @@ def run(
     """Run one slice for at most one time slice; return its outcome, or the state from which it
     continues.
     """
-    model = context.load_model(name, "1")
+    model = context.load_model(name, "1", operation)
     values = {**model.entry.operations[operation].defaults, **options}
     result, _ = context.run(model, operation, values, [one], None, isolated=False)
     return result if isinstance(result, SliceResult) else result[0]
@@ -99,7 +102,7 @@ def finished(model: LoadedModel, context: InferenceContext, one: BatchSlice, k: 
 def test_interrupted_work_has_the_same_bytes(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work that is preempted at every layer, also by the same model, gives the same values."""
     monkeypatch.setattr(module, "CHECK_S", 0.0)
-    model = context.load_model("vae-mnist-2d", "1")
+    model = context.load_model("vae-mnist-2d", "1", "log_likelihood")
     image = np.random.default_rng(1).integers(0, 256, (2, 1, 28, 28), np.uint8)
     one = BatchSlice("a", 5, 0, 2, {"images": image})
     alone = finished(model, context, one, 2000)
@@ -188,7 +191,7 @@ def test_interruptions_and_isolated_work_are_not_interrupted(
         run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=60, seconds=0.005)
         handled = queue.handled
         assert handled > 1
-        model = context.load_model("tiny", "1")
+        model = context.load_model("tiny", "1", "sample")
         options = {**model.entry.operations["sample"].defaults, "steps": 10, "seconds": 0.005}
         context.run(model, "sample", options, [BatchSlice("a", 5, 0, 1)], None, isolated=True)
         assert queue.handled == handled

@@ -1,0 +1,123 @@
+"""Load models and measure their batch plans while the worker receives messages."""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from core.catalog.registry import ModelVersion
+from core.log import best_effort
+from workers.inference.context import InferenceContext
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Loading:
+    """A version that is being loaded, and the steps that remain."""
+
+    version: ModelVersion
+    steps: Iterator[None]
+    candidate: bool
+
+
+# See docs/decisions.md#a-worker-receives-messages-before-its-models-are-loaded
+class ModelLoader:
+    """Loads the candidates and the active versions in steps, then measures batch plans.
+
+    Candidates are the versions that are to become active. A request for a model that is not loaded
+    yet does not wait for its turn here: the worker loads the model for the request. `refused` has
+    the error of each candidate that could not be loaded, keyed by `name@version`. `loading` has the
+    active versions that are still to be loaded, as `name@version`.
+    """
+
+    def __init__(self, context: InferenceContext, on_change: Callable[[], object]) -> None:
+        """Keep the worker's context, which has the registry and the models; load nothing yet.
+
+        `on_change` is called after each step of loading.
+        """
+        self._context = context
+        self._on_change = on_change
+        self._loading: _Loading | None = None
+        self._tried: set[str] = set()
+        self._frozen = False
+        self.refused: dict[str, str] = {}
+        self.loading: list[str] = []
+        self._pending()
+
+    def run(self, seconds: float) -> None:
+        """Run one step, and further ones until `seconds` have passed; do nothing if all is done.
+
+        A step is reading a checkpoint or a forward pass. The worker receives messages between two
+        calls. With 0 seconds, the worker is busy: only the batch plans of operations that were
+        requested are measured.
+        """
+        ends = time.perf_counter() + seconds
+        while self._run_step(busy=not seconds) and time.perf_counter() < ends:
+            pass
+        if seconds and not self._frozen and self._loading is None and not self.loading:
+            self._frozen = True
+            # what is loaded by now stays: a full collection of it would stop the process for a
+            # tenth of a second
+            gc.collect()
+            # See docs/decisions.md#objects-loaded-at-start-are-excluded-from-garbage-collection
+            gc.freeze()
+
+    def _run_step(self, *, busy: bool) -> bool:
+        """Run the next step; return whether there was one."""
+        if self._loading is None:
+            self._loading = self._next_version()
+        if self._loading is not None:
+            self._load_step(self._loading)
+            return True
+        with self._context.watchdog.working("measuring a batch plan"):
+            return self._context.model_cache.measure_step(requested_only=busy)
+
+    def _load_step(self, loading: _Loading) -> None:
+        ref = loading.version.ref
+        try:
+            with self._context.watchdog.working("loading", ref):
+                next(loading.steps)
+            best_effort(self._on_change)
+        except StopIteration:
+            self._finish()
+        except Exception as error:
+            log.exception("version cannot be loaded", extra={"model": ref})
+            if loading.candidate:
+                self.refused[ref] = f"{type(error).__name__}: {error}"
+            self._finish()
+
+    def _finish(self) -> None:
+        self._loading = None
+        self._pending()
+        best_effort(self._on_change)
+
+    def _next_version(self) -> _Loading | None:
+        """Return the next version to load: a candidate, or else the smallest active version.
+
+        A candidate that could not be loaded is not tried again while it is a candidate. An active
+        version is tried once, and only if it fits in the memory budget beside the loaded ones.
+        """
+        cache = self._context.model_cache
+        candidates = {version.ref: version for version in self._context.registry.candidates()}
+        self.refused = {ref: reason for ref, reason in self.refused.items() if ref in candidates}
+        for ref, candidate in candidates.items():
+            if ref not in self.refused and not cache.holds(candidate):
+                return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
+        for version in self._pending():
+            self._tried.add(version.ref)
+            if cache.fits(version.path.stat().st_size):
+                return _Loading(version, cache.loading(version), candidate=False)
+        return None
+
+    def _pending(self) -> list[ModelVersion]:
+        """Return the active versions that are not loaded or tried yet, smallest file first.
+
+        Their references become `loading`, until the next call.
+        """
+        holds = self._context.model_cache.holds
+        active = [version for version in self._context.registry.active() if not holds(version)]
+        pending = [version for version in active if version.ref not in self._tried]
+        self.loading = [version.ref for version in pending]
+        return sorted(pending, key=lambda version: version.path.stat().st_size)
