@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from core.jobs import transitions
 from core.jobs.database import NOW, current_time, dialect_insert
-from core.jobs.queries import JobQueries, jobs_of, waiting
+from core.jobs.queries import JobQueries, is_free, jobs_of, waiting
 from core.jobs.records import AUXILIARY_KINDS, SMALL_JOB_ROWS, TRAINING, Claim, Event, Job, Problem, SliceReport
-from core.jobs.schema import RUNS_INFERENCE, claim_order, events, jobs, result_chunks, transaction
+from core.jobs.schema import RUNS_INFERENCE, claim_order, jobs, result_chunks, transaction
 from core.webhooks.outbox import insert_delivery
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
@@ -56,7 +56,7 @@ class JobClaims(JobQueries):
             batch = [first]
             if limit > 1 and _is_small(first):
                 batch += _lock_similar(connection, claimable, first, limit - 1, batch_rows(first) - first.rows)
-            claimed = set_claimed(connection, batch, claimable, holder, lease_s)
+            claimed = set_claimed(connection, batch, holder, lease_s)
             for job in batch:
                 if job.status == "queued" and job.webhook is not None:
                     insert_delivery(connection, job.id, "running")
@@ -180,6 +180,9 @@ def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) ->
     """
     query = sa.select(jobs).where(claimable).order_by(jobs.c.queued_at).limit(1)
     by_status = [query.where(jobs.c.status == status) for status in ("queued", "running")]
+    if connection.dialect.name == "sqlite":
+        oldest = [job for one in by_status for job in jobs_of(connection.execute(one))]
+        return min(oldest, key=lambda job: job.queued_at, default=None)
     times = [one.with_only_columns(jobs.c.queued_at).scalar_subquery() for one in by_status]
     waiting_since = connection.execute(sa.select(*times)).one()
     found = sorted((since, number) for number, since in enumerate(waiting_since) if since is not None)
@@ -214,31 +217,32 @@ def _lock_similar(
     return jobs_of(connection.execute(locked))
 
 
-def set_claimed(
-    connection: sa.Connection, batch: Sequence[Job], claimable: transitions.Condition, holder: str, lease_s: float
-) -> list[Job]:
+_CLAIMED = {
+    "status": "running",
+    "token": jobs.c.token + 1,
+    "lease_holder": sa.bindparam("holder", type_=jobs.c.lease_holder.type),
+    "lease_until": NOW + sa.bindparam("lease_s", type_=sa.Float()),
+    "co_batched": sa.bindparam("batched", type_=sa.Boolean()),
+    "started_at": sa.func.coalesce(jobs.c.started_at, NOW),
+}
+_SET_CLAIMED = (
+    jobs.update()
+    .where(jobs.c.id.in_(sa.bindparam("job_ids", expanding=True)), is_free())
+    .values(_CLAIMED)
+    .returning(jobs.c.id, *(jobs.c[name] for name in _CLAIMED))
+)
+
+
+def set_claimed(connection: sa.Connection, batch: Sequence[Job], holder: str, lease_s: float) -> list[Job]:
     """Claim locked jobs for `holder`, whose leases expire after `lease_s` seconds; return them.
 
-    Jobs that were queued get an event. A job that does not match `claimable` any more is left out.
+    Jobs that were queued get an event. A job that is not free any more is left out.
     """
-    change = {
-        "status": "running",
-        "token": jobs.c.token + 1,
-        "lease_holder": holder,
-        "lease_until": NOW + lease_s,
-        "co_batched": len(batch) > 1,
-        "started_at": sa.func.coalesce(jobs.c.started_at, NOW),
-    }
-    update = jobs.update().where(jobs.c.id.in_([job.id for job in batch]), claimable).values(change)
-    columns = [jobs.c[name] for name in ("id", *change)]
-    changed = {row.id: row._asdict() for row in connection.execute(update.returning(*columns))}
+    values = {"job_ids": [job.id for job in batch], "holder": holder, "lease_s": lease_s, "batched": len(batch) > 1}
+    changed = {row.id: row._asdict() for row in connection.execute(_SET_CLAIMED, values)}
     queued = [job.id for job in batch if job.status == "queued" and job.id in changed]
-    query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).where(events.c.job_id.in_(queued))
-    last = connection.execute(query.group_by(events.c.job_id)) if queued else ()
-    seqs = dict.fromkeys(queued, 1) | {job_id: seq + 1 for job_id, seq in last}
-    started = {"name": "status", "data": {"status": "running"}}
-    rows = [{"job_id": job_id, "seq": seq, **started} for job_id, seq in seqs.items()]
-    transitions.insert_events(connection, rows)
+    if queued:
+        transitions.append_event(connection, queued, Event("status", {"status": "running"}))
     return [replace(job, **changed[job.id]) for job in batch if job.id in changed]
 
 
@@ -270,7 +274,7 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
         **transitions.NOT_BLOCKED,
     }
     connection.execute(jobs.update().where(held).values(change))
-    transitions.append_events(connection, job_id, [Event("progress", {"progress": progress})])
+    transitions.append_event(connection, [job_id], Event("progress", {"progress": progress}))
 
 
 # --- the order of claims ---
@@ -337,7 +341,8 @@ def _next_owner(connection: sa.Connection, queue: str, claimable: transitions.Co
 def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
     """Record that jobs of these owners were claimed from `queue` now, so that others come next."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
-    # a row that is locked belongs to another claim, which sets the time of that owner itself
-    free = sa.select(claim_order.c.owner).where(served).with_for_update(skip_locked=True).cte("free")
-    change = claim_order.update().where(served, claim_order.c.owner.in_(sa.select(free.c.owner)))
-    connection.execute(change.values(claimed_at=NOW))
+    if connection.dialect.name != "sqlite":
+        # a row that is locked belongs to another claim, which sets the time of that owner itself
+        unlocked = sa.select(claim_order.c.owner).where(served).with_for_update(skip_locked=True).cte("unlocked")
+        served &= claim_order.c.owner.in_(sa.select(unlocked.c.owner))
+    connection.execute(claim_order.update().where(served).values(claimed_at=NOW))

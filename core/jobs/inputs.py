@@ -30,7 +30,7 @@ class JobInputs(JobQueries):
             job = lock_next(connection, _QUEUE, claimable)
             if job is None:
                 return None
-            (claimed,) = set_claimed(connection, [job], claimable, holder, lease_s)
+            (claimed,) = set_claimed(connection, [job], holder, lease_s)
             record_claims(connection, _QUEUE, [job.owner])
             return claimed
 

@@ -48,7 +48,7 @@ class JobLeases(JobQueries):
                 fraction = round(value, 4)
                 held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.progress < value)
                 if connection.execute(jobs.update().where(held).values(progress=fraction)).rowcount:
-                    transitions.append_events(connection, job_id, [Event("progress", {"progress": fraction})])
+                    transitions.append_event(connection, [job_id], Event("progress", {"progress": fraction}))
 
     def release(self, holder: str | None, reason: str) -> None:
         """Return the running jobs whose leases `holder` owns (None: all owners) to their queues.

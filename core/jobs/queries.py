@@ -15,15 +15,25 @@ IDS_PER_QUERY = 500
 _NUL = "\0"  # PostgreSQL accepts it in no text, so no row has it
 
 
+def is_free() -> sa.ColumnElement[bool]:
+    """Return the SQL condition of unfinished jobs that no process holds and that are not paused."""
+    # the first condition follows from the second; with it the database can use the index on status
+    return jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
+
+
 def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now.
 
     They are queued or between two slices, their deadline has not passed, and they are not deferred.
     """
-    # the first condition follows from the second; with it the database can use the index on status
-    free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
-    in_time = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > NOW)
-    return free & in_time & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= NOW)
+    return _WAITING
+
+
+_WAITING = (
+    is_free()
+    & sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > NOW)
+    & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= NOW)
+)
 
 
 def overdue() -> sa.ColumnElement[bool]:

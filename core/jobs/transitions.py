@@ -16,6 +16,20 @@ NO_LEASE = {"lease_holder": None, "lease_until": None}
 NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None, "blocked_bytes": None}
 
 
+# Built once: to build a statement takes longer than SQLite takes to execute it.
+_LAST_SEQ = sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == jobs.c.id).scalar_subquery()
+_APPEND_EVENT = events.insert().from_select(
+    ["job_id", "seq", "name", "data", "at"],
+    sa.select(
+        jobs.c.id,
+        sa.func.coalesce(_LAST_SEQ, 0) + 1,
+        sa.bindparam("event_name", type_=events.c.name.type),
+        sa.bindparam("event_data", type_=events.c.data.type),
+        NOW,
+    ).where(jobs.c.id.in_(sa.bindparam("job_ids", expanding=True))),
+)
+
+
 def held_by(claim: Claim) -> Condition:
     """Return the SQL condition that matches the claim's job while the claim is valid.
 
@@ -38,6 +52,12 @@ def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[E
     insert_events(connection, rows)
 
 
+def append_event(connection: sa.Connection, job_ids: Sequence[str], event: Event) -> None:
+    """Add the same event to several jobs, with one statement; see `append_events`."""
+    values = {"job_ids": job_ids, "event_name": event.name, "event_data": event.data}
+    connection.execute(_APPEND_EVENT, values)
+
+
 def insert_events(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows with the columns `job_id`, `seq`, `name` and `data` as events of this time."""
     if rows:
@@ -55,7 +75,7 @@ def set_status(connection: sa.Connection, where: Condition, job_id: str, data: d
     changed = connection.execute(update.returning(jobs.c.webhook)).first()
     if changed is None:
         return False
-    append_events(connection, job_id, [Event("status", data)])
+    append_event(connection, [job_id], Event("status", data))
     if changed.webhook is not None:
         insert_delivery(connection, job_id, data["status"])
     return True
