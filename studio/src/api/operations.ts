@@ -19,6 +19,9 @@ export interface RunOptions {
   onProgress?: (job: JobProgress) => void;
 }
 
+/** A request that takes longer than these seconds becomes a job, which shows its progress and previews. */
+const SYNC_S = 2;
+
 /** Fields of a JSON body, or a form where pictures are sent as files. */
 export type OperationBody = Record<string, unknown> | FormData;
 
@@ -42,7 +45,7 @@ async function runFor(operation: Operation, body: OperationBody, accept: string,
   const form = body instanceof FormData;
   const response = await request(`/v1/${operation}`, {
     method: "POST",
-    headers: { Accept: accept, ...(form ? {} : { "Content-Type": "application/json" }) },
+    headers: { Accept: accept, Prefer: `wait=${SYNC_S}`, ...(form ? {} : { "Content-Type": "application/json" }) },
     body: form ? body : JSON.stringify(body),
     signal: options.signal,
   });

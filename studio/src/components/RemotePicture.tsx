@@ -10,29 +10,36 @@ interface Props {
   revision?: number;
 }
 
-/** Returns the blob URL of a picture; null until it is there, and if there is none. The old one stays meanwhile. */
-export function useBlobUrl(path: string, revision = 0): string | null {
-  const [url, setUrl] = useState<string | null>(null);
+/** A picture's blob URL; null until it is there. `missing`: it could not be fetched, or there is none. */
+interface BlobUrl {
+  url: string | null;
+  missing: boolean;
+}
+
+/** Fetches a picture, again for another path or revision. The old one is shown until the new one is there. */
+export function useBlobUrl(path: string, revision = 0): BlobUrl {
+  const [shown, setShown] = useState<BlobUrl>({ url: null, missing: false });
   useEffect(() => {
     const abort = new AbortController();
     request(path, { signal: abort.signal })
       .then((response) => response.blob())
       .then(
-        (blob) => setUrl(URL.createObjectURL(blob)),
-        () => undefined, // what has no picture shows none
+        (blob) => setShown({ url: URL.createObjectURL(blob), missing: false }),
+        () => abort.signal.aborted || setShown({ url: null, missing: true }),
       );
     return () => abort.abort();
   }, [path, revision]);
+  const { url } = shown;
   useEffect(
     () => () => {
       if (url !== null) URL.revokeObjectURL(url);
     },
     [url],
   );
-  return url;
+  return shown;
 }
 
 export function RemotePicture({ path, alt, class: name = "", revision = 0 }: Props) {
-  const url = useBlobUrl(path, revision);
+  const { url } = useBlobUrl(path, revision);
   return url === null ? <span class={`picture-missing ${name}`} /> : <img class={name} src={url} alt={alt} />;
 }

@@ -7,19 +7,27 @@ interface Props {
   result: ComponentChildren;
   options: ComponentChildren;
   strip?: ComponentChildren;
+  /** Whether an option has an error; on a phone it may be hidden in the sheet. */
+  attention?: boolean;
 }
 
 /** On a phone the options are a sheet that leaves the result visible. */
-export function Workspace({ result, options, strip }: Props) {
+export function Workspace({ result, options, strip, attention = false }: Props) {
   const [open, setOpen] = useState(false);
   return (
     <div class={`workspace ${open ? "workspace-open" : ""}`}>
       <section class="workspace-result" aria-label="Result">
         {result}
       </section>
-      <button type="button" class="workspace-toggle" aria-expanded={open} aria-controls="options" onClick={() => setOpen(!open)}>
+      <button
+        type="button"
+        class={`workspace-toggle ${attention ? "workspace-attention" : ""}`}
+        aria-expanded={open}
+        aria-controls="options"
+        onClick={() => setOpen(!open)}
+      >
         <Icon name={open ? "close" : "sliders"} />
-        {open ? "Close" : "Options"}
+        {open ? "Close" : attention ? "Correct the options" : "Options"}
       </button>
       <aside class="workspace-options" id="options" aria-label="Options">
         {options}

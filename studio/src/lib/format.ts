@@ -30,13 +30,32 @@ export function dateTime(iso: string): string | null {
 }
 
 /** Returns a value with its unit; what only counts or has no unit stands alone. */
-export function withUnit(value: number, unit?: string | null): string {
-  const shown = number(value);
-  if (unit === "%") return `${shown} %`;
+export function withUnit(value: number | string, unit?: string | null): string {
+  const shown = typeof value === "number" ? number(value) : value;
   return unit === undefined || unit === null || unit === "1" || unit === "count" ? shown : `${shown} ${unit}`;
 }
 
 /** Returns a field's name as words: `learning_rate` becomes `learning rate`. */
 export function words(name: string): string {
   return name.replaceAll("_", " ");
+}
+
+const FIGURE_NAMES: Record<string, string> = {
+  nll: "−log p(x)",
+  log_p: "log p(x)",
+  log_p_star: "log p*(x)",
+  log_p_tilde_star: "log p̃*(x)",
+};
+
+/** Returns the name of a figure of a card as a reader would write it. */
+export function figureName(name: string): string {
+  return FIGURE_NAMES[name] ?? words(name).replace(/^(psnr|vgg|auroc)\b/, (short) => short.toUpperCase());
+}
+
+/** Returns a figure with its standard error, if its detail states one, and its unit: `−85.39 ± 0.23 nats`. */
+export function figureValue(value: number, unit?: string | null, detail?: string | null): string {
+  const error = Number(/(?:s\.e\.|standard error) (\d[\d.]*\d)/.exec(detail ?? "")?.[1] ?? Number.NaN);
+  if (!(error > 0)) return withUnit(value, unit);
+  const digits = Math.max(0, 1 - Math.floor(Math.log10(error)));
+  return withUnit(`${value.toFixed(digits).replace("-", "−")} ± ${error.toFixed(digits)}`, unit);
 }

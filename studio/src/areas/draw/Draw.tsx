@@ -1,12 +1,14 @@
 /** Draw: samples of a model. The address is the request; every change of it is drawn at once. */
 import { untracked, useSignalEffect } from "@preact/signals";
+import { fieldError } from "../../api/problem";
 import type { Model } from "../../api/types";
+import { Busy } from "../../components/Busy";
 import { Empty } from "../../components/Empty";
 import { Gallery } from "../../components/gallery/Gallery";
 import { ProblemLine } from "../../components/ProblemLine";
-import { Progress } from "../../components/Progress";
+import { RemotePicture } from "../../components/RemotePicture";
 import { Workspace } from "../../components/Workspace";
-import { duration } from "../../lib/format";
+import { duration, number } from "../../lib/format";
 import { address, setParams } from "../../router";
 import { currentModel, models } from "../../state/service";
 import { useShortcuts } from "../../state/shortcuts";
@@ -32,7 +34,8 @@ export default function Draw() {
     { key: "ArrowRight", label: "Next picture", run: () => step(1) },
   ]);
   if (model === null) return <NoModel />;
-  return <Workspace result={<Result model={model} />} options={<Options model={model} />} strip={<HistoryStrip />} />;
+  const attention = shownFields(model).some((name) => fieldError(problem.value, name) !== null);
+  return <Workspace result={<Result model={model} />} options={<Options model={model} />} strip={<HistoryStrip />} attention={attention} />;
 }
 
 function NoModel() {
@@ -43,34 +46,39 @@ function NoModel() {
 }
 
 function Result({ model }: { model: Model }) {
-  const shownFields = ["count", "seed", ...optionFields(model).map(({ name }) => name)];
   const groups = shown.value.map((drawing) => ({
     key: drawing.id,
     title: `seed ${drawing.request.seed}`,
-    detail: `${drawing.images.length} in ${duration(drawing.seconds)}`,
+    detail: `${number(drawing.images.length)} in ${duration(drawing.seconds)}`,
     images: drawing.images,
   }));
+  const { count } = requestOf(model, address.value.params);
+  const job = progress.value;
   const selected = selection.value;
+  const empty = groups.length === 0;
   return (
     <>
-      <ProblemLine problem={problem.value} shownFields={shownFields} onRetry={drawAgain} />
-      <div class={`draw-busy ${busy.value ? "draw-busy-on" : ""}`}>
-        {progress.value && (
-          <>
-            <Progress value={progress.value.status === "queued" ? null : progress.value.progress} label="Drawing" />
-            <button type="button" onClick={cancel}>
-              Cancel
-            </button>
-          </>
-        )}
-      </div>
-      <Gallery
-        label={`Samples of ${model.name}`}
-        groups={groups}
-        picture={shown.value[0]?.image ?? model.image}
-        selected={selected && { group: selected.drawing.id, index: selected.index }}
-        onSelect={select}
-      />
+      <Busy busy={busy.value} job={job} label={`Drawing ${number(count)} pictures`} onCancel={cancel} />
+      <ProblemLine problem={problem.value} shownFields={empty ? [] : shownFields(model)} onRetry={drawAgain} />
+      {empty && job !== null && job.previews > 0 && (
+        <RemotePicture class="preview pixelated" path={`/v1/jobs/${job.id}/preview`} revision={job.previews} alt="The pictures so far" />
+      )}
+      {empty ? (
+        !busy.value && <Empty title="Nothing drawn yet">Correct the options, or draw again.</Empty>
+      ) : (
+        <Gallery
+          label={`Samples of ${model.name}`}
+          groups={groups}
+          picture={shown.value[0]?.image ?? model.image}
+          selected={selected && { group: selected.drawing.id, index: selected.index }}
+          onSelect={select}
+        />
+      )}
     </>
   );
+}
+
+/** Returns the names of the controls that show their own errors. */
+function shownFields(model: Model): string[] {
+  return ["count", "seed", ...optionFields(model).map(({ name }) => name)];
 }

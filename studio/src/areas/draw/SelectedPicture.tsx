@@ -26,7 +26,7 @@ export function SelectedPicture({ selection }: { selection: Selection }) {
       </div>
       <img class="pixelated" src={pngUrl(image)} width={width * scale} height={Math.max(12, height * scale)} alt={`Picture ${index} of seed ${drawing.request.seed}`} />
       <div class="row">
-        <p class="muted">
+        <p class="muted small">
           {width} × {height} pixels
           {typeof energy === "number" && ` · energy ${number(energy)}`}
           {accepted === false && " · condition not met"}

@@ -4,6 +4,7 @@ import { Latest } from "../../api/latest";
 import { type JobProgress, run } from "../../api/operations";
 import { problemOf } from "../../api/problem";
 import type { ImageSize, Model, Problem, Results } from "../../api/types";
+import { currentModel } from "../../state/service";
 import { forget, recall, remember } from "../../state/history";
 import { bodyOf, keyOf, type SampleRequest } from "./request";
 
@@ -35,8 +36,8 @@ export const busy = signal(false);
 /** Of the request that has become a job. */
 export const progress = signal<JobProgress | null>(null);
 
-/** The drawings that stand in one gallery: those of the newest one's model. */
-export const shown = computed(() => drawings.value.filter(({ request }) => request.model === drawings.value[0]?.request.model));
+/** The drawings that stand in one gallery: those of the model that is chosen. */
+export const shown = computed(() => drawings.value.filter(({ request }) => request.model === currentModel.value?.name));
 
 const HISTORY_DELAY_MS = 800;
 let lastId = 0;

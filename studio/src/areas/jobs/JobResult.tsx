@@ -1,52 +1,55 @@
-/** The result of a job: its pictures to look at, and files to save. */
-import { useState } from "preact/hooks";
+/** What can be done with the result of a job: look at its pictures, and save it as a file. */
 import { problemOf } from "../../api/problem";
 import { request } from "../../api/send";
 import type { Job, Problem } from "../../api/types";
-import { ProblemLine } from "../../components/ProblemLine";
 import { save } from "../../lib/files";
 
 /** Kinds whose results are pictures, or arrays. */
-const PICTURES = new Set(["samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"]);
-const ARRAYS = new Set([...PICTURES, "encodings", "energies", "likelihoods"]);
+const PICTURES = new Set(["samples", "manifold", "decodings", "reconstructions", "interpolations", "inpaintings", "upscales"]);
+const ARRAYS = new Set(["encodings", "energies", "likelihoods"]);
 
-export function JobResult({ job }: { job: Job }) {
-  const [url, setUrl] = useState<string | null>(null);
-  const [problem, setProblem] = useState<Problem | null>(null);
+interface Props {
+  job: Job;
+  /** The blob URL of the picture that is shown; null while none is. */
+  picture: string | null;
+  onPicture: (url: string | null) => void;
+  onProblem: (problem: Problem | null) => void;
+}
+
+export function JobResult({ job, picture, onPicture, onProblem }: Props) {
   const fetchAs = async (accept: string, use: (file: Blob) => void) => {
-    setProblem(null);
+    onProblem(null);
     try {
       use(await (await request(`/v1/jobs/${job.id}/result`, { headers: { Accept: accept } })).blob());
     } catch (error) {
-      setProblem(problemOf(error));
+      onProblem(problemOf(error));
     }
   };
+  const toggle = () => {
+    if (picture === null) void fetchAs("image/png", (file) => onPicture(URL.createObjectURL(file)));
+    else {
+      URL.revokeObjectURL(picture);
+      onPicture(null);
+    }
+  };
+  const download = (name: string, accept: string) => (
+    <button type="button" onClick={() => void fetchAs(accept, (file) => save(file, `${job.id}.${name.toLowerCase()}`))}>
+      {name}
+    </button>
+  );
+  const hasPictures = PICTURES.has(job.kind);
   if (job.kind === "training") return <a href={`/train?run=${job.id}`}>Open the training</a>;
-  if (!ARRAYS.has(job.kind)) return null;
+  if (!hasPictures && !ARRAYS.has(job.kind)) return null;
   return (
-    <div class="stack">
-      <div class="buttons">
-        {PICTURES.has(job.kind) && (
-          <button type="button" aria-expanded={url !== null} onClick={() => (url === null ? void fetchAs("image/png", (file) => setUrl(URL.createObjectURL(file))) : setUrl(null))}>
-            {url === null ? "Show" : "Hide"}
-          </button>
-        )}
-        {PICTURES.has(job.kind) && (
-          <button type="button" onClick={() => void fetchAs("image/png", (file) => save(file, `${job.id}.png`))}>
-            PNG
-          </button>
-        )}
-        {job.kind !== "upscales" && (
-          <button type="button" onClick={() => void fetchAs("application/x-npz", (file) => save(file, `${job.id}.npz`))}>
-            NPZ
-          </button>
-        )}
-        <button type="button" onClick={() => void fetchAs("application/json", (file) => save(file, `${job.id}.json`))}>
-          JSON
+    <>
+      {hasPictures && (
+        <button type="button" aria-expanded={picture !== null} onClick={toggle}>
+          {picture === null ? "Show" : "Hide"}
         </button>
-      </div>
-      <ProblemLine problem={problem} />
-      {url !== null && <img class="job-picture pixelated" src={url} alt={`Result of ${job.kind}`} />}
-    </div>
+      )}
+      {hasPictures && download("PNG", "image/png")}
+      {job.kind !== "upscales" && download("NPZ", "application/x-npz")}
+      {!hasPictures && download("JSON", "application/json")}
+    </>
   );
 }

@@ -5,13 +5,14 @@ import { problemOf } from "../../api/problem";
 import type { Job, Problem } from "../../api/types";
 import { ProblemLine } from "../../components/ProblemLine";
 import { Progress } from "../../components/Progress";
-import { dateTime, duration } from "../../lib/format";
+import { dateTime, duration, number } from "../../lib/format";
 import { jobs } from "../../state/service";
 import { JobResult } from "./JobResult";
 
 export function JobRow({ job }: { job: Job }) {
   const [problem, setProblem] = useState<Problem | null>(null);
   const [acting, setActing] = useState(false);
+  const [picture, setPicture] = useState<string | null>(null);
   const path = { params: { path: { job_id: job.id } } };
   const act = async (action: () => Promise<unknown>) => {
     setActing(true);
@@ -26,14 +27,15 @@ export function JobRow({ job }: { job: Job }) {
   };
   const unfinished = job.finished_at === null;
   return (
-    <article class="job" aria-label={`${job.kind} ${job.model}`}>
+    <article class="job" aria-label={`${job.kind} ${job.model}`.trim()} title={job.id}>
       <div class="job-line">
         <p class="job-name">
-          {job.kind} <span class="muted">{job.model}</span>
+          {job.kind} <span class="muted">{aboutOf(job)}</span>
         </p>
         <p class={`job-status job-${job.status}`}>{job.status}</p>
         <p class="job-time muted">{timeOf(job)}</p>
         <div class="buttons job-actions">
+          {job.status === "succeeded" && <JobResult job={job} picture={picture} onPicture={setPicture} onProblem={setProblem} />}
           {unfinished ? (
             <button type="button" disabled={acting} onClick={() => void act(() => get(client.POST("/v1/jobs/{job_id}/cancel", path)))}>
               Cancel
@@ -46,11 +48,19 @@ export function JobRow({ job }: { job: Job }) {
         </div>
       </div>
       {job.status === "running" && <Progress value={job.progress} label={`Progress of ${job.kind}`} />}
-      {unfinished && job.waiting_reason && <p class="muted">{job.waiting_reason}</p>}
+      {unfinished && job.waiting_reason && <p class="muted small">{job.waiting_reason}</p>}
       <ProblemLine problem={problem ?? job.problem} />
-      {job.status === "succeeded" && <JobResult job={job} />}
+      {picture !== null && <img class="job-picture pixelated" src={picture} alt={`Result of ${job.kind}`} />}
     </article>
   );
+}
+
+/** Returns what a job works on: its model, how many pictures, and their seed. */
+function aboutOf(job: Job): string {
+  const { count, name, source } = job.request;
+  const parts = [job.model || name || source, typeof count === "number" && count > 1 ? `${number(count)} pictures` : null];
+  if (typeof count === "number") parts.push(`seed ${job.seed}`);
+  return parts.filter((part) => typeof part === "string" && part !== "").join(" · ");
 }
 
 /** Returns how long a job still waits or runs, or when it ended and how long it took. */
@@ -62,7 +72,7 @@ function timeOf(job: Job): string {
   }
   if (job.status === "queued") {
     const start = job.estimated_start_s;
-    const place = job.position === null || job.position === undefined ? "waits" : `number ${job.position}`;
+    const place = job.position === null || job.position === undefined ? "waits" : `number ${job.position} in the queue`;
     return start === null || start === undefined ? place : `${place}, starts in ${duration(start)}`;
   }
   if (job.finished_at === null) return "";

@@ -1,6 +1,7 @@
 /** The card of a model. */
 import type { Model } from "../../api/types";
-import { dateTime, withUnit, words } from "../../lib/format";
+import { AREAS } from "../../areas";
+import { dateTime, figureName, figureValue } from "../../lib/format";
 import { SampleSheet } from "./SampleSheet";
 import { Versions } from "./Versions";
 
@@ -27,8 +28,8 @@ export function ModelCard({ model, onChange }: { model: Model; onChange: () => v
         <dl class="figures">
           {model.figures.slice(0, FIGURES).map((figure) => (
             <div key={figure.name} class="figure" title={figure.detail ?? ""}>
-              <dt class="muted">{words(figure.name)}</dt>
-              <dd>{withUnit(figure.value, figure.unit)}</dd>
+              <dt class="muted">{figureName(figure.name)}</dt>
+              <dd>{figureValue(figure.value, figure.unit, figure.detail)}</dd>
             </div>
           ))}
         </dl>
@@ -38,7 +39,13 @@ export function ModelCard({ model, onChange }: { model: Model; onChange: () => v
           {made !== null && <Fact name="Made" value={made} />}
         </dl>
         <Versions model={model} onChange={onChange} />
-        {"samples" in model.operations && <a href={`/draw?model=${model.name}`}>Draw</a>}
+        <p class="card-links">
+          {AREAS.filter(({ operation }) => operation !== undefined && operation in model.operations).map(({ id, label }) => (
+            <a key={id} href={`/${id}?model=${model.name}`}>
+              {label}
+            </a>
+          ))}
+        </p>
       </div>
     </article>
   );

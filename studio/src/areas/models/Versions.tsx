@@ -40,8 +40,7 @@ export function Versions({ model, onChange }: Props) {
             disabled={activating || version === model.version}
             onClick={() => setAsked(version)}
           >
-            {version}
-            {version === model.version && " serves"}
+            {version === model.version ? `Version ${version} · active` : version}
           </button>
         ))}
         {previous !== null && previous !== model.version && (

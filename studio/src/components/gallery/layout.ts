@@ -33,6 +33,8 @@ export interface Cell {
 
 export const GAP = 4;
 export const HEADING = 32;
+/** Strips have an axis below their heading. */
+export const AXIS = 16;
 /** How many picture elements a page may have. */
 export const MAX_CELLS = 200;
 const OVERSCAN_ROWS = 1;
@@ -49,7 +51,7 @@ export function layoutOf(counts: readonly number[], picture: Size, view: Size): 
   const groups: GroupLayout[] = [];
   let top = 0;
   for (const count of counts) {
-    const cellsTop = top + HEADING;
+    const cellsTop = top + HEADING + (picture.height === 1 ? AXIS : 0);
     const bottom = cellsTop + Math.ceil(count / columns) * cell.height + GAP;
     groups.push({ count, top, cellsTop, bottom });
     top = bottom;
