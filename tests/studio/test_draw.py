@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.stack import Stack
@@ -101,3 +102,44 @@ def test_ten_thousand_pictures(browser: Browser, stack: Stack) -> None:
             page.wait_for_timeout(100)
             assert 30 <= pictures(page) <= 200
         expect(page.get_by_role("button", name="Picture 9999, seed 1")).to_be_visible()
+
+
+SCROLL = """
+async () => {
+  const gallery = document.querySelector(".gallery");
+  const tasks = [];
+  new PerformanceObserver((list) => tasks.push(...list.getEntries().map(({ duration }) => duration)))
+    .observe({ entryTypes: ["longtask"] });
+  let frames = 0;
+  const started = performance.now();
+  while (performance.now() - started < 5000) {
+    await new Promise(requestAnimationFrame);
+    gallery.scrollTop += 40;
+    frames++;
+  }
+  return { frames: frames / ((performance.now() - started) / 1000), tasks };
+}
+"""
+
+
+@pytest.mark.slow
+def test_scrolling_ten_thousand_pictures(browser: Browser, stack: Stack) -> None:
+    """At least 50 frames a second, and no task longer than 50 ms. It needs an idle machine."""
+    with visit(browser, stack.url, DESK) as visited:
+        page = visited.open("/draw?model=vae-mnist-2d&count=10000")
+        expect(page.locator(".gallery-cell").first).to_be_visible()
+        page.wait_for_timeout(3000)
+        measured = page.evaluate(SCROLL)
+        assert measured["frames"] >= 50, measured
+        assert measured["tasks"] == [], measured
+
+
+@pytest.mark.timing
+def test_the_first_paint(browser: Browser, stack: Stack) -> None:
+    """Of the second visit, with an empty cache, in less than a second."""
+    for _ in range(2):
+        with visit(browser, stack.url, DESK) as visited:
+            page = visited.open("/draw?model=vae-mnist-2d")
+            expect(page.locator(".gallery-cell").first).to_be_visible()
+            paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 1000
