@@ -10,8 +10,8 @@ from playwright.sync_api import Browser
 from tests.browser import chromium
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium of this machine."""
+    """A running Chromium. While it runs, no other event loop can run in this thread; so it ends with the module."""
     with chromium() as browser:
         yield browser

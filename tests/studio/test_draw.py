@@ -45,6 +45,8 @@ def test_draw(browser: Browser, stack: Stack, tmp_path: Path) -> None:
 
         page.locator(".gallery-cell").nth(2).click()
         expect(page.get_by_text("Picture 2 of seed")).to_be_visible()
+        page.get_by_role("button", name="Reproduce").click()
+        expect(page.get_by_text("the same bytes again")).to_be_visible()
         with page.expect_download() as downloaded:
             page.get_by_role("button", name="ZIP").click()
         with zipfile.ZipFile(downloaded.value.path()) as archive:

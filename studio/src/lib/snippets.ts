@@ -22,7 +22,8 @@ export function snippet(language: Language, request: SnippetRequest): string {
 
 function curl({ operation, body, origin, withKey }: SnippetRequest): string {
   const lines = [
-    `curl -sS --fail-with-body ${origin}/v1/${operation}`,
+    "curl -sS --fail-with-body",
+    `${origin}/v1/${operation}`,
     ...(withKey ? [`-H "Authorization: Bearer $REVERIE_KEY"`] : []),
     `-H 'Content-Type: application/json'`,
     `-H 'Accept: image/png'`,

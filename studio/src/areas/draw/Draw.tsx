@@ -49,7 +49,7 @@ function Result({ model }: { model: Model }) {
   const groups = shown.value.map((drawing) => ({
     key: drawing.id,
     title: `seed ${drawing.request.seed}`,
-    detail: `${number(drawing.images.length)} in ${duration(drawing.seconds)}`,
+    detail: `${number(drawing.images.length)} in ${duration(drawing.seconds)}${drawing.repeated ? ", the same bytes again" : ""}`,
     images: drawing.images,
   }));
   const { count } = requestOf(model, address.value.params);

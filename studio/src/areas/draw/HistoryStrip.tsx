@@ -6,6 +6,7 @@ import { pngUrl } from "../../lib/files";
 import { go } from "../../router";
 import { historyVersion } from "../../state/history";
 import { clearHistory, type Drawing, history, reopen } from "./drawings";
+import { paramsOf } from "./request";
 
 const SIDE = 48;
 
@@ -45,8 +46,7 @@ function HistoryEntry({ drawing }: { drawing: Drawing }) {
   const scale = Math.max(1, Math.floor(SIDE / Math.max(image.width, image.height)));
   const open = () => {
     reopen(drawing);
-    const { model, version, seed, count, options } = request;
-    go("draw", { model, version, seed, count, ...Object.fromEntries(Object.entries(options).map(([name, value]) => [name, String(value)])) });
+    go("draw", paramsOf(request));
   };
   return (
     <button type="button" class="history-entry" title={`${request.model}, seed ${request.seed}, ${request.count} pictures`} onClick={open}>

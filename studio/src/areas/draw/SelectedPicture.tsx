@@ -2,6 +2,7 @@
 import { pngUrl, decodeBase64, save } from "../../lib/files";
 import { number } from "../../lib/format";
 import { Icon } from "../../components/Icon";
+import { reproduce } from "./actions";
 import { type Selection, selection as selected } from "./drawings";
 
 const SIDE = 224;
@@ -25,15 +26,20 @@ export function SelectedPicture({ selection }: { selection: Selection }) {
         </button>
       </div>
       <img class="pixelated" src={pngUrl(image)} width={width * scale} height={Math.max(12, height * scale)} alt={`Picture ${index} of seed ${drawing.request.seed}`} />
-      <div class="row">
+      <div class="stack">
         <p class="muted small">
           {width} × {height} pixels
           {typeof energy === "number" && ` · energy ${number(energy)}`}
           {accepted === false && " · condition not met"}
         </p>
-        <button type="button" onClick={download}>
-          PNG
-        </button>
+        <div class="buttons">
+          <button type="button" title="Sends the same request again" onClick={() => reproduce(drawing)}>
+            Reproduce
+          </button>
+          <button type="button" onClick={download}>
+            PNG
+          </button>
+        </div>
       </div>
     </section>
   );

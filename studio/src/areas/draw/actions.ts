@@ -1,13 +1,22 @@
 /** What buttons and keys of the area Draw do. */
-import { address } from "../../router";
+import { address, go } from "../../router";
 import { currentModel } from "../../state/service";
-import { draw, drawings, selection, shown } from "./drawings";
-import { requestOf } from "./request";
+import { draw, type Drawing, drawings, selection, shown } from "./drawings";
+import { paramsOf, requestOf } from "./request";
 
 /** Sends the request of the address once more. */
 export function drawAgain(): void {
   const model = currentModel.peek();
   if (model !== null) draw(model, requestOf(model, address.peek().params), { again: true });
+}
+
+/** Sends the request of a drawing once more, by the version that made it. */
+export function reproduce({ request, version }: Drawing): void {
+  const model = currentModel.peek();
+  if (model === null) return;
+  const pinned = { ...request, version: version === model.version ? request.version : version };
+  go("draw", paramsOf(pinned));
+  draw(model, pinned, { again: true });
 }
 
 /** Selects a picture; a second click on it selects none. */

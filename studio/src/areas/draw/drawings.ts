@@ -21,6 +21,8 @@ export interface Drawing {
   accepted: readonly boolean[] | null;
   seconds: number;
   at: number;
+  /** Whether the same request has made the same bytes before. */
+  repeated: boolean;
 }
 
 export interface Selection {
@@ -87,9 +89,10 @@ export async function clearHistory(): Promise<void> {
 }
 
 /** Puts a drawing first. It replaces the first one if only options differ: the picture follows the slider. */
-function place(drawing: Drawing): void {
+function place(made: Drawing): void {
   const [first, ...rest] = drawings.peek();
-  const replaces = first !== undefined && sameSeed(first.request, drawing.request);
+  const replaces = first !== undefined && sameSeed(first.request, made.request);
+  const drawing = replaces ? { ...made, repeated: isRepeated(first, made) } : made;
   drawings.value = [drawing, ...(replaces ? rest : drawings.peek())];
   const selected = selection.peek();
   if (replaces && selected?.drawing === first) {
@@ -108,6 +111,11 @@ function sameSeed(a: SampleRequest, b: SampleRequest): boolean {
   return a.model === b.model && a.version === b.version && a.seed === b.seed;
 }
 
+function isRepeated(before: Drawing, made: Drawing): boolean {
+  const same = made.images.every((image, index) => image === before.images[index]);
+  return keyOf(before.request) === keyOf(made.request) && same;
+}
+
 function drawingOf(model: Model, request: SampleRequest, result: Results["samples"], seconds: number): Drawing {
   return {
     id: ++lastId,
@@ -119,5 +127,6 @@ function drawingOf(model: Model, request: SampleRequest, result: Results["sample
     accepted: result.accepted ?? null,
     seconds,
     at: Date.now(),
+    repeated: false,
   };
 }

@@ -1,5 +1,6 @@
 /** A request for samples, as the address states it. */
 import type { Model } from "../../api/types";
+import type { Changes } from "../../router";
 import { type Field, fieldsOf, type NumberField, parseValue, type Value } from "../../components/form/fields";
 
 export interface SampleRequest {
@@ -53,6 +54,13 @@ export function bodyOf(request: SampleRequest, version = request.version): Recor
   const { model, count, seed, options } = request;
   const body = { model: version === null ? model : `${model}@${version}`, count, seed };
   return Object.keys(options).length > 0 ? { ...body, options } : body;
+}
+
+/** Returns the parameters of the address for a request. */
+export function paramsOf(request: SampleRequest): Changes {
+  const { model, version, seed, count, options } = request;
+  const values = Object.entries(options).map(([name, value]) => [name, value === null ? null : String(value)]);
+  return { model, version, seed, count, ...(Object.fromEntries(values) as Changes) };
 }
 
 /** Returns the same text for the same request. */

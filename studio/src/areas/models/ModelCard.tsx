@@ -1,7 +1,7 @@
 /** The card of a model. */
 import type { Model } from "../../api/types";
 import { AREAS } from "../../areas";
-import { dateTime, figureName, figureValue } from "../../lib/format";
+import { dateTime, duration, figureName, figureValue, number } from "../../lib/format";
 import { SampleSheet } from "./SampleSheet";
 import { Versions } from "./Versions";
 
@@ -9,15 +9,17 @@ const FIGURES = 3;
 
 /** The parts of a card's provenance that the page shows. */
 interface Provenance {
-  data?: string | { name?: string };
-  recipe?: { data?: string; training?: { epochs?: number } };
+  data?: { name?: string; count?: number };
+  recipe?: { data?: string };
+  epochs?: number;
   seconds?: number;
+  hardware?: string;
 }
 
 export function ModelCard({ model, onChange }: { model: Model; onChange: () => void }) {
-  const provenance = model.provenance as Provenance;
-  const epochs = provenance.recipe?.training?.epochs;
   const made = model.created_at ? dateTime(model.created_at) : null;
+  const provenance = model.provenance as Provenance;
+  const time = trainingTime(provenance);
   const { channels, height, width } = model.image;
   return (
     <article class="card" aria-label={model.name}>
@@ -25,16 +27,12 @@ export function ModelCard({ model, onChange }: { model: Model; onChange: () => v
       <div class="card-text">
         <h2 class="card-name">{model.name}</h2>
         <p class="muted">{model.summary}</p>
-        <dl class="figures">
-          {model.figures.slice(0, FIGURES).map((figure) => (
-            <div key={figure.name} class="figure" title={figure.detail ?? ""}>
-              <dt class="muted">{figureName(figure.name)}</dt>
-              <dd>{figureValue(figure.value, figure.unit, figure.detail)}</dd>
-            </div>
-          ))}
-        </dl>
         <dl class="facts">
-          <Fact name="Trained on" value={`${provenance.recipe?.data ?? "unknown data"}${epochs === undefined ? "" : `, ${epochs} epochs`}`} />
+          {model.figures.slice(0, FIGURES).map((figure) => (
+            <Fact key={figure.name} name={figureName(figure.name)} value={figureValue(figure.value, figure.unit, figure.detail)} title={figure.detail} />
+          ))}
+          <Fact name="Trained on" value={trainedOn(provenance)} />
+          {time !== null && <Fact name="Training" value={time} />}
           <Fact name="Pictures" value={height === 1 ? `vectors of ${width}` : `${width} × ${height}${channels === 3 ? ", colour" : ""}`} />
           {made !== null && <Fact name="Made" value={made} />}
         </dl>
@@ -51,11 +49,31 @@ export function ModelCard({ model, onChange }: { model: Model; onChange: () => v
   );
 }
 
-function Fact({ name, value }: { name: string; value: string }) {
+interface FactProps {
+  name: string;
+  value: string;
+  /** How the value was measured. */
+  title?: string | null | undefined;
+}
+
+function Fact({ name, value, title }: FactProps) {
   return (
-    <div class="fact">
+    <div class="fact" title={title ?? ""}>
       <dt class="muted">{name}</dt>
-      <dd>{value}</dd>
+      <dd class={title ? "figure" : ""}>{value}</dd>
     </div>
   );
+}
+
+/** Returns the data of a model's training, and how many pictures it had. */
+function trainedOn({ data, recipe }: Provenance): string {
+  const name = data?.name ?? recipe?.data ?? "unknown data";
+  return data?.count === undefined ? name : `${name}, ${number(data.count)} pictures`;
+}
+
+/** Returns how long a model was trained; null if the card does not say so. */
+function trainingTime({ epochs, seconds, hardware }: Provenance): string | null {
+  if (epochs === undefined) return null;
+  const parts = [`${number(epochs)} epoch${epochs === 1 ? "" : "s"}`, seconds === undefined ? null : duration(seconds), hardware];
+  return parts.filter((part) => part).join(", ");
 }
