@@ -58,7 +58,7 @@ export function JobRow({ job }: { job: Job }) {
 /** Returns what a job works on: its model, how many pictures, and their seed. */
 function aboutOf(job: Job): string {
   const { count, name, source } = job.request;
-  const parts = [job.model || name || source, typeof count === "number" && count > 1 ? `${number(count)} pictures` : null];
+  const parts = [job.model === "" ? (name ?? source) : job.model, typeof count === "number" && count > 1 ? `${number(count)} pictures` : null];
   if (typeof count === "number") parts.push(`seed ${job.seed}`);
   return parts.filter((part) => typeof part === "string" && part !== "").join(" · ");
 }

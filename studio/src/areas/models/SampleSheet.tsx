@@ -3,7 +3,7 @@ import type { Model } from "../../api/types";
 import { useBlobUrl } from "../../components/RemotePicture";
 
 export function SampleSheet({ model }: { model: Model }) {
-  const { url, missing } = useBlobUrl(model.links["sheet"] ?? `/v1/models/${model.name}/sheet`);
+  const { url, missing } = useBlobUrl(model.links.sheet ?? `/v1/models/${model.name}/sheet`);
   return (
     <div class="sheet">
       {url !== null && <img src={url} alt={`Samples of ${model.name}`} />}
