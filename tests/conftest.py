@@ -32,7 +32,6 @@ LONGEST = (
     "service/test_docs_page.py",
     "api/routes/test_trainings.py",
     "api/routes/test_openai.py",
-    "service/test_schemathesis.py",
     "service/test_no_worker.py",
     "workers/inference/test_engine.py",
     "service/test_tour.py",
