@@ -17,7 +17,7 @@ from api.errors import DeadlineExceededError, InvalidError, MalformedError
 HEADER = b"request-timeout"
 MAX_TIMEOUT_S = 31_536_000  # a year
 
-_SECONDS = re.compile(rb"-?[0-9]{1,15}(\.[0-9]{1,6})?")  # about a decimal of RFC 9651
+_SECONDS = re.compile(rb"-?[0-9]{1,15}(\.[0-9]{1,20})?")  # as long as clients write floats
 _SCOPE_KEY = "reverie_deadline"
 
 

@@ -151,6 +151,20 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     for path, methods in schema["paths"].items():
         for method, described in methods.items():
             _complete_operation(path, method, described, keys=keys)
+    _write_whole_numbers(schema)
+
+
+def _write_whole_numbers(value: Any) -> None:
+    """Replace floats such as 9.223372036854776e18, which FastAPI makes of bounds, by integers.
+
+    Readers that take the decimal at its word would take it for another number than 2^63.
+    """
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in list(items):
+        if isinstance(item, dict | list):
+            _write_whole_numbers(item)
+        elif isinstance(item, float) and item.is_integer():
+            value[key] = int(item)
 
 
 def _links(parameter: str, field: str, *operations: str) -> Schema:

@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field
 
 from core.catalog.validation import whole
+from core.outbound.addresses import MAX_URL
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -18,18 +19,37 @@ class RequestBody(BaseModel, extra="forbid", strict=True):
     """A request body in JSON. Unknown fields and values of another type are rejected."""
 
 
-def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
-    """Return a `json_schema_extra` that adds file fields to a form; the first one is required.
+URL = Field(
+    max_length=MAX_URL,
+    description="An http or https URL of a public address.",
+    json_schema_extra={"pattern": "^https?://"},  # the check says more than that the pattern does not match
+)
 
-    `files` are the descriptions of the fields, keyed by field name.
+
+def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
+    """Return a `json_schema_extra` for a form: it adds file fields, of which the first is required.
+
+    `files` are the descriptions of the fields, keyed by field name. Other fields are no longer
+    nullable: a form leaves a field out, and has no null.
     """
 
     def add(schema: dict[str, Any]) -> None:
+        for name, field in schema["properties"].items():
+            schema["properties"][name] = _without_null(field)
         parts = {name: {"type": "string", "format": "binary", "description": text} for name, text in files.items()}
         schema["properties"] = parts | schema["properties"]
         schema["required"] = [next(iter(files)), *schema.get("required", [])]
 
     return add
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional field without the type null and the default None."""
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    if "anyOf" not in field or len(kinds) == len(field["anyOf"]):
+        return field
+    others = {name: value for name, value in field.items() if name != "anyOf" and (name, value) != ("default", None)}
+    return others | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
 class Resource(BaseModel, extra="allow"):

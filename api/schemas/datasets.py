@@ -1,15 +1,14 @@
 """Request and response bodies of datasets."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from api.errors import InvalidError
-from api.schemas.common import Page, RequestBody, Resource, add_files
+from api.schemas.common import URL, Page, RequestBody, Resource, add_files
 from api.schemas.webhooks import WebhookBody
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import NAME
-from core.outbound.addresses import MAX_URL
 from core.settings import Settings
 
 _MAX_EDGE = 4096
@@ -141,5 +140,5 @@ class DatasetUrlBody(
 ):
     """A request to fetch a dataset's file by URL."""
 
-    source_url: str = Field(max_length=MAX_URL, description="An http or https URL of a public address.")
+    source_url: Annotated[str, URL]
     webhook: WebhookBody | None = Field(None, description="Sent when the job ends, or at other `events`.")

@@ -52,6 +52,13 @@ class OpenAIModelList(Resource):
 # --- images ---
 
 
+def _not_zero(value: Any) -> Any:
+    """Return the value. Raises PydanticCustomError for 0, which equals False."""
+    if value == 0 and value is not False:
+        raise PydanticCustomError("literal_error", "Input should be False")
+    return value
+
+
 class ImageParameters(BaseModel, extra="allow", strict=True):
     """The parameters of images, apart from files. Any other field is an option of the model."""
 
@@ -73,7 +80,9 @@ class ImageParameters(BaseModel, extra="allow", strict=True):
     quality: Literal["auto", "standard"] | None = Field(None, description="There is one quality.")
     background: Literal["auto", "opaque"] | None = Field(None, description="The images are opaque.")
     moderation: Literal["auto", "low"] | None = Field(None, description="Not used.")
-    stream: Literal[False] | None = Field(None, description="Images are not streamed.")
+    stream: Annotated[Literal[False], BeforeValidator(_not_zero)] | None = Field(
+        None, description="Images are not streamed."
+    )
     user: str | None = Field(None, description="Not used: the owner is that of the API key.")
     safety_identifier: str | None = Field(None, description="Not used.")
     seed: Seed = None

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from api.schemas.common import Page, RequestBody, Resource
-from core.outbound.addresses import MAX_URL
+from api.schemas.common import URL, Page, RequestBody, Resource
 from core.webhooks.records import Delivery
 
 EventName = Literal["job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled"]
@@ -15,7 +14,7 @@ EventName = Literal["job.running", "job.paused", "job.succeeded", "job.failed", 
 class WebhookBody(RequestBody, json_schema_extra={"example": {"url": "https://example.com/hooks"}}):
     """Where to send signed requests about a job, and for which events."""
 
-    url: Annotated[str, Field(max_length=MAX_URL, description="An http or https URL of a public address.")]
+    url: Annotated[str, URL]
     events: Annotated[list[EventName], Field(min_length=1, max_length=20)] = Field(
         ["job.succeeded", "job.failed", "job.cancelled"],
         description="When to send one; by default when the job has ended.",

@@ -186,6 +186,7 @@ def test_open_webui_gets_pictures(client: httpx.Client) -> None:
         ({"background": "transparent"}, "background", ["opaque"]),
         ({"quality": "hd"}, "quality", ["standard"]),
         ({"stream": True}, "stream", ["False"]),
+        ({"stream": 0}, "stream", ["False"]),
         ({"style": "vivid"}, "style", ["no such parameter", "size", "options of vae-mnist-2d", "temperature"]),
         ({"extra_body": {"temperature": -1}}, "temperature", ["minimum"]),
         ({"extra_body": {"count": 2}}, "count", ["no such parameter"]),
