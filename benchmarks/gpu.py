@@ -96,12 +96,20 @@ def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
     return (drawn > 0.7).float() if described["family"] == "bihm" else drawn
 
 
+def codes(described: dict[str, Any], count: int) -> torch.Tensor:
+    """Return codes for the operation `decode` of a card, uniform in the part of their range within −2 … 2."""
+    told = described["operations"]["decode"]["codes"]
+    drawn = RowStreams.range(6, 0, count).uniform(told["sizes"][-1]).view(count, -1)
+    low, high = max(told["minimum"], -2), min(told["maximum"], 2)
+    return low + (high - low) * drawn
+
+
 def asked(model: Any, described: dict[str, Any], operation: str, rows: int, device: str) -> dict[str, Any]:
     """Return an operation's result on the device, for synthetic images and small options."""
     told = described["operations"][operation]
     kind = options_of(model, operation)
     options = kind(**{name: value for name, value in SMALL.items() if name in told["options"]["properties"]})
-    given = [pictures(described, rows).to(device) for _ in told["inputs"]]
+    given = [(codes if name == "codes" else pictures)(described, rows).to(device) for name in told["inputs"]]
     if "mask" in told["inputs"]:
         given[-1] = (given[-1] > 0.5).float()
     method, row = getattr(model, operation), RowStreams.range(3, 0, rows, device)
