@@ -73,4 +73,4 @@ def test_the_whole_script_runs_dry_on_the_cpu(tmp_path: Path) -> None:
     found = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("check", "speed", "train")}
     assert all(json.loads(line)["ok"] for line in found["check"])
     assert all(json.loads(line).get("samples_per_s", 1) > 0 for line in found["speed"])
-    assert len(found["train"]) == 11
+    assert len(found["train"]) == 12

@@ -56,8 +56,9 @@ async def list_openai_files(
             limit=1_000_000, visible=lambda name: state.permissions.can_use("dataset", name, caller)
         )
     )
+    # by the exact time of creation: `created_at` of a file has whole seconds
+    datasets = sorted(datasets, key=lambda about: (about["created_at"], about["name"]), reverse=order == "desc")
     files = [_openai_file(about) for about in datasets] if purpose in {None, "fine-tune"} else []
-    files.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
     return OpenAIFileList.of(following(files, after), "id", limit)
 
 
