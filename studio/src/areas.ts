@@ -19,9 +19,9 @@ export const AREAS: readonly Area[] = [
   { id: "plane", label: "Plane", load: soon },
   { id: "paint", label: "Paint", load: soon },
   { id: "enlarge", label: "Enlarge", load: soon },
-  { id: "train", label: "Train", load: soon },
-  { id: "data", label: "Data", load: soon },
+  { id: "train", label: "Train", load: () => import("./areas/train/Train") },
+  { id: "data", label: "Data", load: () => import("./areas/data/Data") },
   { id: "models", label: "Models", load: () => import("./areas/models/Models") },
   { id: "jobs", label: "Jobs", load: () => import("./areas/jobs/Jobs") },
-  { id: "compare", label: "Compare", load: soon },
+  { id: "compare", label: "Compare", load: () => import("./areas/compare/Compare") },
 ];

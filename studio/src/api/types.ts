@@ -12,6 +12,15 @@ export type JobStatus = Job["status"];
 export type Problem = Schemas["Problem"];
 export type FieldError = Schemas["FieldError"];
 export type Readiness = Schemas["ReadinessResponse"];
+export type Dataset = Schemas["DatasetResponse"];
+export type DatasetImage = Schemas["DatasetImageResponse"];
+export type DatasetImagePage = Schemas["DatasetImagePage"];
+export type Family = Schemas["FamilyResponse"];
+export type Training = Schemas["TrainingResponse"];
+export type TrainingBody = Schemas["TrainingBody"];
+export type EpochMetrics = Schemas["EpochMetrics"];
+export type Estimate = Schemas["EstimateResponse"];
+export type TrainingPreview = Schemas["PreviewResponse"];
 
 /** The JSON result of each operation, by the last part of its path. */
 export interface Results {

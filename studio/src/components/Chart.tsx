@@ -1,20 +1,20 @@
 /** Curves over a common axis. uPlot draws them; it is loaded with the first chart. */
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import type uPlot from "uplot";
+import { countPoints, type CurvePoints, joined } from "../lib/curves";
 import { theme } from "../state/theme";
+import "./chart.css";
 
-export interface Curve {
+export interface Curve extends CurvePoints {
   label: string;
-  /** One value for each point of `x`; null where there is none. */
-  values: readonly (number | null)[];
   /** A CSS colour, such as `var(--accent)`. */
   color: string;
   width?: number;
 }
 
 interface Props {
+  /** What the chart shows, for screen readers. */
   label: string;
-  x: readonly number[];
   xLabel: string;
   yLabel: string;
   curves: readonly Curve[];
@@ -22,27 +22,30 @@ interface Props {
   height?: number;
   /** Charts with the same name share their cursor. */
   cursor?: string;
+  /** Places of the x axis that are marked; `mark` is the one that is looked at. */
+  marks?: readonly number[];
+  mark?: number | null;
 }
 
 // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- a constant enum of a declaration has no value
 const LOGARITHMIC = 3 as uPlot.Scale.Distr.Logarithmic;
-
-/** More points than this are thinned out before they are drawn. */
-export const MAX_POINTS = 2000;
+const MARK_HEIGHT = 6;
 
 export function Chart(props: Props) {
-  const { label, x, xLabel, yLabel, curves, logarithmic = false, height = 280, cursor } = props;
+  const { label, xLabel, yLabel, curves, logarithmic = false, height = 280, cursor, marks = [], mark = null } = props;
   const element = useRef<HTMLDivElement>(null);
-  const shown = curves.map((curve) => `${curve.label} ${curve.color} ${curve.width ?? 1}`).join();
   const plot = useRef<uPlot | null>(null);
-  const data = thinned(x, curves);
+  const rows = useMemo(() => joined(curves), [curves]);
+  const latest = useRef({ rows, marks, mark });
+  latest.current = { rows, marks, mark };
+  const shown = curves.map((curve) => `${curve.label} ${curve.color} ${curve.width ?? 1}`).join();
   useEffect(() => {
     const { current } = element;
     if (current === null) return;
     let gone = false;
     void Promise.all([import("uplot"), import("uplot/dist/uPlot.min.css")]).then(([{ default: Plot }]) => {
       if (gone) return;
-      plot.current = new Plot(optionsOf(props, current), data, current);
+      plot.current = new Plot(optionsOf(props, current, latest), latest.current.rows as uPlot.AlignedData, current);
     });
     const observer = new ResizeObserver(() => plot.current?.setSize({ width: current.clientWidth, height }));
     observer.observe(current);
@@ -54,8 +57,21 @@ export function Chart(props: Props) {
     };
     // the colours are those of the theme
   }, [theme.value, shown, xLabel, yLabel, logarithmic, height, cursor]);
-  useEffect(() => plot.current?.setData(data), [x, curves]);
-  return <div class="chart" ref={element} role="img" aria-label={label} style={{ minHeight: `${height}px` }} />;
+  useEffect(() => {
+    const { current } = plot;
+    if (current === null) return;
+    current.setData(rows as uPlot.AlignedData, !isZoomed(current));
+    if (isZoomed(current)) current.redraw();
+  }, [rows]);
+  useEffect(() => plot.current?.redraw(false), [marks.join(), mark]);
+  return <div class="chart" ref={element} role="img" aria-label={label} data-points={countPoints(rows)} style={{ minHeight: `${height}px` }} />;
+}
+
+/** Whether a part of the x axis was selected. New data leaves it selected. */
+function isZoomed({ scales, data }: uPlot): boolean {
+  const [axis] = data;
+  const { min, max } = scales.x ?? {};
+  return typeof min === "number" && typeof max === "number" && (min > (axis[0] ?? min) || max < (axis.at(-1) ?? max));
 }
 
 /** Returns a colour as a canvas takes it: variables and `light-dark()` are resolved. */
@@ -67,26 +83,42 @@ function resolved(color: string, within: Element): string {
   return found;
 }
 
-function optionsOf({ xLabel, yLabel, curves, logarithmic, height = 280, cursor }: Props, within: HTMLElement): uPlot.Options {
+interface Marks {
+  current: { marks: readonly number[]; mark: number | null };
+}
+
+function optionsOf({ xLabel, yLabel, curves, logarithmic, height = 280, cursor }: Props, within: HTMLElement, shown: Marks): uPlot.Options {
   const color = (name: string) => resolved(name, within);
   const line = color("var(--line)");
   const text = color("var(--muted)");
-  const axis = { stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
+  const accent = color("var(--accent)");
+  const font = `12px ${getComputedStyle(within).fontFamily}`;
+  const axis = { stroke: text, font, labelFont: font, labelSize: 20, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 } };
   return {
     width: within.clientWidth,
     height,
     scales: { x: { time: false }, y: logarithmic ? { distr: LOGARITHMIC } : {} },
     axes: [
-      { ...axis, label: xLabel },
-      { ...axis, label: yLabel, size: 64 },
+      { ...axis, label: xLabel, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000] },
+      { ...axis, label: yLabel, size: 56 },
     ],
-    series: [{ label: xLabel }, ...curves.map((curve) => ({ label: curve.label, stroke: color(curve.color), width: curve.width ?? 1 }))],
-    ...(cursor === undefined ? {} : { cursor: { sync: { key: cursor } } }),
+    series: [
+      { label: xLabel },
+      ...curves.map((curve) => ({ label: curve.label, stroke: color(curve.color), width: curve.width ?? 1, spanGaps: true, points: { show: curve.x.length === 1 } })),
+    ],
+    cursor: cursor === undefined ? {} : { sync: { key: cursor } },
+    hooks: { draw: [(plot) => drawMarks(plot, shown.current, text, accent)] },
   };
 }
 
-function thinned(x: readonly number[], curves: readonly Curve[]): uPlot.AlignedData {
-  const step = Math.ceil(x.length / MAX_POINTS);
-  const kept = (_: unknown, index: number) => index % step === 0 || index === x.length - 1;
-  return [x.filter(kept), ...curves.map(({ values }) => values.filter(kept))] as unknown as uPlot.AlignedData;
+function drawMarks(plot: uPlot, { marks, mark }: Marks["current"], color: string, accent: string): void {
+  const { ctx, bbox } = plot;
+  const ratio = devicePixelRatio;
+  for (const place of marks) {
+    const x = plot.valToPos(place, "x", true);
+    if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+    const length = place === mark ? bbox.height : MARK_HEIGHT * ratio;
+    ctx.fillStyle = place === mark ? accent : color;
+    ctx.fillRect(Math.round(x - ratio / 2), bbox.top + bbox.height - length, Math.max(1, ratio), length);
+  }
 }

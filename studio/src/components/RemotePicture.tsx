@@ -21,7 +21,7 @@ export function useBlobUrl(path: string, revision = 0): BlobUrl {
   const [shown, setShown] = useState<BlobUrl>({ url: null, missing: false });
   useEffect(() => {
     const abort = new AbortController();
-    request(path, { signal: abort.signal })
+    request(path, { headers: { Accept: "image/png" }, signal: abort.signal })
       .then((response) => response.blob())
       .then(
         (blob) => setShown({ url: URL.createObjectURL(blob), missing: false }),

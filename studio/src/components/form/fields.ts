@@ -111,7 +111,7 @@ export function parseValue(field: Field, text: string | undefined): Value {
     case "switch":
       return text === "true";
     case "integers":
-      return text.split(",").map(Number).filter(Number.isFinite);
+      return text.split(",").filter((word) => word !== "").map(Number).filter(Number.isFinite);
     default:
       return text;
   }
