@@ -1,6 +1,7 @@
 import { describe, expect, it, vi } from "vitest";
 
-vi.stubGlobal("localStorage", { getItem: () => null, setItem: vi.fn() });
+const setItem = vi.fn();
+vi.stubGlobal("localStorage", { getItem: () => null, setItem });
 const { counted, signTest, tallies, tallyOf, vote } = await import("../src/areas/compare/tally");
 
 describe("tally", () => {
@@ -15,7 +16,7 @@ describe("tally", () => {
   it("is kept", () => {
     vote("x", "y", "first");
     expect(tallyOf(tallies.value, "x", "y").first).toBe(1);
-    expect(localStorage.setItem).toHaveBeenCalledOnce();
+    expect(setItem).toHaveBeenCalledOnce();
   });
 });
 

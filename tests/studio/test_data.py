@@ -40,7 +40,7 @@ def test_data(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
         expect(page.get_by_text("151 files")).to_be_visible()
         expect(page.get_by_label("name", exact=True)).to_have_value("noise")
         page.get_by_role("button", name="Upload").click()
-        expect(page.get_by_role("alert")).to_contain_text("bad.png")
+        expect(page.locator(".problem")).to_contain_text("bad.png")
         visited.errors.clear()  # Chromium's own line about the status 422
 
         bad.unlink()
@@ -91,7 +91,7 @@ def test_archives_and_sources(browser: Browser, stack: Stack, client: httpx.Clie
         page = visited.open("/data")
         page.get_by_label("Files of a dataset").set_input_files(tmp_path / "mixed.zip")
         page.get_by_role("button", name="Upload").click()
-        expect(page.get_by_role("alert")).to_contain_text("differ in size")
+        expect(page.locator(".problem")).to_contain_text("differ in size")
         visited.errors.clear()
         page.get_by_text("Options", exact=True).click()
         page.get_by_label("resize").fill("10x10")

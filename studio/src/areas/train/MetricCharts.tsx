@@ -49,8 +49,9 @@ function SmallChart({ curve }: { curve: Curve }) {
 function summary(epochs: readonly EpochMetrics[]): string {
   const last = epochs.at(-1);
   const best = bestOf(epochs);
-  const losses = Object.entries(last ?? {}).filter(([name, value]) => name.endsWith("loss") && typeof value === "number");
-  const parts = losses.map(([name, value]) => `${words(name)} ${number(value as number)}`);
+  const parts = Object.entries(last ?? {}).flatMap(([name, value]: [string, unknown]) =>
+    name.endsWith("loss") && typeof value === "number" ? [`${words(name)} ${number(value)}`] : [],
+  );
   const lowest = best === null ? "" : `; lowest validation loss ${number(best.loss)} in epoch ${best.epoch}`;
   return `Losses by epoch. Epoch ${last?.epoch ?? 0}: ${parts.join(", ")}${lowest}`;
 }

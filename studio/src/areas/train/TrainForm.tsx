@@ -34,8 +34,8 @@ export function TrainForm() {
     void start(body);
   };
   return (
-    <form class="train-form" aria-label="Start a training" onSubmit={onSubmit}>
-      <div class="train-choices">
+    <section class="train-form" aria-label="New training">
+      <form class="train-choices" aria-label="Start a training" onSubmit={onSubmit}>
         <Choice label="family" value={family.name} choices={known.map(({ name }) => name)} error={fieldError(problem.value, "family")} onChange={(name) => chooseFamily(name)} />
         <Choice label="data" value={dataset?.name ?? ""} choices={sets.map(({ name }) => name)} error={fieldError(problem.value, "dataset")} onChange={(data) => setParams({ data })} />
         <NameField value={body.name} suggestion={suggestedName(family.name, dataset?.name ?? "")} />
@@ -52,13 +52,13 @@ export function TrainForm() {
             </button>
           )}
         </div>
-      </div>
+      </form>
       <p class="muted">{family.summary}</p>
       <ProblemLine problem={problem.value} shownFields={shownFields(family)} />
       {starting.value === "dry run" && <p role="status">Timing a few steps; this takes some seconds …</p>}
       {dryRun.value && <Estimate dryRun={dryRun.value} current={body} />}
       <RecipeOptions family={family} params={params} />
-    </form>
+    </section>
   );
 }
 

@@ -27,7 +27,7 @@ export function recipeFields(family: Family, part: Part): RecipeField[] {
       const items = itemsOf(field, properties[field.name]);
       const value = defaults[field.name] ?? field.default;
       const shown = { ...unbounded(field), default: items === null ? value : listText(value) };
-      return { part, path: `${part}.${field.name}`, field: shown as Field, items };
+      return { part, path: `${part}.${field.name}`, field: shown, items };
     });
 }
 
