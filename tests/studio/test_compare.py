@@ -27,7 +27,7 @@ def test_compare(browser: Browser, stack: Stack, tmp_path: Path) -> None:
         page.get_by_role("button", name="Remove model 3").click()
         expect(page.locator(".column")).to_have_count(2)
 
-        page.get_by_role("checkbox", name=re.compile("Blind")).check()
+        page.get_by_role("checkbox", name=re.compile("blind")).check()
         expect(page.get_by_role("img", name=re.compile("samples of [AB], seed"))).to_have_count(2)
         assert "tiny" not in page.locator(".columns").inner_text()
         visited.check_accessibility()

@@ -1,4 +1,4 @@
-"""The area Data on a real service: a folder and a ZIP are added, looked at page by page, and deleted; bad files are named."""
+"""The area Data on a real service: datasets are added, looked at page by page, and deleted; bad files are named."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_data(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
         visited.shoot(tmp_path, "data-pictures")
         page.reload()
         expect(page.get_by_role("img", name="Picture 101 of studio-noise")).to_be_visible()
-        page.get_by_text(re.compile("^test ")).click()
+        page.get_by_role("radio", name=re.compile("^test ")).check()
         expect(page).to_have_url(re.compile("split=test"))
 
         page.get_by_role("link", name="All datasets").click()

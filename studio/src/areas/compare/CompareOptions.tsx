@@ -71,9 +71,9 @@ export function CompareOptions({ comparison, models }: Props) {
         </div>
       )}
       <label class="row">
-        <span>
-          Blind
-          <span class="field-hint muted"> names are hidden until you choose</span>
+        <span class="field-name">
+          blind
+          <span class="muted"> names are hidden until you choose</span>
         </span>
         <input type="checkbox" class="switch" checked={blind} disabled={refs.length < 2} onChange={(event) => setBlind(event.currentTarget.checked)} />
       </label>

@@ -22,7 +22,7 @@ export function PictureGrid({ images, picture, label }: Props) {
     setWidth(current.clientWidth);
     return () => observer.disconnect();
   }, []);
-  const { columns, shown } = gridOf(images.length, picture, width);
+  const { columns, shown } = gridOf(images.length, picture, width, Math.max(1, Math.floor(devicePixelRatio)));
   return (
     <div class="picture-grid" ref={element} role="img" aria-label={label} style={{ gridTemplateColumns: `repeat(${columns}, ${shown.width}px)` }}>
       {width > 0 && images.map((image, index) => <img key={index} class="pixelated" src={pngUrl(image)} width={shown.width} height={shown.height} alt="" />)}
