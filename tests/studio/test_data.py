@@ -76,6 +76,7 @@ def test_data(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
         card.get_by_role("link", name="studio-noise").click()
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("heading", name="Add a dataset")).to_be_visible()
         expect(card).to_have_count(0)
         assert client.get("/v1/datasets/studio-noise").status_code == 404
 

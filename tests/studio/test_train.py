@@ -93,7 +93,7 @@ def test_control(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -
         for box in page.get_by_role("checkbox", name=re.compile("Compare studio-long")).all():
             box.check()
         page.get_by_role("button", name=re.compile("Compare 2")).click()
-        table = page.get_by_role("table")
+        table = page.locator(".table")
         expect(table).to_contain_text("epochs")
         expect(table).to_contain_text("best validation loss")
         visited.check_accessibility()
