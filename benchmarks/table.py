@@ -23,7 +23,7 @@ def row(entry: ModelVersion) -> str:
     trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min, {provenance['hardware']}"
     starts = [str(start["epochs"]) for start in provenance.get("start", ()) if start.get("epochs")]
     if starts:
-        trained += f"; started from {' and '.join(starts)} epochs"
+        trained += f"; with weights of earlier trainings ({' and '.join(starts)} epochs)"
     figures = "; ".join(f"{metric.name} {metric.value:.4g} {metric.unit}".strip() for metric in card.figures[:MOST])
     return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 
