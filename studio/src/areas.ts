@@ -9,16 +9,16 @@ export interface Area {
   label: string;
   /** What the area's model must be able to do; the header offers the models that can. Without it, no choice. */
   operation?: Operation;
+  /** A model that can do this, too, comes first. */
+  prefers?: Operation;
   load: () => Promise<{ default: ComponentType }>;
 }
 
-const soon = () => import("./areas/soon/Soon");
-
 export const AREAS: readonly Area[] = [
   { id: "draw", label: "Draw", operation: "samples", load: () => import("./areas/draw/Draw") },
-  { id: "plane", label: "Plane", load: soon },
-  { id: "paint", label: "Paint", load: soon },
-  { id: "enlarge", label: "Enlarge", load: soon },
+  { id: "plane", label: "Plane", operation: "decodings", prefers: "manifold", load: () => import("./areas/plane/Plane") },
+  { id: "paint", label: "Paint", load: () => import("./areas/paint/Paint") },
+  { id: "enlarge", label: "Enlarge", operation: "upscales", load: () => import("./areas/enlarge/Enlarge") },
   { id: "train", label: "Train", load: () => import("./areas/train/Train") },
   { id: "data", label: "Data", load: () => import("./areas/data/Data") },
   { id: "models", label: "Models", load: () => import("./areas/models/Models") },

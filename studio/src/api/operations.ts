@@ -17,6 +17,8 @@ export interface RunOptions {
   signal: AbortSignal;
   /** Called when the request has become a job, and whenever that job proceeds. */
   onProgress?: (job: JobProgress) => void;
+  /** The header `Prefer`: `respond-async` makes a job at once, which has events and previews. */
+  prefer?: string;
 }
 
 /** A request that takes longer than these seconds becomes a job, which shows its progress and previews. */
@@ -45,7 +47,11 @@ async function runFor(operation: Operation, body: OperationBody, accept: string,
   const form = body instanceof FormData;
   const response = await request(`/v1/${operation}`, {
     method: "POST",
-    headers: { Accept: accept, Prefer: `wait=${SYNC_S}`, ...(form ? {} : { "Content-Type": "application/json" }) },
+    headers: {
+      Accept: accept,
+      Prefer: options.prefer ?? `wait=${SYNC_S}`,
+      ...(form ? {} : { "Content-Type": "application/json" }),
+    },
     body: form ? body : JSON.stringify(body),
     signal: options.signal,
   });

@@ -26,6 +26,7 @@ export type TrainingPreview = Schemas["PreviewResponse"];
 export interface Results {
   samples: Schemas["SamplesResponse"];
   manifold: Schemas["ManifoldResponse"];
+  decodings: Schemas["DecodingsResponse"];
   encodings: Schemas["EncodingsResponse"];
   reconstructions: Schemas["ReconstructionsResponse"];
   interpolations: Schemas["InterpolationsResponse"];

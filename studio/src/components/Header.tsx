@@ -57,7 +57,7 @@ function ModelChoice() {
 
 /** Takes another model: parameters of the area that belong to the old one's options go. */
 function chooseModel(name: string): void {
-  const kept = new Set(["seed", "count"]);
+  const kept = new Set(["seed", "count", "tab"]);
   const removed = [...address.value.params.keys()].filter((param) => !kept.has(param));
   setParams({ ...Object.fromEntries(removed.map((param) => [param, null])), model: name });
 }

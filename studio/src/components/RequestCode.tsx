@@ -1,14 +1,21 @@
 /** The request behind a result, to copy as curl, Python or TypeScript. */
 import { useState } from "preact/hooks";
 import { key } from "../api/key";
-import { LANGUAGES, type Language, snippet } from "../lib/snippets";
+import { LANGUAGES, type Language, snippet, type SnippetRequest } from "../lib/snippets";
 import { useShortcuts } from "../state/shortcuts";
 import { Segmented } from "./form/Segmented";
 
-export function RequestCode({ operation, body }: { operation: string; body: Record<string, unknown> }) {
+interface Props {
+  operation: string;
+  body: Record<string, unknown>;
+  /** Writes a request that is no JSON body. */
+  write?: (language: Language, request: SnippetRequest) => string;
+}
+
+export function RequestCode({ operation, body, write = snippet }: Props) {
   const [language, setLanguage] = useState<Language>("curl");
   const [copied, setCopied] = useState(false);
-  const text = snippet(language, { operation, body, origin: location.origin, withKey: key.value !== null });
+  const text = write(language, { operation, body, origin: location.origin, withKey: key.value !== null });
   const copy = async () => {
     await navigator.clipboard.writeText(text);
     setCopied(true);

@@ -33,10 +33,12 @@ export function modelsFor(operation: Operation): Model[] {
 /** The model of the address, or the first that can do what the area needs; null while models are being loaded. */
 export const currentModel = computed<Model | null>(() => {
   const { area, params } = address.value;
-  const operation = AREAS.find(({ id }) => id === area)?.operation;
-  if (operation === undefined) return null;
+  const found = AREAS.find(({ id }) => id === area);
+  if (found?.operation === undefined) return null;
+  const { operation, prefers = operation } = found;
   const able = modelsFor(operation);
-  return able.find(({ name }) => name === params.get("model")) ?? able[0] ?? null;
+  const first = able.find(({ operations }) => prefers in operations);
+  return able.find(({ name }) => name === params.get("model")) ?? first ?? null;
 });
 
 /** Models of pictures before models of vectors, fast ones before slow ones, then by name. */

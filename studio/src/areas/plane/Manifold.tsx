@@ -1,0 +1,79 @@
+/** The manifold as background, a cursor on it, and the decoded picture beside the hand. */
+import { type ReadonlySignal, useSignal } from "@preact/signals";
+import { useRef } from "preact/hooks";
+import { runForFile } from "../../api/operations";
+import type { Model } from "../../api/types";
+import { ProblemLine } from "../../components/ProblemLine";
+import { useBox } from "../../state/box";
+import { useResource } from "../../state/resource";
+import { useObjectUrl } from "../../state/timing";
+import { round } from "./codes";
+import { DecodedPicture } from "./DecodedPicture";
+import type { Decoder } from "./decoder";
+import { probability, quantile } from "./normal";
+import { beside, cellsFor } from "./place";
+
+interface Props {
+  model: Model;
+  reference: string;
+  code: ReadonlySignal<number[]>;
+  decoder: Decoder;
+  /** `at`: when the hand was there. */
+  onMove: (code: number[], at: number) => void;
+}
+
+/** How much larger the picture is than those of the background. */
+const ENLARGED = 5;
+const EDGE = 0.002;
+
+export function Manifold({ model, reference, code, decoder, onMove }: Props) {
+  const element = useRef<HTMLDivElement>(null);
+  const square = useRef<HTMLDivElement>(null);
+  const box = useBox(element);
+  const dragging = useSignal(false);
+  const cells = cellsFor(Math.min(box.width, box.height), model.image.width);
+  const resource = useResource<Blob | null>(`${reference} ${cells}`, (signal) =>
+    cells === 0 ? Promise.resolve(null) : runForFile("manifold", { model: reference, options: { size: cells } }, "image/png", { signal }),
+  );
+  const { data, problem } = resource.state.value;
+  const url = useObjectUrl(data);
+  const side = cells * model.image.width;
+  const move = (event: PointerEvent) => {
+    const bounds = square.current?.getBoundingClientRect();
+    if (bounds === undefined) return;
+    const share = (position: number, length: number) => Math.min(Math.max(position / length, EDGE), 1 - EDGE);
+    const z = [share(event.clientX - bounds.left, bounds.width), share(event.clientY - bounds.top, bounds.height)].map((p) => round(quantile(p)));
+    onMove(z, event.timeStamp);
+  };
+  const start = (event: PointerEvent) => {
+    if (event.button !== 0) return;
+    square.current?.setPointerCapture(event.pointerId);
+    dragging.value = true;
+    move(event);
+  };
+  const place = { x: probability(code.value[0] ?? 0) * side, y: probability(code.value[1] ?? 0) * side };
+  const shown = beside(place, ENLARGED * model.image.width, side);
+  return (
+    <div class="plane-area" ref={element}>
+      <ProblemLine problem={problem} onRetry={() => void resource.reload()} />
+      {side > 0 && (
+        <div
+          ref={square}
+          class={`plane-square ${dragging.value ? "plane-dragging" : ""}`}
+          style={{ width: `${side}px`, height: `${side}px` }}
+          onPointerDown={start}
+          onPointerMove={(event) => dragging.value && move(event)}
+          onPointerUp={() => (dragging.value = false)}
+          onPointerCancel={() => (dragging.value = false)}
+        >
+          {url !== null && <img class="pixelated" src={url} width={side} height={side} alt={`The manifold of ${model.name}: pictures of ${cells} × ${cells} codes`} draggable={false} />}
+          <span class="plane-cursor" style={{ transform: `translate(${place.x}px, ${place.y}px)` }} />
+          <div class="plane-picture" style={{ transform: `translate(${shown.x}px, ${shown.y}px)` }}>
+            <DecodedPicture decoder={decoder} image={model.image} scale={ENLARGED} label="The decoded picture at the cursor" />
+            <p class="plane-code">{code.value.map((value) => value.toFixed(2).replace("-", "−")).join("  ")}</p>
+          </div>
+        </div>
+      )}
+    </div>
+  );
+}
