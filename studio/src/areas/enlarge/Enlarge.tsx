@@ -28,7 +28,7 @@ export default function Enlarge() {
 function EnlargeWith({ model }: { model: Model }) {
   const debounce = useDebounce(REST_MS);
   const version = address.value.params.get("version");
-  const reference = version === null ? model.name : `${model.name}@${version}`;
+  const reference = version === undefined ? model.name : `${model.name}@${version}`;
   const { params } = address.value;
   const run = (again = false) => enlarge({ model: reference, methods: methodsOf(model, params), options: optionsOf(model, params) }, { again });
   const wanted = JSON.stringify([reference, methodsOf(model, params), optionsOf(model, params)]);

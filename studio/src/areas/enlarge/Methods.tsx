@@ -72,8 +72,10 @@ function MethodState({ enlargement, scale, shownFields, isShown, onShow }: State
       <button type="button" class={isShown ? "method-shown" : ""} aria-pressed={isShown} onClick={onShow}>
         {duration(seconds)}
       </button>
-      <button type="button" title={`Download ${method}: ${bytes(file?.size ?? 0)}`} aria-label={`Download ${method}`} onClick={() => file && save(file, `${name}-${method}-x${scale}.png`)}>
-        ↓ {bytes(file?.size ?? 0)}
+      <button type="button" title={`Download ${method}: ${bytes(file?.size ?? 0)}`} onClick={() => file && save(file, `${name}-${method}-x${scale}.png`)}>
+        <span aria-hidden="true">↓</span>
+        <span class="hidden">Download {method}, </span>
+        {bytes(file?.size ?? 0)}
       </button>
     </div>
   );

@@ -40,5 +40,5 @@ function Shown({ tab, model }: { tab: Tab; model: Model }) {
 /** Returns the model as requests name it: with the version of the address, if it has one. */
 function referenceOf(model: Model): string {
   const version = address.value.params.get("version");
-  return version === null ? model.name : `${model.name}@${version}`;
+  return version === undefined ? model.name : `${model.name}@${version}`;
 }

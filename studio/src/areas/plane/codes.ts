@@ -17,8 +17,8 @@ const REACH = 3.5;
 export function codeShape(model: Model): CodeShape | null {
   const operation = model.operations.decodings;
   const format = operation?.codes;
-  if (!format) return null;
-  const options = (operation?.options.properties ?? {}) as Record<string, { default?: number } | undefined>;
+  if (!operation || !format) return null;
+  const options = (operation.options.properties ?? {}) as Record<string, { default?: number } | undefined>;
   const chosen = format.option ? options[format.option]?.default : undefined;
   const length = format.sizes[chosen ?? 0] ?? format.sizes[0] ?? 0;
   const listed = (model.codes?.active ?? []).map(({ index }) => index).filter((index) => index < length);
