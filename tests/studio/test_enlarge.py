@@ -74,7 +74,7 @@ def test_enlarge(browser: Browser, stack: Stack, tmp_path: Path) -> None:
 def test_bad_input_and_cancelling(browser: Browser, stack: Stack) -> None:
     """What is no picture is named; a wrong option is explained beside its control; what runs is cancelled."""
     with visit(browser, stack.url) as visited:
-        page = visited.open("/enlarge?model=enlarge&seconds=1")
+        page = visited.open("/enlarge?model=enlarge&seconds=0.1")
         choose(page, "letter.png", b"Dear reader")
         expect(page.get_by_role("alert")).to_contain_text("letter.png is not a picture")
         choose(page, "large.png", photograph(200, 300))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,23 @@ window.ages = [];
 new PerformanceObserver((list) => {
   for (const entry of list.getEntriesByName("studio-decoding")) window.ages.push(entry.duration);
 }).observe({ type: "measure" });
+"""
+
+# moves as a hand makes them: Playwright waits for a frame after each of its own
+DRAG = """
+async ([moves, seconds]) => {
+  const square = document.querySelector(".plane-square");
+  const { left, top, width, height } = square.getBoundingClientRect();
+  const started = performance.now();
+  for (let number = 0; number < moves * seconds; number++) {
+    const share = number / (moves * seconds);
+    const place = { clientX: left + share * width, clientY: top + ((37 * share) % 1) * height };
+    square.dispatchEvent(new PointerEvent("pointermove", { ...place, pointerId: 1, bubbles: true }));
+    const rest = started + ((number + 1) * 1000) / moves - performance.now();
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, rest)));
+  }
+  return (performance.now() - started) / 1000;
+}
 """
 
 
@@ -130,25 +146,26 @@ def test_dragging_for_ten_seconds(browser: Browser, stack: Stack) -> None:
         assert bounds is not None
         wait_for_picture(page)
         open_requests: set[Request] = set()
-        page.on("request", open_requests.add)
-        for event in ("requestfinished", "requestfailed"):
-            page.on(event, open_requests.discard)  # type: ignore[call-overload]
+
+        def begin(request: Request) -> None:
+            open_requests.add(request)
+
+        def end(request: Request) -> None:
+            open_requests.discard(request)
+
+        page.on("request", begin)
+        page.on("requestfinished", end)
+        page.on("requestfailed", end)
         page.mouse.move(bounds["x"] + 10, bounds["y"] + 10)
         page.mouse.down()
         page.evaluate("window.ages.length = 0")
-        started = time.perf_counter()
-        for number in range(moves * seconds):
-            share = number / (moves * seconds)
-            x, y = bounds["x"] + share * bounds["width"], bounds["y"] + (37 * share % 1) * bounds["height"]
-            page.mouse.move(x, y)
-            time.sleep(max(0.0, started + (number + 1) / moves - time.perf_counter()))
-        elapsed = time.perf_counter() - started
+        elapsed = page.evaluate(DRAG, [moves, seconds])
         ages = sorted(page.evaluate("window.ages"))
         page.mouse.up()
         page.wait_for_timeout(1000)
         left = [request.url for request in open_requests if "/v1/decodings" in request.url]
         rate, p95 = len(ages) / elapsed, ages[int(0.95 * len(ages))]
-        assert elapsed < seconds * 1.2, f"the browser takes no {moves} moves a second: {elapsed:.1f} s"
+        assert elapsed < seconds * 1.1, f"the page takes no {moves} moves a second: {elapsed:.1f} s"
         assert left == []
         assert rate >= 30, f"{rate:.1f} pictures a second, age p95 {p95:.1f} ms"
         assert p95 <= 50, f"{rate:.1f} pictures a second, age p95 {p95:.1f} ms"

@@ -17,7 +17,7 @@ export function ModelRow({ reader }: { reader: Reader }) {
     <article class="reading" aria-label={model.name}>
       <div class="reading-picture" style={{ width: `${model.image.width * scale}px`, height: `${model.image.height * scale}px` }}>
         {reconstruction === undefined ? (
-          <span class="muted small">{"reconstructions" in model.operations ? "" : "no reconstruction"}</span>
+          <span class="muted small">{"reconstructions" in model.operations ? "" : "—"}</span>
         ) : (
           <img class="pixelated" src={pngUrl(reconstruction)} width={model.image.width * scale} height={model.image.height * scale} alt={`Reconstruction by ${model.name}`} />
         )}
@@ -25,13 +25,13 @@ export function ModelRow({ reader }: { reader: Reader }) {
       <div class="reading-text">
         <h3>{model.name}</h3>
         <dl class="reading-figures">
-          <div>
+          {"energies" in model.operations && <div>
             <dt class="muted">energy</dt>
             <dd>
               {energy === undefined || energy === null ? "—" : withUnit(Number(energy.toFixed(2)), energies?.unit)}
               {percentile !== undefined && percentile !== null && <span class="muted"> higher than {Math.round(percentile)} % of training</span>}
             </dd>
-          </div>
+          </div>}
           {"likelihoods" in model.operations && (
             <div>
               <dt class="muted">log-likelihood</dt>

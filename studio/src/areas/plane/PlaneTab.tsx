@@ -1,5 +1,5 @@
 /** The latent plane: a code of two numbers, its place on the manifold, and its picture. */
-import { useSignal } from "@preact/signals";
+import { type ReadonlySignal, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { fieldError } from "../../api/problem";
 import type { Model } from "../../api/types";
@@ -12,7 +12,7 @@ import { useShortcuts } from "../../state/shortcuts";
 import { useDebounce } from "../../state/timing";
 import { parseCode, round } from "./codes";
 import { DecodedPicture } from "./DecodedPicture";
-import { SEED, useDecoder } from "./decoder";
+import { type Decoder, SEED, useDecoder } from "./decoder";
 import { Manifold } from "./Manifold";
 import { probability, quantile } from "./normal";
 
@@ -64,40 +64,51 @@ export function PlaneTab({ model, reference }: Props) {
       }
       options={
         <>
-          <div class="plane-numbers">
-            {NAMES.map((name, index) => {
-              const error = fieldError(problem, FIELDS[index] ?? "");
-              return (
-                <div key={name} class="field">
-                  <label class="field-name" for={`z${index}`}>
-                    {name}
-                  </label>
-                  <NumberBox
-                    id={`z${index}`}
-                    value={code.value[index] ?? 0}
-                    integer={false}
-                    invalid={error !== null}
-                    onChange={(entered) => show(code.peek().map((value, other) => (other === index ? (entered ?? 0) : value)))}
-                  />
-                  {error && (
-                    <p class="field-error" role="alert">
-                      {error}
-                    </p>
-                  )}
-                </div>
-              );
-            })}
-          </div>
-          <DecodedPicture decoder={decoder} image={model.image} scale={LARGE} label={`Picture of the code ${code.value.join(", ")}`} />
-          <p class="muted small">
-            {decoder.age.value === null ? "Drag over the plane, or use the arrow keys." : `Shown ${Math.max(1, Math.round(decoder.age.value))} ms after the hand moved.`}
-          </p>
+          <CodeNumbers code={code} decoder={decoder} onChange={show} />
+          <DecodedPicture decoder={decoder} image={model.image} scale={LARGE} label="The decoded picture, enlarged" />
+          <Age decoder={decoder} />
           <hr />
           <RequestCode operation="decodings" body={{ model: reference, seed: SEED, codes: [asked] }} />
         </>
       }
     />
   );
+}
+
+interface NumbersProps {
+  code: ReadonlySignal<number[]>;
+  decoder: Decoder;
+  onChange: (code: number[]) => void;
+}
+
+/** The numbers of the code, and what the service says is wrong with them. */
+function CodeNumbers({ code, decoder, onChange }: NumbersProps) {
+  const change = (index: number, value: number) => onChange(code.peek().map((old, other) => (other === index ? value : old)));
+  return (
+    <div class="plane-numbers">
+      {NAMES.map((name, index) => {
+        const error = fieldError(decoder.problem.value, FIELDS[index] ?? "");
+        return (
+          <div key={name} class="field">
+            <label class="field-name" for={`z${index}`}>
+              {name}
+            </label>
+            <NumberBox id={`z${index}`} value={code.value[index] ?? 0} integer={false} invalid={error !== null} onChange={(entered) => change(index, entered ?? 0)} />
+            {error && (
+              <p class="field-error" role="alert">
+                {error}
+              </p>
+            )}
+          </div>
+        );
+      })}
+    </div>
+  );
+}
+
+function Age({ decoder }: { decoder: Decoder }) {
+  const age = decoder.age.value;
+  return <p class="muted small">{age === null ? "Drag over the plane, or use the arrow keys." : `Shown ${Math.max(1, Math.round(age))} ms after the hand moved.`}</p>;
 }
 
 /** Returns the number of a code that lies a part of the plane's side further. */
