@@ -25,13 +25,15 @@ export function ModelRow({ reader }: { reader: Reader }) {
       <div class="reading-text">
         <h3>{model.name}</h3>
         <dl class="reading-figures">
-          {"energies" in model.operations && <div>
-            <dt class="muted">energy</dt>
-            <dd>
-              {energy === undefined || energy === null ? "—" : withUnit(Number(energy.toFixed(2)), energies?.unit)}
-              {percentile !== undefined && percentile !== null && <span class="muted"> higher than {Math.round(percentile)} % of training</span>}
-            </dd>
-          </div>}
+          {"energies" in model.operations && (
+            <div>
+              <dt class="muted">energy</dt>
+              <dd>
+                {energy === undefined || energy === null ? "—" : withUnit(Number(energy.toFixed(2)), energies?.unit)}
+                {percentile !== undefined && percentile !== null && <span class="muted"> higher than {Math.round(percentile)} % of training</span>}
+              </dd>
+            </div>
+          )}
           {"likelihoods" in model.operations && (
             <div>
               <dt class="muted">log-likelihood</dt>
