@@ -45,6 +45,6 @@ export function FilmStrip({ previews, shown, running }: Props) {
 
 /** The old picture stays until the new one is there. */
 function Frame({ preview }: { preview: TrainingPreview }) {
-  const url = useBlobUrl(preview.links.image);
+  const { url } = useBlobUrl(preview.links.image);
   return <div class="film-frame">{url !== null && <img class="pixelated" src={url} alt={`Samples after epoch ${preview.epoch}`} />}</div>;
 }
