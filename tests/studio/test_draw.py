@@ -136,7 +136,7 @@ def test_scrolling_ten_thousand_pictures(browser: Browser, stack: Stack) -> None
         assert measured["tasks"] == [], measured
 
 
-@pytest.mark.timing
+@pytest.mark.slow
 def test_the_first_paint(browser: Browser, stack: Stack) -> None:
     """Of the second visit, with an empty cache, in less than a second."""
     for _ in range(2):

@@ -134,7 +134,7 @@ def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
         visited.shoot(tmp_path, "plane-phone-options")
 
 
-@pytest.mark.timing
+@pytest.mark.slow
 def test_dragging_for_ten_seconds(browser: Browser, stack: Stack) -> None:
     """At 60 moves a second 30 new pictures a second are shown, 95 % of them at most 50 ms old; no request is left."""
     moves, seconds = 60, 10
