@@ -14,7 +14,7 @@ def test_every_kind_owns_a_status_and_a_title() -> None:
     assert MEDIA_TYPE == "application/problem+json"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/models/", "/v1/jobs/", "/docs/static/none.js"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/nothing", "/v1/models/", "/v1/jobs/", "/docs/static/none.js"])
 def test_an_unknown_route_is_a_problem(client: httpx.Client, path: str) -> None:
     """An unknown route is 404, which refers to `/docs`."""
     problem(client.get(path), 404, path, "/docs")

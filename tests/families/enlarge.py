@@ -15,6 +15,8 @@ from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 
 MARGIN, RADIUS = 4, 3
+VALUES = 2_000_000
+"""Values that a tile counts as, so that few tiles are a batch: a tile sleeps as if it computed them."""
 IMAGE = {"channels": 3, "height": 32, "width": 32}
 
 
@@ -54,6 +56,7 @@ class Model(nn.Module):
     def upscale(self, images: torch.Tensor, rows: RowStreams, options: UpscaleOptions) -> dict[str, Any]:
         """Return the tiles without their margins, `scale` times larger."""
         time.sleep(options.seconds * len(rows))
+        torch.zeros(1).expand(len(rows), VALUES)  # a view: the worker counts its values, which take no time
         if options.method == "smooth":
             images = functional.avg_pool2d(images, 2 * RADIUS + 1, 1)
         cut = MARGIN - RADIUS if options.method == "smooth" else MARGIN

@@ -65,8 +65,8 @@ def test_a_publication_needs_a_worker(app_state: Stack) -> None:
     chosen = Settings(state=app_state.state / "state")
     job_store = JobStore(chosen.database)
     jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]
-    job_store.insert(*jobs)
-    for job in jobs:
+    for job in jobs:  # one after the other: a model has at most one open training
+        job_store.insert(job)
         job_store.cancel(job.id)
         folder = chosen.state / "runs" / job.id
         folder.mkdir(parents=True)

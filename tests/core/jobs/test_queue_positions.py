@@ -115,8 +115,8 @@ def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: J
     longer write; ended ones keep their status.
     """
     now = time.time()
-    queued, running, ended = (job(deadline_at=now + 0.2) for _ in range(3))
-    paused, later = job(deadline_at=now + 0.2, status="paused", kind=TRAINING), job(deadline_at=now + 600)
+    queued, running, ended = (job(deadline_at=now + 2) for _ in range(3))
+    paused, later = job(deadline_at=now + 2, status="paused", kind=TRAINING), job(deadline_at=now + 600)
     job_store.insert(ended)
     (claimed,) = job_store.claim("w", LEASE_S)
     job_store.finish(claimed.claim, result=b"")
@@ -124,7 +124,7 @@ def test_jobs_fail_at_their_deadline_and_their_worker_is_fenced_off(job_store: J
     (claimed,) = job_store.claim("w", LEASE_S)
     job_store.insert(queued, paused, later)
     assert not job_store.has_overdue()
-    time.sleep(0.25)
+    time.sleep(now + 2.1 - time.time())
     assert job_store.has_overdue()
     assert [one.id for one in job_store.claim("w", LEASE_S, 5)] == [later.id]  # overdue jobs are not claimed
     assert set(job_store.end_overdue()) == {queued.id, running.id, paused.id}

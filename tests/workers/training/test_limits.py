@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,7 +207,7 @@ def test_a_training_uses_no_more_devices_than_there_are(
         words.clear()
         trainer.devices = devices
         with pytest.raises(JobFailedError):
-            trainer.train(claimed_job(trainer, row(TRAINING, gpus=56)))
+            trainer.train(claimed_job(trainer, replace(row(TRAINING, gpus=56), model=f"m-{devices}")))
         assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
 
 

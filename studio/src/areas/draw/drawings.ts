@@ -85,6 +85,7 @@ export async function history(): Promise<Drawing[]> {
 }
 
 export async function clearHistory(): Promise<void> {
+  clearTimeout(historyTimer); // what is not stored yet is not to come back
   await forget("draw");
 }
 
