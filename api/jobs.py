@@ -1,4 +1,7 @@
-"""The job service: creates, reads, waits for and ends jobs without blocking the event loop."""
+"""The job service: creates, reads, waits for and ends jobs without blocking the event loop.
+
+This file has more than 400 lines because all of them are steps of one job.
+"""
 
 import asyncio
 import contextlib

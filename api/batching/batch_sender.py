@@ -5,6 +5,8 @@ collect for the next batch. So a request on an idle service does not wait, and b
 load. If the worker of a batch dies, each slice of the batch is sent again in its own batch; if a
 slice is completed twice, the first completion counts. `api.batching.scheduler` decides which rows
 go into a batch.
+
+This file has more than 400 lines because the parts of a batch's life share its state.
 """
 
 import asyncio

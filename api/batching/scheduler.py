@@ -8,6 +8,8 @@ Owners (API keys) take turns, then the groups of an owner, then its requests by 
 are left in a forward pass are filled with requests of the same group, one of each owner in turn,
 small ones first. Every owner, group and oldest request comes first after a bounded number of
 batches, so none starves.
+
+This file has more than 400 lines because every step changes the same queues.
 """
 
 import secrets

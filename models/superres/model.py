@@ -1,4 +1,7 @@
-"""Define the super-resolution model: networks, operation `upscale`, training and metrics."""
+"""Define the super-resolution model: networks, operation `upscale`, training and metrics.
+
+This file has more than 400 lines because it is the part of the family that needs all its networks.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping

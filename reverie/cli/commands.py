@@ -45,13 +45,9 @@ def sample(
 
     reverie sample vae-mnist -n 64 --seed 3 -o digits.png
     """
-    cli = context.obj
-    path = out or Path(f"{model.partition('@')[0]}.png")
-    fields = {**parse_options(options), "count": count, "deadline_s": deadline}
+    fields = {**parse_options(options), "count": count, "deadline_s": deadline, "seed": seed}
     fields |= webhook_option(webhook, webhook_events)
-    with output_path(path) as target, ProgressBar(cli.output, model) as bar:
-        saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
-    cli.print_saved(path, saved, f"{count} samples of ")
+    _save_images(context, out, "samples", model, fields, f"{count} samples of ")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # a code may begin with a minus sign
@@ -73,13 +69,23 @@ def decode(
 
     reverie decode vae-mnist-2d 0.5,-1.2 -0.3,0.8 -o digits.png
     """
+    fields = {**parse_options(options), "codes": _codes_of(codes), "count": count, "deadline_s": deadline, "seed": seed}
+    fields |= webhook_option(webhook, webhook_events)
+    _save_images(context, out, "decodings", model, fields, "decoded by ")
+
+
+def _save_images(
+    context: CommandContext, out: Path | None, operation: str, model: str, fields: dict[str, Any], label: str
+) -> None:
+    """Run an operation and save its images in the file `out`, by default named after the model.
+
+    `fields` are the fields of the request; `label` precedes the model in the printed line.
+    """
     cli = context.obj
     path = out or Path(f"{model.partition('@')[0]}.png")
-    fields = {**parse_options(options), "codes": _codes_of(codes), "count": count, "deadline_s": deadline}
-    fields |= webhook_option(webhook, webhook_events)
     with output_path(path) as target, ProgressBar(cli.output, model) as bar:
-        saved = cli.client.save(target, "decodings", model, seed=seed, on_progress=bar.update_from_job, **fields)
-    cli.print_saved(path, saved, "decoded by ")
+        saved = cli.client.save(target, operation, model, on_progress=bar.update_from_job, **fields)
+    cli.print_saved(path, saved, label)
 
 
 def _codes_of(texts: Sequence[str]) -> list[list[float]] | Path:

@@ -37,13 +37,18 @@ function python({ operation, body, origin, withKey }: SnippetRequest): string {
   const { model, options, ...fields } = body;
   const named = { ...fields, ...(options as Record<string, unknown> | undefined) };
   const words = [pythonLiteral(model), ...Object.entries(named).map(([name, value]) => `${name}=${pythonLiteral(value)}`)];
+  return pythonCall(origin, withKey, `result = client.${operation}(${words.join(", ")})`);
+}
+
+/** Returns a Python program that opens a client and runs one statement. */
+export function pythonCall(origin: string, withKey: boolean, statement: string): string {
   const key = withKey ? `, key=os.environ["REVERIE_KEY"]` : "";
   return [
     ...(withKey ? ["import os", ""] : []),
     "from reverie import Client",
     "",
     `with Client("${origin}"${key}) as client:`,
-    `    result = client.${operation}(${words.join(", ")})`,
+    `    ${statement}`,
   ].join("\n");
 }
 
@@ -60,7 +65,7 @@ function typescript({ operation, body, origin, withKey }: SnippetRequest): strin
   ].join("\n");
 }
 
-function pythonLiteral(value: unknown): string {
+export function pythonLiteral(value: unknown): string {
   if (value === true) return "True";
   if (value === false) return "False";
   if (value === null) return "None";

@@ -42,7 +42,7 @@ function Columns({ comparison }: { comparison: Comparison }) {
   const order = blind && swapped ? shown.toReversed() : shown;
   const hidden = blind && choice.value === null;
   return (
-    <div class="compare">
+    <div class="page compare">
       <div class={`columns columns-${order.length}`}>
         {order.map((ref, index) => {
           const model = able.find(({ name }) => name === ref.split("@")[0]);

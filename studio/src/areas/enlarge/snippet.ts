@@ -1,5 +1,5 @@
 /** The request of an enlargement as curl, Python or TypeScript: its photograph is a file. */
-import type { Language, SnippetRequest } from "../../lib/snippets";
+import { type Language, pythonCall, pythonLiteral, type SnippetRequest } from "../../lib/snippets";
 
 /** Returns the request in a language. Its `body` has the fields of the form, and `file` the name of the photograph. */
 export function upscaleSnippet(language: Language, { body: { file, ...fields }, origin, withKey }: SnippetRequest): string {
@@ -17,15 +17,9 @@ export function upscaleSnippet(language: Language, { body: { file, ...fields }, 
     ].join(" \\\n  ");
   }
   if (language === "Python") {
-    const words = entries.map(([field, value]) => `, ${field}=${typeof value === "boolean" ? (value ? "True" : "False") : JSON.stringify(value)}`);
-    const key = withKey ? `, key=os.environ["REVERIE_KEY"]` : "";
-    return [
-      ...(withKey ? ["import os", ""] : []),
-      "from reverie import Client",
-      "",
-      `with Client("${origin}"${key}) as client:`,
-      `    client.upscales(${JSON.stringify(name)}, ${JSON.stringify(`${stem}-enlarged.png`)}${words.join("")})`,
-    ].join("\n");
+    const words = entries.map(([field, value]) => `, ${field}=${pythonLiteral(value)}`).join("");
+    const files = `${JSON.stringify(name)}, ${JSON.stringify(`${stem}-enlarged.png`)}`;
+    return pythonCall(origin, withKey, `client.upscales(${files}${words})`);
   }
   return [
     "const form = new FormData();",

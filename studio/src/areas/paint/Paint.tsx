@@ -20,7 +20,7 @@ export default function Paint() {
   const size = sizes.find(({ name }) => name === asked) ?? sizes[0];
   if (size === undefined) return <NoModel title="No model reads pictures">Train one: a VAE, a BiHM or an EBGAN.</NoModel>;
   return (
-    <div class="paint">
+    <div class="page paint">
       {sizes.length > 1 && (
         <div class="paint-sizes">
           <Segmented label="Size" choices={sizes.map(({ name }) => name)} value={size.name} onChange={(name) => setParams({ size: name === sizes[0]?.name ? null : name })} />
