@@ -58,6 +58,7 @@ PAPER: dict[str, tuple[str, ...]] = {
     "gan-mnist": ("training.epochs=100",),
     "superres-regression": ("training.epochs=400",),
     "superres-statistics": ("training.epochs=40",),
+    "superres-denoiser": ("training.epochs=100", "config.squared_from=80"),
 }
 STARTS = {"vae-mnist": "vae-mnist-k5", "bihm-mnist": "bihm-mnist-k10", "superres-statistics": "superres-regression"}
 DRY = ("training.epochs=1", "training.pictures=24", "training.batch_size=12", "training.warmup_steps=0")

@@ -15,7 +15,8 @@ arXiv:1511.05666v4 (ICLR 2016).
     ∂ log p(y|x)/∂Ψ          statistics.contrastive_loss   B           1         §4, positive and negative phase
 
 Files: `regression` (§2: U, the regression network and its losses), `statistics` (§3 and §4: Ψ, Φ,
-the energy), `descent` (minimises the energy of an image), `patches` (what a training sees), `model`
+the energy), `descent` (minimises the energy of an image), `denoiser` and `degradation` (cleaning of
+compressed and noisy images, not of the paper), `patches` (what a training sees), `model`
 (operations and training), `config` (their options).
 
 Levels are grey levels: 255 from black to white. Losses are means over the pixels and channels of an

@@ -31,9 +31,13 @@ class Config:
     )
     objective: str = option(
         "regression",
-        choices=("regression", "statistics"),
+        choices=("regression", "statistics", "denoiser"),
         description="what is trained; statistics needs a trained regression",
     )
+    denoiser_blocks: int = option(
+        0, minimum=0, maximum=256, description="residual blocks of the network that cleans degraded images; 0: none"
+    )
+    denoiser_features: int = option(64, minimum=1, maximum=1024, description="channels of that network")
     wavelet_scales: int = option(2, minimum=2, maximum=2, description="J of the scattering")
     wavelet_angles: int = option(4, minimum=2, maximum=16, description="L of the scattering")
     network: bool = option(default=True, description="Ψ has features of EfficientNet-Lite0 beside the scattering")
@@ -85,4 +89,10 @@ class UpscaleOptions:
     steps: int = option(8, minimum=1, maximum=200, description="of the descent")
     ensemble: bool = option(
         default=False, description="of mse: mean over eight flips and turns, better and eight times slower"
+    )
+    denoise: float = option(
+        0.0,
+        minimum=0.0,
+        maximum=1.0,
+        description="how strong the noise and compression may be that are removed first, from none, 0, to heavy, 1",
     )

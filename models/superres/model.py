@@ -20,6 +20,7 @@ from models.kit.scattering import Scattering
 from models.kit.shapes import Float, Images, PerImage, Tensor
 from models.superres import patches, regression, statistics
 from models.superres.config import Config, UpscaleOptions
+from models.superres.denoiser import Denoiser
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
 from models.superres.regression import Upscaler
 from models.superres.statistics import ChannelStds, Predictor, Statistics
@@ -38,7 +39,8 @@ class Model(nn.Module):
 
     The three exist only with the objective "statistics": the generator, which makes an image of low
     energy in one pass; the scattering, whose wavelets start fixed and are then trained as part of
-    Ψ in Bruna et al.; and the predictor Φ. Methods take `images`: tiles (B, C, H, W) in 0 … 1 at
+    Ψ in Bruna et al.; and the predictor Φ. With `denoiser_blocks` there is a network that cleans
+    the input; the objective "denoiser" trains it alone. Methods take `images`: tiles (B, C, H, W) in 0 … 1 at
     low resolution; their margin of `config.margin` pixels is context that the result lacks.
     """
 
@@ -52,6 +54,12 @@ class Model(nn.Module):
         self.config = config
         self.OPTIMIZED_MODULES = ()  # the regression is trained by `loss`
         self.regression = Upscaler(config.channels, config.features, config.blocks, config.scales)
+        if config.denoiser_blocks:
+            self.denoiser = Denoiser(config.channels, config.denoiser_features, config.denoiser_blocks)
+        if config.objective == "denoiser":
+            if not config.denoiser_blocks:
+                raise ValueError("the objective denoiser needs denoiser_blocks of at least 1")
+            self.OPTIMIZED_MODULES = ("denoiser",)
         self.feature_networks: list[features.Features] = []  # a list, so that its weights are not the model's
         if config.objective == "statistics":
             self.OPTIMIZED_MODULES = ("predictor", "generator", "scattering")
@@ -111,13 +119,17 @@ class Model(nn.Module):
     def operations(self) -> dict[str, Any]:
         """Return the description of the operation `upscale` in the format of the card.
 
-        It is keyed by the operation's name and has the `margin` of a tile in pixels. With the
-        objective "regression", the method "statistics" is missing from its options.
+        It is keyed by the operation's name and has the `margin` of a tile in pixels. Without the
+        networks of the objective "statistics", that method is missing from its options; without a
+        denoiser, the option `denoise` is.
         """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
-        if self.config.objective == "regression":
-            method = described["upscale"]["options"]["properties"]["method"]
+        properties = described["upscale"]["options"]["properties"]
+        if not self.config.denoiser_blocks:
+            del properties["denoise"]
+        if self.config.objective != "statistics":
+            method = properties["method"]
             method["enum"] = [name for name in method["enum"] if name != "statistics"]
             method["default"] = "mse"
         return described
@@ -128,16 +140,28 @@ class Model(nn.Module):
     def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:  # noqa: ARG002
         """Enlarge tiles by the factor s = `scale` and remove their margins of m pixels.
 
-        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. With the objective "regression",
-        the method "statistics" means "mse". Total variation and the gradient descent run in several
-        calls; every call but the last returns a `Continuation`. `state` is None in the first call,
-        later the state of the previous `Continuation`. `rows` has no effect. Raises ValueError for
-        a scale that the model does not have.
+        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. With another objective than
+        "statistics", that method means "mse". With `denoise`, the tiles are cleaned first. Total
+        variation and the gradient descent run in several calls; every call but the last returns a
+        `Continuation`. `state` is None in the first call, later the state of the previous
+        `Continuation`. `rows` has no effect. Raises ValueError for a scale that the model does not
+        have, or for `denoise` without a denoiser.
         """
+        if options.scale not in self.config.scales:
+            raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {options.scale}")
+        if options.denoise == 0.0:
+            return self._upscale(images, options, state)
+        clean = self.denoise(images, options.denoise) if state is None else state["clean"]
+        others = None if state is None else {name: value for name, value in state.items() if name != "clean"}
+        result = self._upscale(clean, options, others)
+        if isinstance(result, Continuation):
+            return dataclasses.replace(result, state={**result.state, "clean": clean})
+        return result
+
+    def _upscale(self, images: Images, options: UpscaleOptions, state: State) -> Result:
+        """Enlarge tiles as `upscale` does, without `denoise`."""
         scale = options.scale
-        if scale not in self.config.scales:
-            raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {scale}")
-        regression_only = self.config.objective == "regression"
+        regression_only = self.config.objective != "statistics"
         method = "mse" if regression_only and options.method == "statistics" else options.method
         if method == "tv":
             inverted = regression.invert_by_total_variation(images, scale, state)
@@ -177,6 +201,16 @@ class Model(nn.Module):
         return Continuation({"estimate": estimate, "done": done, **vars(descent)}, progress)
 
     # Estimates
+
+    def denoise(self, low: Images, strength: float) -> Images:
+        """Return images without the noise and the compression artefacts of up to `strength`, 0 … 1.
+
+        Raises ValueError if the model has no denoiser.
+        """
+        if not self.config.denoiser_blocks:
+            raise ValueError("this model cannot denoise: `denoise` must be 0")
+        clean: Images = self.denoiser(low, low.new_full((len(low),), strength))
+        return clean.clamp(0.0, 1.0)
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
         """Return the regression's estimate R(x), projected so that its downsampling is x = `low`.
@@ -316,6 +350,8 @@ class Model(nn.Module):
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
         """Yield the optimizer steps of the predictor Φ, the generator and the scattering.
 
+        With the objective "denoiser", the only step is that of the denoiser.
+
         The predictor is trained toward the statistics Ψ(y) of the true images, the generator to
         lower the energy (Bruna et al., §3). From the epoch `tune_from` on, in a share `tune_share`
         of the steps, the scattering is trained by a positive and a negative phase (§4).
@@ -327,6 +363,9 @@ class Model(nn.Module):
         whether the scattering is trained. The energy divides each channel by its standard deviation
         over the training images: this method updates its running mean.
         """
+        if self.config.objective == "denoiser":
+            yield self._denoiser_step(images, rows, epoch)
+            return
         self.load_feature_network()
         low, high, scale = patches.draw_pair(images, rows, self.config)
         with torch.no_grad():
@@ -354,6 +393,20 @@ class Model(nn.Module):
             negative = self._negative_samples(low, estimate, predicted, scale)
             real, sampled = (self._scattering_statistics(one) for one in (high, negative))
             yield OptimizerStep("scattering", statistics.contrastive_loss(predicted, real, sampled, std))
+
+    def _denoiser_step(self, images: Images, rows: RowStreams, epoch: int) -> OptimizerStep:
+        """Return the step of the denoiser, toward the clean images of degraded patches.
+
+        The loss is the mean absolute error in grey levels before the epoch `squared_from`, then the
+        mean squared error.
+        """
+        error = regression.squared_error if epoch >= self.config.squared_from else regression.absolute_error
+        losses, untreated = images.new_zeros(len(images)), images.new_zeros(len(images))
+        for patch in patches.draw_degraded(images, rows):
+            cleaned = self.denoiser(patch.degraded, patch.strength).float()
+            losses = losses.index_copy(0, patch.index, error(cleaned, patch.clean))
+            untreated = untreated.index_copy(0, patch.index, error(patch.degraded, patch.clean))
+        return OptimizerStep("denoiser", losses, {"error_without": untreated})
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002

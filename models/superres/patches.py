@@ -1,9 +1,32 @@
 """Draw training patches: random crops of high-resolution images, and their low resolutions."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
 from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams
 from models.kit.shapes import Float, Images, Int64, Tensor
-from models.superres import regression
+from models.superres import degradation, regression
 from models.superres.config import Config
+
+DENOISER_EDGE = 48  # pixels of the denoiser's patches, or fewer
+REDUCTIONS = (1, 2, 4)  # by which the denoiser's patches are smaller than the training images
+STROKE_SHARE = 0.15  # of the denoiser's patches that show strokes instead of a photograph
+_NOISE = FIRST_FREE + 2  # the stream of the noise
+
+
+@dataclass(frozen=True)
+class DegradedPatches:
+    """Patches of one size for the denoiser: `clean` ones, the same `degraded`, and the strengths.
+
+    `index` has the numbers of their images in the batch.
+    """
+
+    index: Int64[Tensor, "n"]
+    clean: Float[Tensor, "n C h w"]
+    degraded: Float[Tensor, "n C h w"]
+    strength: Float[Tensor, "n"]
 
 
 def draw_pair(
@@ -44,6 +67,44 @@ def draw_by_scale(
             highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
             lows[index] = regression.downsample(highs[scale], scale)
     return lows, highs, indices
+
+
+def draw_degraded(images: Images, rows: RowStreams) -> Iterator[DegradedPatches]:
+    """Draw a patch of each image, its reduction, a strength and a degradation of up to that strength.
+
+    Patches of one reduction are one group. The severity is the strength times the root of a uniform
+    number. The first row draws the position of the grid of the compression's blocks, and whether
+    colours are subsampled, for the whole batch.
+    """
+    images, uniform = _draw_symmetry(images, rows)
+    choice = rows.uniform(12, CHOICE)
+    severity = choice[:, 1] * choice[:, 2].sqrt()
+    grid = (choice[0, 3:5] * degradation.UNIT).long().tolist()
+    subsample = bool(choice[0, 5] < 0.75)
+    reduction = torch.tensor(REDUCTIONS, device=images.device)[(choice[:, 6] * len(REDUCTIONS)).long()]
+    drawn_strokes = choice[:, 7] < STROKE_SHARE
+    numbers = rows.uniform(degradation.STROKE_NUMBERS, FIRST_FREE + 1)
+    noise = rows.normal(images.shape[1] * DENOISER_EDGE**2, _NOISE).view(len(images), -1, DENOISER_EDGE, DENOISER_EDGE)
+    # some noise is the same in all channels, as that of films
+    noise = torch.where(choice[:, 8, None, None, None] < 0.25, noise[:, :1].expand_as(noise), noise)
+    for factor in REDUCTIONS:
+        index = (reduction == factor).nonzero()[:, 0]
+        if not len(index):
+            continue
+        edge = min(DENOISER_EDGE, min(images.shape[2:]) // factor)
+        high = regression.random_crop(images[index], factor * edge, uniform[index, 3:5])
+        clean = high if factor == 1 else regression.downsample(high, factor)
+        lines = degradation.strokes(numbers[index], edge)
+        clean = torch.where(drawn_strokes[index, None, None, None], lines, clean)
+        degraded = degradation.degrade(
+            clean,
+            severity[index],
+            choice[index, 9],
+            noise[index, :, :edge, :edge],
+            offset=(grid[0], grid[1]),
+            subsample=subsample,
+        )
+        yield DegradedPatches(index, clean, degraded, choice[index, 1])
 
 
 def _draw_symmetry(images: Images, rows: RowStreams) -> tuple[Images, Float[Tensor, "B 6"]]:

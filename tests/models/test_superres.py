@@ -4,19 +4,22 @@ against whole images.
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from models import superres
 from models.kit import card, resize
 from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
-from models.superres import descent, patches, regression, statistics
+from models.superres import degradation, descent, patches, regression, statistics
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
@@ -337,6 +340,114 @@ def test_the_ensemble_is_equivariant() -> None:
     found = upscaled(model, images, ensemble=True, method="mse", scale=2)
     turned = upscaled(model, torch.rot90(images, 1, (2, 3)), ensemble=True, method="mse", scale=2)
     torch.testing.assert_close(turned, torch.rot90(found, 1, (2, 3)), atol=1e-4, rtol=0)
+
+
+# Denoising
+
+DENOISER = replace(SMALL, objective="denoiser", denoiser_blocks=1, denoiser_features=8)
+
+
+@pytest.mark.parametrize("quality", [15, 40, 90])
+@pytest.mark.parametrize("subsample", [True, False])
+def test_compression_is_that_of_jpeg_files(quality: int, subsample: bool) -> None:
+    """Compressed images differ from Pillow's by far less than these from the originals."""
+    images = (drawn(1, 3, 40, 56).mul(255).round() / 255).contiguous()
+    stream = io.BytesIO()
+    pixels = (images[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=2 if subsample else 0)
+    expected = torch.from_numpy(np.asarray(Image.open(stream).convert("RGB")).copy()).permute(2, 0, 1) / 255
+    found = degradation.compress(images, torch.tensor([float(quality)]), (0, 0), subsample=subsample)[0]
+    lost = float((expected - images[0]).abs().mean())
+    assert float((found - expected).abs().mean()) < 0.2 * lost
+
+
+def test_the_grid_of_the_compression_can_start_before_the_image() -> None:
+    """An image that starts within a block is compressed as a part of the image that starts at it."""
+    whole = drawn(1, 3, 32, 32)
+    whole[:, :, :3] = whole[:, :, 3:4]
+    whole[:, :, :, :5] = whole[:, :, :, 5:6]
+    quality = torch.tensor([30.0])
+    found = degradation.compress(whole[:, :, 3:, 5:], quality, (3, 5), subsample=False)
+    expected = degradation.compress(whole, quality, (0, 0), subsample=False)[:, :, 3:, 5:]
+    torch.testing.assert_close(found, expected)
+
+
+def test_noise_has_the_std_of_its_severity() -> None:
+    """A severity of 1 adds noise of 30 grey levels; a severity of 0 adds none."""
+    images = torch.full((2, 3, 64, 64), 0.5)
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    noisy = degradation.add_noise(images, degradation.noise_std(torch.tensor([0.0, 1.0])), noise)
+    assert float((noisy[0] - 0.5).abs().max()) < 0.5 / 255 + 1e-6
+    assert float(noisy[1].std() * 255) == pytest.approx(30, rel=0.05)
+
+
+def test_patches_of_the_denoiser_follow_from_their_rows() -> None:
+    """Each image gives one patch, alone in its group or not, and some of them stay clean."""
+    images, rows = drawn(8, 3, 96, 96), RowStreams.range(5, 0, 8)
+    groups = list(patches.draw_degraded(images, rows))
+    assert sorted(torch.cat([group.index for group in groups]).tolist()) == list(range(8))
+    assert {group.clean.shape[-1] for group in groups} <= {24, 48}
+    for group in groups:
+        assert group.clean.shape == group.degraded.shape
+        assert 0 <= float(group.clean.min()) <= float(group.clean.max()) <= 1
+    first = next(iter(patches.draw_degraded(images[:1], RowStreams.range(5, 0, 1))))
+    same = next(group for group in groups if 0 in group.index.tolist())
+    at = same.index.tolist().index(0)
+    torch.testing.assert_close(first.clean[0], same.clean[at])
+    torch.testing.assert_close(first.degraded[0], same.degraded[at])
+
+
+def test_a_training_of_the_denoiser_changes_nothing_else() -> None:
+    """The only step has one loss per image and reaches every weight of the denoiser."""
+    model = built(DENOISER)
+    assert model.OPTIMIZED_MODULES == ("denoiser",)
+    (step,) = model.training_steps(drawn(4, 3, 96, 96), RowStreams.range(5, 0, 4), 0)
+    assert (step.module, step.losses.shape) == ("denoiser", (4,))
+    step.losses.mean().backward(inputs=list(model.denoiser.parameters()))
+    gradients = [parameter.grad for parameter in model.denoiser.parameters()]
+    assert all(gradient is not None and float(gradient.abs().sum()) > 0 for gradient in gradients)
+    with pytest.raises(ValueError, match="denoiser_blocks"):
+        superres.Model(replace(DENOISER, denoiser_blocks=0))
+
+
+def test_only_models_with_a_denoiser_have_the_option() -> None:
+    """Without a denoiser the option is missing, and another value than 0 is rejected."""
+    images = drawn(1, 3, 48, 48)
+    assert "denoise" not in built().operations()["upscale"]["options"]["properties"]
+    with pytest.raises(ValueError, match="`denoise` must be 0"):
+        upscaled(built(), images, denoise=0.5)
+    assert built(DENOISER).operations()["upscale"]["options"]["properties"]["denoise"]["default"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "bicubic"}, {"method": "tv"}, {"method": "mse"}, {"inference": "descent", "steps": 2}, {}],
+    ids=["bicubic", "tv", "mse", "descent", "statistics"],
+)
+def test_denoising_comes_before_every_method(options: dict[str, Any]) -> None:
+    """The result is that of the cleaned tile; without denoising it has the bytes of a model that has
+    no denoiser.
+    """
+    model = built(replace(STATISTICS, denoiser_blocks=1, denoiser_features=8))
+    plain = superres.Model(STATISTICS).eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "denoiser" not in name})
+    images = drawn(2, 3, 48, 48)
+    assert torch.equal(upscaled(model, images, scale=2, **options), upscaled(plain, images, scale=2, **options))
+    with torch.no_grad():
+        clean = model.denoise(images, 0.7)
+    assert float((clean - images).abs().max()) > 1e-3
+    found = upscaled(model, images, scale=2, denoise=0.7, **options)
+    assert torch.equal(found, upscaled(plain, clean, scale=2, **options))
+
+
+def test_the_denoiser_takes_odd_sizes() -> None:
+    """An image with odd sides keeps its size, and the strength has an effect."""
+    model = built(DENOISER)
+    images = drawn(1, 3, 33, 47)
+    with torch.no_grad():
+        weak, strong = model.denoise(images, 0.2), model.denoise(images, 0.9)
+    assert weak.shape == images.shape
+    assert not torch.equal(weak, strong)
 
 
 # The shipped model
