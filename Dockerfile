@@ -23,6 +23,8 @@ COPY requirements/api.lock requirements/api.lock
 RUN pip install --require-hashes --requirement requirements/api.lock
 COPY requirements/postgresql.lock requirements/postgresql.lock
 RUN pip install --require-hashes --requirement requirements/postgresql.lock
+COPY requirements/s3.lock requirements/s3.lock
+RUN pip install --require-hashes --requirement requirements/s3.lock
 # Traces (REVERIE_TRACING=true) need more packages: --build-arg OTEL=1
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
@@ -49,6 +51,8 @@ COPY requirements/worker.lock requirements/worker.lock
 RUN pip install --require-hashes --requirement requirements/worker.lock
 COPY requirements/postgresql.lock requirements/postgresql.lock
 RUN pip install --require-hashes --requirement requirements/postgresql.lock
+COPY requirements/s3.lock requirements/s3.lock
+RUN pip install --require-hashes --requirement requirements/s3.lock
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
 RUN test -z "$OTEL" || pip install --require-hashes --requirement requirements/otel.lock

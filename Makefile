@@ -63,7 +63,7 @@ train: $(VENV)/.serve ## train from a recipe: make train RECIPE=vae-mnist-2d
 	$(BIN)/python -m models train $(RECIPE)
 
 lock: $(VENV)/.dev ## lock what requirements/*.in name, with hashes (UPGRADE=--upgrade for newer releases)
-	for part in api worker serve dev otel postgresql; do \
+	for part in api worker serve dev otel postgresql s3; do \
 	  $(BIN)/pip-compile --quiet $(UPGRADE) --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	    --no-emit-trusted-host --no-header --no-allow-unsafe --unsafe-package torch \
 	    --output-file requirements/$$part.lock requirements/$$part.in 2>/dev/null || exit 1; \

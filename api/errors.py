@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from core.storage import DATABASE_UNAVAILABLE, lacks_space, reason_of
+from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, lacks_space, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,13 @@ async def handle_database(request: Request, error: sqlalchemy.exc.SQLAlchemyErro
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:
-    """Return the response 507 for an OSError if the disk is full; raise all others again."""
+    """Return the response for an OSError: 507 if the disk is full, 503 for an error of an object store.
+
+    Others are raised again.
+    """
+    if isinstance(error, ObjectStoreError) and not lacks_space(error):
+        detail = f"{reason_of(error)}; try again later"
+        return OverloadedError(detail, retry_after_s=5).response(request_id_of(request))
     if not lacks_space(error):
         raise error
     log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})

@@ -17,7 +17,7 @@ from api.responses.result_files import ResultFiles
 from api.responses.upscaled import UpscaleService
 from api.sample_sheets import SampleSheets
 from api.webhooks import Webhooks
-from core.blobs import Blobs
+from core.blobs import open_blobs
 from core.catalog.registry import Registry
 from core.datasets.store import Datasets
 from core.jobs.store import JobStore
@@ -36,7 +36,7 @@ class AppState:
         self.settings = settings
         self.paths = StatePaths(settings.state)
         unfinished = self.paths.unfinished
-        blobs = Blobs(settings.blobs)
+        blobs = open_blobs(settings.blobs)
         job_store = JobStore(settings.database)
         self.batch_sender = BatchSender(settings, blobs)
         self.job_service = JobService(settings, job_store, blobs, self.batch_sender)
@@ -50,8 +50,9 @@ class AppState:
         self.inputs = InputFetcher(settings, self.job_service, blobs, unfinished)
         self.streams = StreamLimit(settings.max_streams)
         self.responses = LargeResponses(settings.max_inflight_response_bytes, unfinished)
-        self.upscales = UpscaleService(unfinished, blobs, self.responses, self.job_service.result_chunks)
-        self.results = ResultFiles(blobs, unfinished, self.responses, self.job_service.exists)
+        link_s = settings.presigned_url_s
+        self.upscales = UpscaleService(unfinished, blobs, self.responses, self.job_service.result_chunks, link_s)
+        self.results = ResultFiles(blobs, unfinished, self.responses, self.job_service.exists, link_s)
         self.sheets = SampleSheets(self.batch_sender, settings.max_sync_timeout_s)
         self.conversions = asyncio.Semaphore(MAX_CONVERSIONS)
 

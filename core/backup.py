@@ -28,7 +28,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.blobs import Blobs, remove_tree
+from core.blobs import Blobs, open_blobs, remove_tree
 from core.catalog.versions import POINTERS
 from core.files import modified_at_ns, write_durably
 from core.jobs.migrate import existing_file
@@ -122,7 +122,7 @@ def create(settings: Settings, folder: Path) -> dict[str, Any]:
         raise BackupError(f"{folder} lies in the state folder; a backup belongs elsewhere, best on another disk")
     folder.mkdir(parents=True, exist_ok=True)
     copy = _Copy(folder)
-    blobs = Blobs(settings.blobs)
+    blobs = open_blobs(settings.blobs)
     for attempt in range(_TRIES):
         _copy_database(database, folder / DATABASE)
         if _copy_files_of_jobs(settings, blobs, folder / DATABASE, copy, last=attempt == _TRIES - 1):
@@ -301,7 +301,7 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     read or written.
     """
     manifest = _check(folder)
-    database, state, blobs = _database(settings), settings.state, Blobs(settings.blobs)
+    database, state, blobs = _database(settings), settings.state, open_blobs(settings.blobs)
     if database.exists():
         raise BackupError(f"there is a job database at {database} already; restore into an empty state folder")
     blob_root = (state / "blobs").resolve()

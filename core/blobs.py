@@ -1,72 +1,174 @@
-"""Store blobs (bytes under a key) in a local folder or an object store, by its fsspec URL."""
+"""Store blobs (bytes under a key) in a local folder or, by `core.s3_blobs`, in an S3 bucket."""
 
 import contextlib
 import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-import fsspec
-
+RETRIES = 4  # of a request to an object store
 PARTIAL = ".part"  # suffix of files that are being written
 
 
-class Blobs:
-    """A flat store of immutable byte strings under slash-separated keys."""
+class BlobsUrlError(ValueError):
+    """Raised for a URL that is not that of a blob store; the message says what would work."""
 
-    def __init__(self, url: str) -> None:
-        """Open the store at an fsspec URL, and create its root folder if that is missing."""
-        self._fs, self._root = fsspec.url_to_fs(url, auto_mkdir=True)
-        self._fs.makedirs(self._root, exist_ok=True)
-        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
-    @property
-    def read_bytes(self) -> int:
-        """How many bytes a caller should read with one `get`.
+class Blobs(ABC):
+    """A flat store of immutable byte strings under slash-separated keys.
 
-        64 KiB from a local store, 1 MiB from a remote one.
-        """
-        return (64 if self._local else 1024) << 10
+    Its methods raise OSError for any error of the store, and FileNotFoundError for a missing blob.
+    """
 
-    def _path(self, key: str) -> str:
-        if not key or key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"not a key: {key!r}")
-        return f"{self._root}/{key}"
+    read_bytes: int
+    """How many bytes a caller should read with one `get`."""
+    upload_s: float
+    """How old a blob may be, in seconds, when it appears: the longest time that an upload takes."""
 
+    @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Store `data` under `key` atomically. Raises OSError for any error of the store."""
-        if self._local:
-            with self._partial_file(key) as partial:
-                partial.write_bytes(data)
-        else:  # object stores write whole objects
-            with _as_os_error():
-                self._fs.pipe_file(self._path(key), data)
+        """Store `data` under `key` atomically."""
 
-    def take(self, key: str, file: Path) -> None:
+    @abstractmethod
+    def take(self, key: str, file: Path, media: str = "") -> None:
         """Store the content of a local file under `key` atomically.
 
-        The file is moved into a local store; it is copied into a remote store and stays. Raises
-        OSError for any error of the store.
+        The file is moved into a local store; it is copied into a remote store and stays. `media` is
+        the media type with which a remote store sends it by `signed_url`.
         """
-        if self._local:
-            with self._partial_file(key) as partial:
-                shutil.move(file, partial)
-        else:
-            with _as_os_error():
-                self._fs.put_file(str(file), self._path(key))
+
+    @abstractmethod
+    def check_room(self, size_bytes: int) -> None:
+        """Raise OSError (ENOSPC) if a local store has less than `size_bytes` bytes of free space.
+
+        A remote store is not checked.
+        """
+
+    @abstractmethod
+    def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes `begin` … `end` − 1 of the blob `key`, or fewer at its end.
+
+        `begin` None means from the start, `end` None to the end.
+        """
+
+    @abstractmethod
+    def copy_to(self, key: str, file: Path) -> None:
+        """Copy a blob to a local file, in bounded memory."""
+
+    @abstractmethod
+    def delete(self, prefix: str) -> None:
+        """Remove the blob with the key `prefix` and all blobs below it, if there are any."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Return whether there is a blob under `key`."""
+
+    @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes in bytes of the entries directly below `prefix`, keyed by name.
+
+        The size of a folder is that of all blobs below it. "" means the whole store.
+        """
+
+    @abstractmethod
+    def names(self, prefix: str) -> dict[str, float]:
+        """Return the modification times of the entries directly below `prefix`, keyed by name.
+
+        They are Unix times. That of a local folder is when an entry was last added to it or
+        removed; that of a remote one is that of the last blob below it.
+        """
+
+    @abstractmethod
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys of all blobs at or below `prefix`, sorted; "" means the whole store.
+
+        Partial files are left out.
+        """
+
+    @abstractmethod
+    def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
+        """Remove blobs below `prefix` written over `older_than_s` seconds ago; return their number.
+
+        With `partial`, remove only partial files: a process that was killed while it wrote a blob
+        leaves one in a local store. A blob whose upload took as long as `upload_s` is not removed
+        before its time.
+        """
+
+    @abstractmethod
+    def signed_url(self, key: str, expires_s: float) -> str | None:
+        """Return a URL by which anybody can read a blob for `expires_s` seconds; None for a local store.
+
+        It is not checked whether the blob exists.
+        """
+
+
+def open_blobs(url: str, retries: int = RETRIES) -> Blobs:
+    """Open the store at a URL: `file:///FOLDER`, which is created if it is missing, or `s3://BUCKET/PREFIX`.
+
+    Nothing is connected yet. Requests to an object store are repeated at most `retries` times.
+    Raises BlobsUrlError for another URL, and ImportError if a package for it is not installed.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path:
+        return FolderBlobs(Path(unquote(parts.path)))
+    if parts.scheme == "s3":
+        from core.s3_blobs import S3Blobs  # noqa: PLC0415 - its package is an extra
+
+        return S3Blobs(url, retries)
+    raise BlobsUrlError(
+        "it begins with neither file:/// nor s3://; for example file:///srv/blobs or s3://BUCKET/PREFIX"
+    )
+
+
+def is_remote(url: str) -> bool:
+    """Return whether the blob store at a URL is one that several hosts can use, without opening it."""
+    return urlsplit(url).scheme != "file"
+
+
+def check_key(key: str) -> str:
+    """Return a key unchanged. Raises ValueError if it is empty, begins with a slash, or has ".."."""
+    if not key or key.startswith("/") or ".." in key.split("/"):
+        raise ValueError(f"not a key: {key!r}")
+    return key
+
+
+class FolderBlobs(Blobs):
+    """Blobs in a local folder, one file each."""
+
+    read_bytes = 64 << 10
+    upload_s = 0.0
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is created if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._root = str(folder)
+
+    def path(self, key: str) -> Path:
+        """Return the path of a blob, whether it exists or not."""
+        return Path(f"{self._root}/{check_key(key)}")
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file beside the blob's, and rename it."""
+        with self._partial_file(key) as partial:
+            partial.write_bytes(data)
+
+    def take(self, key: str, file: Path, media: str = "") -> None:  # noqa: ARG002 - of the interface
+        """Move the file into the folder."""
+        with self._partial_file(key) as partial:
+            shutil.move(file, partial)
 
     @contextlib.contextmanager
     def _partial_file(self, key: str) -> Iterator[Path]:
         """Yield the path of a file for the block to write, which then becomes the blob `key`.
 
-        The file is in the folder of a local store. If the block raises, it is removed.
+        If the block raises, the file is removed.
         """
-        path = Path(self._path(key))
+        path = self.path(key)
         partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,110 +180,67 @@ class Blobs:
             raise
 
     def check_room(self, size_bytes: int) -> None:
-        """Raise OSError (ENOSPC) if a local store has less than `size_bytes` bytes of free space.
-
-        A remote store is not checked.
-        """
-        if self._local and shutil.disk_usage(self._root).free < size_bytes:
+        """Compare with the free space of the folder's disk."""
+        if shutil.disk_usage(self._root).free < size_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes `begin` … `end` − 1 of the blob `key`.
-
-        `begin` None means from the start, `end` None to the end. Raises FileNotFoundError if there
-        is no such blob.
-        """
-        return bytes(self._fs.cat_file(self._path(key), begin, end))
+        """Read a part of the blob's file."""
+        with self.path(key).open("rb") as file:
+            start = file.seek(begin or 0)
+            return file.read(-1 if end is None else max(0, end - start))
 
     def copy_to(self, key: str, file: Path) -> None:
-        """Copy a blob to a local file, in bounded memory.
-
-        Raises FileNotFoundError if there is no such blob.
-        """
-        self._fs.get_file(self._path(key), str(file))
+        """Copy the blob's file."""
+        shutil.copyfile(self.path(key), file)
 
     def delete(self, prefix: str) -> None:
-        """Remove the blob with the key `prefix` and all blobs below it, if there are any."""
-        if self._local:
-            remove_tree(Path(self._path(prefix)))
-            return
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._path(prefix), recursive=True)
+        """Remove the file or the folder; errors are ignored."""
+        remove_tree(self.path(prefix))
 
     def exists(self, key: str) -> bool:
-        """Return whether there is a blob under `key`."""
-        return bool(self._fs.exists(self._path(key)))
+        """Return whether there is such a file."""
+        return self.path(key).exists()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes of the entries directly below `prefix`, keyed by name.
-
-        The size of a folder is that of all blobs below it.
-        """
+        """Add up the sizes of all files, partial ones included."""
         sizes: dict[str, int] = {}
-        root = self._path(prefix)
-        with contextlib.suppress(FileNotFoundError):
-            for path, info in self._fs.find(root, detail=True).items():
-                word = path[len(root) :].strip("/").partition("/")[0]
-                sizes[word] = sizes.get(word, 0) + int(info.get("size") or 0)
+        root = self._below(prefix)
+        for path, status in _walk(root):
+            name = path[len(root) + 1 :].partition("/")[0]
+            sizes[name] = sizes.get(name, 0) + status.st_size
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the modification times of the entries directly below `prefix`, keyed by name.
-
-        They are Unix times. If the store does not know one, it is the current time for a blob and 0
-        for a folder. That of a local folder is when an entry was last added to it or removed.
-        """
+        """List one folder."""
         modified = {}
-        if self._local:
-            with contextlib.suppress(FileNotFoundError), os.scandir(self._path(prefix)) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        modified[entry.name] = entry.stat(follow_symlinks=False).st_mtime
-            return modified
-        self._fs.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
-            for info in self._fs.ls(self._path(prefix), detail=True):
-                modified[info["name"].rstrip("/").rsplit("/", 1)[-1]] = _written_at(info)
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._below(prefix)) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    modified[entry.name] = entry.stat(follow_symlinks=False).st_mtime
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys of all blobs at or below `prefix`, sorted; "" means the whole store.
-
-        Partial files are left out.
-        """
-        path = self._path(prefix) if prefix else self._root
-        paths = self._fs.find(path)
-        return sorted(name[len(self._root) + 1 :] for name in paths if not name.endswith(PARTIAL))
-
-    def usage_bytes(self) -> int:
-        """Return the size of the whole store in bytes."""
-        return size_of(Path(self._root)) if self._local else int(self._fs.du(self._root, total=True))
+        """List the folder and its subfolders."""
+        root = self._below(prefix)
+        paths = [root] if Path(root).is_file() else [path for path, _ in _walk(root)]
+        return sorted(path[len(self._root) + 1 :] for path in paths if not path.endswith(PARTIAL))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove blobs below `prefix` written over `older_than_s` seconds ago; return their number.
-
-        With `partial`, remove only partial files: a process that was killed while it wrote a blob
-        leaves one in a local store.
-        """
+        """Compare the modification times of files with the clock of this host."""
         removed = 0
-        for path, written_at in self._files(prefix):
-            if (path.endswith(PARTIAL) or not partial) and time.time() - written_at > older_than_s:
+        for path, status in _walk(self._below(prefix)):
+            if (path.endswith(PARTIAL) or not partial) and time.time() - status.st_mtime > older_than_s:
                 with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm_file(path)
+                    Path(path).unlink()
                     removed += 1
         return removed
 
-    def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Return (path, modification time in Unix time) of each file at or below `prefix`.
+    def signed_url(self, key: str, expires_s: float) -> None:
+        """Return None: a folder is not reached by a URL."""
 
-        "" means the whole store.
-        """
-        root = self._path(prefix) if prefix else self._root
-        if self._local:
-            return [(path, status.st_mtime) for path, status in _walk(root)]
-        with contextlib.suppress(FileNotFoundError):
-            return [(path, _written_at(info)) for path, info in self._fs.find(root, detail=True).items()]
-        return []
+    def _below(self, prefix: str) -> str:
+        return f"{self._root}/{check_key(prefix)}" if prefix else self._root
 
 
 def size_of(path: Path) -> int:
@@ -209,31 +268,3 @@ def remove_tree(path: Path) -> bool:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
     return not os.path.lexists(path)
-
-
-def _written_at(info: Mapping[str, Any]) -> float:
-    """Return when an object was last written (Unix time), by fsspec's metadata of it, `info`.
-
-    If the time is unknown, return the current time for an object and 0 for a folder.
-    """
-    for name in ("mtime", "LastModified", "last_modified", "created"):
-        moment = info.get(name)
-        if isinstance(moment, datetime):
-            return moment.timestamp()
-        if isinstance(moment, int | float):
-            return float(moment)
-    return 0.0 if info.get("type") == "directory" else time.time()
-
-
-@contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Convert any error that the block raises to OSError.
-
-    The libraries of remote stores have error classes of their own.
-    """
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}"[:300]) from error

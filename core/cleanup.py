@@ -39,12 +39,13 @@ class _Orphan:
     """A file or folder that may be an orphan.
 
     `written_at` is the Unix time of the last write to it. `is_needed` returns whether a job or
-    process needs it; `remove` deletes it.
+    process needs it; `remove` deletes it, if it is at least `min_age_s` seconds old.
     """
 
     written_at: float
     is_needed: Callable[[], bool]
     remove: Callable[[], object]
+    min_age_s: float = 0.0
 
 
 class Cleanup:
@@ -93,16 +94,20 @@ class Cleanup:
         self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:
-        """Remove results, oldest first, until the blob store is not larger than its quota.
+        """Remove results, oldest first, until the blobs of jobs are not larger than the quota.
 
         Stops if none of the 20 oldest can be removed.
         """
-        while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
-            if not self._remove_results(self._job_store.kept_results(20)):
+        sizes = self._blobs.sizes("jobs")  # once: of an object store, this is a listing of all blobs
+        excess = sum(sizes.values()) - self._settings.disk_quota_bytes
+        while excess > 0:
+            removed = self._remove_results(self._job_store.kept_results(20))
+            if not removed:
                 return
+            excess -= sum(sizes.get(job_id, 0) for job_id in removed)
 
-    def _remove_results(self, job_ids: list[str]) -> bool:
-        """Remove the results of jobs and mark the jobs as expired; return whether any was removed.
+    def _remove_results(self, job_ids: list[str]) -> list[str]:
+        """Remove the results of jobs and mark the jobs as expired; return the ids of those removed.
 
         A result that cannot be removed is left for the next cleanup, and its job is not marked.
         """
@@ -115,7 +120,7 @@ class Cleanup:
                 log.warning("result not removed", extra={"job": job_id, "reason": str(error)})
         if removed:
             self._job_store.mark_expired(removed)
-        return bool(removed)
+        return removed
 
     # --- orphans ---
 
@@ -128,7 +133,7 @@ class Cleanup:
         candidates: set[str] = set()
         removed = 0
         for name, orphan in self._orphans():
-            if time.time() - orphan.written_at < self._min_age_s:
+            if time.time() - orphan.written_at < max(self._min_age_s, orphan.min_age_s):
                 continue
             if name not in self._candidates:
                 candidates.add(name)
@@ -157,7 +162,8 @@ class Cleanup:
             created_at = int(job_id[4:16], 16) / 1000
             written_at = max(names[job_id], created_at if created_at <= time.time() else 0.0)
             is_needed = partial(self._is_needed, job_id, needs_blobs)
-            yield f"jobs/{job_id}", _Orphan(written_at, is_needed, partial(self._blobs.delete, f"jobs/{job_id}"))
+            remove = partial(self._blobs.delete, f"jobs/{job_id}")
+            yield f"jobs/{job_id}", _Orphan(written_at, is_needed, remove, self._blobs.upload_s)
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each job folder that no job needs and no process uses.

@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     the state folder.
     """
     blobs_url: str = ""
-    """fsspec URL of the blob store; empty: a folder in the state folder."""
+    """URL of the blob store, `s3://BUCKET/PREFIX` or `file:///FOLDER`; empty: a folder in the state folder."""
+    presigned_url_s: float = Field(0.0, ge=0, le=604_800)
+    """Lifetime of the links by which clients read large results from the object store; 0: no links."""
     api_keys: Path | None = None
     """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request
     is allowed.
@@ -198,7 +200,7 @@ class Settings(BaseSettings):
     idempotency_key_ttl_s: float = Field(86_400.0, gt=0)
     """Time that an Idempotency-Key is remembered."""
     disk_quota_bytes: int = Field(20 << 30, ge=1 << 20)
-    """Maximum size of the blob store; the oldest results are deleted first."""
+    """Maximum size of the blobs of jobs; the oldest results are deleted first."""
     storage_wait_s: float = Field(3600.0, ge=0)
     """A job whose result cannot be stored waits this long for disk space, then fails with 507."""
     sweep_s: float = Field(15.0, gt=0, le=3600)

@@ -29,6 +29,7 @@ from redis.exceptions import AuthorizationError
 from redis.sentinel import MasterNotFoundError
 
 from core import tracing
+from core.blobs import BlobsUrlError, is_remote, open_blobs
 from core.broker.address import QueueAddress
 from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
@@ -39,6 +40,8 @@ MARK = "reverie:instance"  # key in a queue server's database that names the ins
 
 # Names of the default job database in a mark, now and in earlier releases.
 _DATABASE, _OLD_DATABASE = "sqlite:jobs.sqlite3", "sqlite:ledger.sqlite3"
+
+PROBE_KEY = "start/probe"  # a blob that is written and read at each start
 
 GUARD_S = 2.0
 _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
@@ -87,6 +90,7 @@ def check(settings: Settings) -> bool:
         raise StartupError(f"REVERIE_TRACING needs packages that are not installed: {tracing.REMEDY}")
     check_state(settings)
     check_database(settings)
+    check_blobs(settings)
     return check_queue(settings)
 
 
@@ -167,6 +171,38 @@ def check_database(settings: Settings) -> None:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         detail = f"the job database {name} cannot be used ({reason}); check REVERIE_DATABASE_URL and REVERIE_STATE"
         raise StartupError(detail) from error
+
+
+# --- blob store ---
+
+
+def check_blobs(settings: Settings) -> None:
+    """Open the blob store, and write and read a blob if it is an object store.
+
+    Raises StartupError if it cannot be used.
+    """
+    url = settings.blobs
+    try:
+        blobs = open_blobs(url, retries=1)
+        if is_remote(url):
+            blobs.put(PROBE_KEY, b"written at each start")
+            blobs.get(PROBE_KEY)
+    except BlobsUrlError as error:
+        raise StartupError(f"REVERIE_BLOBS_URL is no URL of a blob store: {error}") from error
+    except ImportError as error:
+        detail = (
+            f"REVERIE_BLOBS_URL needs the package obstore ({error}): pip install -r requirements/s3.lock (or the "
+            "packages of the extra `s3`)"
+        )
+        raise StartupError(detail) from error
+    except OSError as error:
+        cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""
+        detail = f"the blob store {url.partition('?')[0]} cannot be used ({_error_text(error)}{cause})"
+        detail += "; check REVERIE_BLOBS_URL"
+        more = ", the bucket, and the keys and endpoint in the variables AWS_..." if is_remote(url) else ""
+        raise StartupError(detail + more) from error
+    if settings.presigned_url_s and not is_remote(url):
+        raise StartupError("REVERIE_PRESIGNED_URL_S needs an object store: set REVERIE_BLOBS_URL to s3://BUCKET/PREFIX")
 
 
 # --- ports ---

@@ -20,6 +20,10 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRESQL_DISK_FULL = "53100"
 
 
+class ObjectStoreError(OSError):
+    """Raised for an error of an object store; its message names neither the address nor the bucket."""
+
+
 def lacks_space(error: BaseException) -> bool:
     """Return whether an error of a file, blob store or database means that no space is left."""
     if isinstance(error, OSError):

@@ -293,4 +293,6 @@ def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[s
     if address.scheme not in {"http", "https"} or not address.host:
         raise ValueError(f"{url!r} is not an HTTP address; {example}")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return {"base_url": address, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)}
+    timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+    # to the object store of large results; httpx does not send the key to another host
+    return {"base_url": address, "headers": headers, "timeout": timeout, "follow_redirects": True}

@@ -192,7 +192,8 @@ def locked(part: str) -> dict[str, tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("part", "least"), [("api", 21), ("worker", 21), ("serve", 21), ("dev", 21), ("otel", 10), ("postgresql", 3)]
+    ("part", "least"),
+    [("api", 21), ("worker", 21), ("serve", 21), ("dev", 21), ("otel", 10), ("postgresql", 3), ("s3", 1)],
 )
 def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> None:
     """A lock file has only pinned versions with hashes, and not torch."""
@@ -209,7 +210,7 @@ def test_lock_files_have_hashes_and_leave_torch_out(part: str, least: int) -> No
 def test_lock_files_agree() -> None:
     """A package has one version in all lock files."""
     versions: dict[str, str] = {}
-    for part in ("api", "worker", "serve", "otel", "postgresql", "dev"):
+    for part in ("api", "worker", "serve", "otel", "postgresql", "s3", "dev"):
         for name, (version, _) in locked(part).items():
             assert versions.setdefault(name, version) == version, f"{name} in {part}.lock"
 
@@ -219,7 +220,7 @@ def test_torch_is_installed_first_and_all_else_by_hash() -> None:
     the lock files.
     """
     assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
-    extras = ["postgresql.lock", "otel.lock"]
+    extras = ["postgresql.lock", "s3.lock", "otel.lock"]
     for target, files in (("api", ["api.lock", *extras]), ("worker", ["torch.txt", "worker.lock", *extras])):
         installs = [rest for word, rest in stage(target) if word == "RUN" and "pip install" in rest]
         assert [rest.split("requirements/")[-1] for rest in installs] == files

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from api.errors import GONE, GoneError
 from api.responses.large_responses import PIECE_BYTES, LargeResponses, Write, written_bytes
@@ -22,6 +22,7 @@ from core.blobs import Blobs
 from core.files import unfinished_file
 
 STORED_BYTES = 256 << 10  # smaller results are rendered for each request, in a few milliseconds
+LINKED_BYTES = 1 << 20  # of results that a link to the object store is returned for
 _CACHE_SIZE = 1024
 
 T = TypeVar("T")
@@ -74,12 +75,20 @@ class ResultFiles:
     """Renders results of jobs, stores them, and returns them as responses."""
 
     def __init__(
-        self, blobs: Blobs, folder: Path, responses: LargeResponses, exists: Callable[[str], Awaitable[bool]]
+        self,
+        blobs: Blobs,
+        folder: Path,
+        responses: LargeResponses,
+        exists: Callable[[str], Awaitable[bool]],
+        presigned_url_s: float = 0.0,
     ) -> None:
         """Set the stores. Unfinished files are in `folder`; `exists` returns whether a job exists.
 
         If a job is deleted while its result is rendered, the rendered file is deleted at the end.
+        If `presigned_url_s` is not 0, a request for a large stored result is redirected to a link
+        to the object store that is valid for so many seconds.
         """
+        self._presigned_url_s = presigned_url_s
         self._blobs = blobs
         self._folder = folder
         self._responses = responses
@@ -103,17 +112,22 @@ class ResultFiles:
         rendering. Raises GoneError if the job or its stored result was deleted, and RangeError if
         the requested range lies outside the result.
         """
-        return await self.send(request, await self.file(job_id, name, render), media, more_headers)
+        return await self.send(request, await self.file(job_id, name, render, media), media, more_headers)
 
     async def send(self, request: Request, file: ResultFile, media: str, more_headers: Mapping[str, str]) -> Response:
         """Return a rendered result as a response, a byte range of it, or 304 if the client has it.
 
-        Raises GoneError if the result's file was deleted, and RangeError if the requested range
-        lies outside the result.
+        If the settings allow it, a large result is a redirect (307) to the object store. Raises
+        GoneError if the result's file was deleted, and RangeError if the requested range lies
+        outside the result.
         """
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:
             return Response(status_code=304, headers=headers)
+        if self._presigned_url_s and file.data is None and file.size >= LINKED_BYTES and request.method == "GET":
+            link = await asyncio.to_thread(self._blobs.signed_url, file.key, self._presigned_url_s)
+            if link is not None:  # the client sends its header `Range` there
+                return RedirectResponse(link, 307, {**file.headers, **more_headers, "Cache-Control": "no-store"})
         return await self._response(file, begin, end, status, headers, media)
 
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
@@ -123,10 +137,10 @@ class ResultFiles:
         store; `render` makes it if it is not stored. `headers` are added to those of the rendering.
         Raises GoneError if the job or its stored result was deleted meanwhile.
         """
-        file = await self.file(job_id, name, render)
+        file = await self.file(job_id, name, render, media)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
 
-    async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
+    async def file(self, job_id: str, name: str, render: Render, media: str) -> ResultFile:
         """Return a job's result in one format; `name` stands for the format in the blob store.
 
         If the result is not stored in this format, `render` makes it. Concurrent calls for the same
@@ -137,15 +151,15 @@ class ResultFiles:
         if cached is not None:
             self._cache.move_to_end(key)
             return cached
-        return await run_once(self._rendering, key, lambda: self._find_or_render(job_id, key, render))
+        return await run_once(self._rendering, key, lambda: self._find_or_render(job_id, key, render, media))
 
-    async def _find_or_render(self, job_id: str, key: str, render: Render) -> ResultFile:
+    async def _find_or_render(self, job_id: str, key: str, render: Render, media: str) -> ResultFile:
         file = await asyncio.to_thread(self._find, key)
         if file is None:
             rendering = await render()
             try:
                 run = self._responses.run if rendering.size_bytes >= STORED_BYTES else asyncio.to_thread
-                file = await run(self._store, key, rendering)
+                file = await run(self._store, key, rendering, media)
             except FileNotFoundError as error:  # deleted meanwhile
                 raise GoneError(GONE) from error
             if file.data is None and not await self._exists(job_id):
@@ -163,7 +177,7 @@ class ResultFiles:
         except (OSError, ValueError, TypeError):
             return None
 
-    def _store(self, key: str, rendering: Rendering) -> ResultFile:
+    def _store(self, key: str, rendering: Rendering, media: str) -> ResultFile:
         """Make the body of a rendering and store it in the blob store under `key`. Blocks.
 
         A small body, or one that the full disk has no room for, is kept in memory. Raises
@@ -180,7 +194,7 @@ class ResultFiles:
                     return self._in_memory(key, file.read(), rendering.headers)
                 stored = ResultFile(key, size, hashlib.file_digest(file, "sha256").hexdigest(), rendering.headers)
                 file.flush()
-                self._blobs.take(key, Path(file.name))
+                self._blobs.take(key, Path(file.name), media)
                 self._describe(stored)
                 return stored
         except OSError:  # disk full: it is rendered for each request

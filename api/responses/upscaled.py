@@ -136,6 +136,7 @@ class UpscaleService:
         blobs: Blobs,
         responses: LargeResponses,
         result_chunks: Callable[[Job], Iterator[Fields]],
+        presigned_url_s: float = 0.0,
     ) -> None:
         """Set the stores; unfinished files are written to `folder`.
 
@@ -146,7 +147,7 @@ class UpscaleService:
         self._result_chunks = result_chunks
         self._threads = ThreadPoolExecutor(_THREADS, "upscales")
         self._encoding: dict[str, asyncio.Task[StoredPicture]] = {}
-        self._results = ResultFiles(blobs, folder, responses, self._has_input)
+        self._results = ResultFiles(blobs, folder, responses, self._has_input, presigned_url_s)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
         """Call `act` for an image of `pixels` pixels in a thread; return its result.
@@ -254,7 +255,7 @@ class UpscaleService:
             hashed = _HashedFile(file)
             _encode(spec, kind, alpha, _tiles(self._result_chunks(job), constants), hashed)  # type: ignore[arg-type]
             file.flush()
-            self._blobs.take(key, Path(file.name))
+            self._blobs.take(key, Path(file.name), MEDIA[kind])
         about: dict[str, Any] = {"size": hashed.size, "digest": hashed.digest.hexdigest(), "constants": constants}
         self._blobs.put(about_key, orjson.dumps(about))
         if next(self._result_chunks(job), None) is None:  # it was deleted meanwhile

@@ -25,7 +25,7 @@ from api.errors import FullError, ProblemError
 from api.jobs import JobService
 from api.request_content import Content
 from api.requests import InferenceRequest
-from core.blobs import Blobs
+from core.blobs import FolderBlobs, open_blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
@@ -61,7 +61,7 @@ def _call(inference_request: InferenceRequest) -> PendingRequest:
 @asynccontextmanager
 async def _job_service(folder: Path, **settings: Any) -> AsyncIterator[tuple[JobService, JobStore]]:
     chosen = Settings(state=folder, queue_url=f"redis://127.0.0.1:{free_port()}/0", log_level="error", **settings)
-    blobs, job_store = Blobs(chosen.blobs), JobStore(chosen.database)
+    blobs, job_store = open_blobs(chosen.blobs), JobStore(chosen.database)
     batch_sender = BatchSender(chosen, blobs)
     job_service = JobService(chosen, job_store, blobs, batch_sender)
     await batch_sender.start()
@@ -204,7 +204,7 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
                 await creation
             assert refused.value.status == 503
         (tmp_path / "blobs" / "jobs").unlink()
-        full = patch.object(Blobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        full = patch.object(FolderBlobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
         with full, pytest.raises(FullError, match="No space left on device"):
             await job_service.create(inference_request)
         assert job_store.count_by_status() == {}
@@ -269,7 +269,7 @@ def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
             if fields is SMALL:
                 job_store.mark_expired([done.id])
             else:
-                Blobs(f"file://{tmp_path / 'blobs'}").delete(f"jobs/{job.id}")
+                open_blobs(f"file://{tmp_path / 'blobs'}").delete(f"jobs/{job.id}")
             with pytest.raises(LookupError):
                 await job_service.result(done)
 

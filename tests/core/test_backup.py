@@ -19,7 +19,7 @@ import pytest
 
 from core import backup
 from core.backup import BackupError, create, restore
-from core.blobs import Blobs
+from core.blobs import open_blobs
 from core.catalog.versions import FILE, Versions
 from core.datasets.store import Datasets
 from core.jobs.records import Job, JobState, SliceReport, new_id
@@ -36,7 +36,7 @@ class Service:
     def __init__(self, state: Path) -> None:
         self.settings = Settings(state=state)
         self.job_store = JobStore(self.settings.database)
-        self.blobs = Blobs(self.settings.blobs)
+        self.blobs = open_blobs(self.settings.blobs)
 
     def ended(self, data: bytes, blob: bytes) -> Job:
         """Insert a finished job of two slices: one in the database, one in the blob store."""
@@ -194,7 +194,7 @@ def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> No
     settings, key = Settings(state=tmp_path / "state"), f"jobs/{job_id(10)}/3-0"
     load(LAST, settings.state / "ledger.sqlite3")
     before = (settings.state / "ledger.sqlite3").read_bytes()
-    Blobs(settings.blobs).put(key, b"in a blob")
+    open_blobs(settings.blobs).put(key, b"in a blob")
     (settings.state / "desk" / job_id(8)).mkdir(parents=True)
     (settings.state / "desk" / job_id(8) / FILE).write_bytes(b"a version")
     manifest = create(settings, tmp_path / "backup")
@@ -267,7 +267,7 @@ def test_existing_folders_are_not_overwritten(service: Service, tmp_path: Path) 
     with pytest.raises(BackupError, match="not empty"):
         restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
     assert not (tmp_path / "other" / "jobs.sqlite3").exists()
-    Blobs(f"file://{tmp_path / 'third' / 'blobs'}").put("jobs/a/1-0", b"x")
+    open_blobs(f"file://{tmp_path / 'third' / 'blobs'}").put("jobs/a/1-0", b"x")
     with pytest.raises(BackupError, match="blob store"):
         restore(Settings(state=tmp_path / "third"), tmp_path / "backup")
 

@@ -9,7 +9,7 @@ from functools import partial
 from uuid import uuid4
 
 from core import tracing
-from core.blobs import Blobs
+from core.blobs import open_blobs
 from core.broker.codec import Outcome
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
@@ -57,7 +57,7 @@ class InferenceContext:
         self.queue_server = connect(settings)
         self.commands = FireAndForgetClient(self.queue_server)
         self.job_store = JobStore(settings.database)
-        self.blobs = Blobs(settings.blobs)
+        self.blobs = open_blobs(settings.blobs)
         self.registry = Registry(settings.checkpoints, StatePaths(settings.state).checkpoints)
         self.watchdog = Watchdog(settings.stall_s)
         self.preemption = Preemption()

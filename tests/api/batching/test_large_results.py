@@ -14,7 +14,7 @@ import pytest
 from api.batching.batch_sender import BatchSender
 from api.batching.requests import InFlightBatch, PendingRequest
 from api.row_files import ROW_FILE_BYTES, array_bytes, cut_rows
-from core.blobs import Blobs
+from core.blobs import open_blobs
 from core.broker.codec import Fields, pack
 from core.catalog.registry import ModelVersion, Registry
 from core.settings import Settings
@@ -31,7 +31,7 @@ class _Bench:
 
     def __init__(self, folder: Path) -> None:
         settings = Settings(state=folder)
-        self.sender = BatchSender(settings, Blobs(settings.blobs))
+        self.sender = BatchSender(settings, open_blobs(settings.blobs))
         self.sender._loop = asyncio.get_running_loop()
         self.sender._paused_until = math.inf
         self.unfinished = folder / "unfinished"

@@ -17,10 +17,11 @@ from starlette.requests import Request
 
 from api.errors import GoneError
 from api.responses.large_responses import LARGE_BYTES, SENDING_BYTES, LargeResponses
-from api.responses.result_files import STORED_BYTES, Rendering, ResultFiles
-from core.blobs import Blobs
+from api.responses.result_files import LINKED_BYTES, STORED_BYTES, Rendering, ResultFiles
+from core.blobs import open_blobs
 from tests.api.attack import MIB, BareApi, connect, cpu_seconds, rss_bytes, status_of
 from tests.api.helpers import MODEL, create_job, finished_job, post_samples
+from tests.object_store import CREDENTIALS, new_store
 from tests.stack import Stack
 from tests.waiting import wait_until
 
@@ -49,7 +50,7 @@ class _Job:
     """A job with a result, which counts how often it is rendered."""
 
     def __init__(self, folder: Path, data: bytes) -> None:
-        self.blobs = Blobs(f"file://{folder / 'blobs'}")
+        self.blobs = open_blobs(f"file://{folder / 'blobs'}")
         self.unfinished = folder / "unfinished"
         self.responses = LargeResponses(64 * MIB, self.unfinished)
         self.data = data
@@ -92,6 +93,31 @@ def test_a_large_result_is_rendered_once(tmp_path: Path) -> None:
             assert response.status_code == 206
             assert await _body(response) == expected
         assert job.renders == 1
+
+    asyncio.run(run())
+
+
+def test_a_large_result_is_a_link_where_a_setting_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link to the object store gives the same bytes and ranges; a small result is sent by the API."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    data = bytes(range(256)) * 10_000
+
+    async def run() -> None:
+        job = _Job(tmp_path, data)
+        job.blobs = open_blobs(new_store())
+        assert (await job.anew().respond(_request(), "job", "json", "application/json", job.render)).status_code == 200
+        files = ResultFiles(job.blobs, job.unfinished, job.responses, job.exists, 60)
+        response = await files.respond(_request(range="bytes=5-8"), "job", "json", "application/json", job.render)
+        assert (response.status_code, response.headers["reverie-seed"]) == (307, "1")
+        link = response.headers["location"]
+        async with httpx.AsyncClient() as client:
+            whole, part = await client.get(link), await client.get(link, headers={"Range": "bytes=5-8"})
+        assert (whole.content, whole.headers["content-type"]) == (data, "application/json")
+        assert (part.status_code, part.content) == (206, data[5:9])
+        job.data = data[: LINKED_BYTES - 1]
+        response = await files.respond(_request(), "other", "json", "application/json", job.render)
+        assert response.status_code == 200
 
     asyncio.run(run())
 

@@ -18,7 +18,7 @@ from api.errors import FullError, GoneError, NotAcceptableError, OverloadedError
 from api.responses import upscaled as photographs
 from api.responses.large_responses import LargeResponses
 from api.responses.upscaled import OutputFormat, UpscaleService, UpscaleSpec, storage_failed
-from core.blobs import Blobs
+from core.blobs import open_blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
 from core.imaging.tiling import Layout, Photograph, Tiling, photograph_bytes
@@ -33,7 +33,7 @@ class Bench:
     """An upscale service with one finished job; `reads` counts how often its tiles were read."""
 
     def __init__(self, folder: Path) -> None:
-        self.blobs = Blobs(f"file://{folder / 'blobs'}")
+        self.blobs = open_blobs(f"file://{folder / 'blobs'}")
         self.unfinished = folder / "unfinished"
         self.reads = 0
         self.gone = False
@@ -151,7 +151,7 @@ def test_a_full_disk_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(storage_failed(OSError(errno.ENOSPC, "No space left on device")), FullError)
     assert isinstance(storage_failed(OSError(errno.EIO, "Input/output error")), OverloadedError)
 
-    def take(_key: str, _file: Path) -> None:
+    def take(_key: str, _file: Path, _media: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(bench.blobs, "take", take)
