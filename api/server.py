@@ -1,12 +1,15 @@
 """The HTTP server of one API process.
 
-On SIGTERM it reports "not ready", finishes its open requests and exits.
+On SIGTERM it reports "not ready", accepts requests for `REVERIE_SHUTDOWN_DELAY_S` longer, finishes
+its open requests and exits.
 """
 
+import asyncio
 import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -31,11 +34,24 @@ OTHER_FILES = 1024
 class Server(uvicorn.Server):
     """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
 
+    def __init__(self, config: uvicorn.Config, shutdown_delay_s: float) -> None:
+        """Serve with `config`; after SIGTERM, go on for `shutdown_delay_s` seconds."""
+        super().__init__(config)
+        self._shutdown_delay_s = shutdown_delay_s
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or SIGINT: report "not ready", finish the open requests, then exit.
 
-        A second SIGINT ends the wait for open requests.
+        After the first SIGTERM, new requests are accepted until the shutdown delay has passed, so
+        that load balancers see `/readyz` before connections are refused. A second SIGINT ends the
+        wait for open requests.
         """
+        app: Any = self.config.app
+        if sig == signal.SIGTERM and self._shutdown_delay_s and not app.state.draining:
+            app.state.draining = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._shutdown_delay_s, self.handle_exit, sig, frame)
+            return
         self._drain()
         super().handle_exit(sig, frame)
 
@@ -101,7 +117,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
         backlog=1024,
     )
-    server = Server(config)
+    server = Server(config, settings.shutdown_delay_s)
     guard = QueueGuard(settings, server.stop)
     guard.start()
     server.run(sockets=[listener])

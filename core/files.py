@@ -32,6 +32,13 @@ def write_durably(path: Path, text: str, mode: int = 0o666) -> None:
         part.unlink(missing_ok=True)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to a file atomically, without flushing it to the disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's directory entries to the disk, so that new names in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -5,13 +5,15 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlparse
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 PREFIX = "REVERIE_"
+SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
 # Variables of the Python client, which the service ignores.
 CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
 
@@ -42,6 +44,15 @@ def check_networks(text: str) -> str:
     for part in filter(None, map(str.strip, text.split(","))):
         ipaddress.ip_network(part)
     return text
+
+
+class SecretFiles(SecretsSettingsSource):
+    """Settings from files; an empty file counts as not set."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value of a file or None, its key, and whether the value is JSON."""
+        value, key, is_json = super().get_field_value(field, field_name)
+        return value or None, key, is_json
 
 
 class Settings(BaseSettings):
@@ -205,6 +216,10 @@ class Settings(BaseSettings):
     """A job whose result cannot be stored waits this long for disk space, then fails with 507."""
     sweep_s: float = Field(15.0, gt=0, le=3600)
     """Interval of the cleanup; an orphaned file is deleted when two sweeps have found it."""
+    shutdown_delay_s: float = Field(0.0, ge=0, le=600)
+    """Time after SIGTERM for which an API process still accepts requests while `/readyz` is 503, so that a
+    load balancer stops using it first.
+    """
     shutdown_grace_s: float = Field(10.0, ge=0, le=600)
     """Time that a stopping API has to finish its requests."""
 
@@ -237,24 +252,48 @@ class Settings(BaseSettings):
     max_version_bytes: int = Field(4 << 30, ge=1024)
     """Maximum size of a version file to import."""
 
+    secrets_dir: Path | None = None
+    """Folder of files that hold settings, such as a file `REVERIE_DATABASE_URL`; a variable overrides its
+    file.
+    """
+    heartbeat_file: Path | None = None
+    """File to which a worker writes its state after each heartbeat, for health checks of containers."""
     tracing: bool = False
     """Record OpenTelemetry traces; needs the extra `otel`, and `OTEL_…` variables say where they are sent."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     """Minimum level of log lines: debug, info, warning or error."""
 
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override] # the other arguments are not used
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_others: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from: arguments, then variables, then the files of `secrets_dir`."""
+        folder = Path(os.environ.get(SECRETS_DIR, ""))
+        files = [SecretFiles(settings_cls, secrets_dir=folder)] if folder.name and folder.is_dir() else []
+        return init_settings, env_settings, *files
+
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
-        """Raise ValueError for a `REVERIE_…` variable that is unknown or was renamed.
+        """Raise ValueError for a `REVERIE_…` variable or secret file that is unknown or was renamed.
 
         A misspelt one would have no effect. Also raises it if `heartbeat_timeout_s` or
         `job_lease_s` is shorter than two heartbeats.
         """
-        renamed = sorted(name for name in os.environ if name in RENAMED)
+        names = set(os.environ)
+        if self.secrets_dir:
+            if not self.secrets_dir.is_dir():
+                raise ValueError(f"{SECRETS_DIR}: {self.secrets_dir} is no folder")
+            names |= {file.name.upper() for file in self.secrets_dir.iterdir()}
+        renamed = sorted(name for name in names if name in RENAMED)
         if renamed:
             changes = ", ".join(f"{name} is {RENAMED[name]} now" for name in renamed)
             raise ValueError(f"settings were renamed: {changes}")
         known = CLIENT_NAMES | {PREFIX + name.upper() for name in type(self).model_fields}
-        unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+        unknown = sorted(name for name in names if name.startswith(PREFIX) and name not in known)
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if self.job_lease_s < 2 * HEARTBEAT_S or self.heartbeat_timeout_s < 2 * HEARTBEAT_S:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,22 @@ def compose(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def services() -> Services:
-    """The services of the compose file, with anchors and defaults resolved."""
-    shown = compose(COMPOSE, "config", "--format", "json")
+    """The services that `docker compose up` starts, with anchors and defaults resolved."""
+    return described()
+
+
+@pytest.fixture(scope="module")
+def all_services() -> Services:
+    """The services of all profiles."""
+    return described("--profile", "*")
+
+
+def described(*words: str) -> Services:
+    """Return the services that the compose file has with these words on the command line."""
+    shown = compose(COMPOSE, *words, "config", "--format", "json")
     assert shown.returncode == 0, shown.stderr
-    described: Services = json.loads(shown.stdout)["services"]
-    return described
+    services: Services = json.loads(shown.stdout)["services"]
+    return services
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -78,9 +90,9 @@ def test_compose_rejects_a_wrong_file(tmp_path: Path) -> None:
 def test_commands_exist_in_the_code(services: Services) -> None:
     """Every module and file that a container runs exists."""
     ours = {name: service for name, service in services.items() if "build" in service}
-    assert set(ours) == {"api", "inference"}
+    assert set(ours) == {"api", "inference", "training"}
     assert services["training"]["image"] == services["inference"]["image"]
-    for service in [*ours.values(), services["training"]]:
+    for service in ours.values():
         assert service["command"][0] == "python"
         assert startable(service["command"])
     for target in ("api", "worker"):
@@ -89,11 +101,13 @@ def test_commands_exist_in_the_code(services: Services) -> None:
 
 
 def test_compose_runs_what_the_image_would(services: Services) -> None:
-    """The command of a service equals that of its image."""
-    for service in services.values():
-        if "build" in service:
+    """The command of a service equals that of its image, and the health check of a worker, too."""
+    for name, service in services.items():
+        if name in {"api", "inference"}:
             (command,) = [json.loads(rest) for word, rest in stage(service["build"]["target"]) if word == "CMD"]
             assert service["command"] == command
+    (check,) = [json.loads(rest.partition("CMD ")[2]) for word, rest in stage("worker") if word == "HEALTHCHECK"]
+    assert services["inference"]["healthcheck"]["test"][1:] == check == services["training"]["healthcheck"]["test"][1:]
 
 
 def test_health_checks_use_paths_that_exist(services: Services, tmp_path: Path) -> None:
@@ -104,15 +118,24 @@ def test_health_checks_use_paths_that_exist(services: Services, tmp_path: Path) 
     checked = re.findall(r"127\.0\.0\.1:8000(/\w+)", DOCKERFILE.read_text() + COMPOSE.read_text())
     assert set(checked) == {"/healthz", "/readyz"}
     assert set(checked) <= paths
-    for worker in ("inference", "training"):
-        assert startable(services[worker]["healthcheck"]["test"][1:])
     assert all("healthcheck" in service for service in services.values())
+    for name in ("api", "inference", "training"):
+        # isolated and without site-packages: the standard library only
+        python, *options, program = services[name]["healthcheck"]["test"][1:][: 4 if name != "api" else 5]
+        assert (python, options[:2]) == ("python", ["-I", "-S"])
+        assert program.startswith("import urllib") or (ROOT / program).is_file()
 
 
-def test_only_known_settings_are_set(services: Services) -> None:
+def test_only_known_settings_are_set(all_services: Services, tmp_path: Path) -> None:
     """Every REVERIE_ variable is a setting, and its value is valid."""
-    for service in services.values():
-        given = {name.removeprefix(PREFIX).lower(): value for name, value in service.get("environment", {}).items()}
+    for service in all_services.values():
+        given = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in service.get("environment", {}).items()
+            if name.startswith(PREFIX)
+        }
+        if "secrets_dir" in given:
+            given["secrets_dir"] = str(tmp_path)
         assert set(given) <= set(Settings.model_fields)
         Settings(**{name: value for name, value in given.items() if value})
     stated = re.findall(rf"\b{PREFIX}([A-Z_]+)=", DOCKERFILE.read_text())
@@ -128,23 +151,26 @@ def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (Settings().api_keys, Settings().port) == (None, 8000)
 
 
-def test_every_container_is_confined(services: Services) -> None:
+def test_every_container_is_confined(services: Services, all_services: Services) -> None:
     """No container has root, capabilities, new privileges or a writable root file system; memory
     and processes are limited.
     """
     assert set(services) == {"queue", "api", "inference", "training"}
-    for name, service in services.items():
+    assert set(all_services) == {*services, "postgresql", "s3", "s3-bucket", "inference-gpu", "training-gpu"}
+    users = {"queue": "valkey", "postgresql": "postgres", "s3": "10001", "s3-bucket": "10001"}
+    for name, service in all_services.items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert "cap_add" not in service
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not service.get("privileged", False)
-        assert service["user"] == ("valkey" if name == "queue" else "reverie")
+        assert service["user"] == users.get(name, "reverie")
         assert 256 << 20 <= int(service["mem_limit"]) <= 16 << 30
         assert 16 <= service["pids_limit"] <= 1024
-        assert [entry.split(":")[0] for entry in service["tmpfs"]] == ["/tmp"]  # noqa: S108
-        assert re.search(r"size=\d+m", service["tmpfs"][0])
-        assert all(volume["type"] == "volume" for volume in service["volumes"])
+        written = ["/tmp", *(["/var/run/postgresql"] if name == "postgresql" else [])]  # noqa: S108
+        assert [entry.split(":")[0] for entry in service["tmpfs"]] == written
+        assert all(re.search(r"size=\d+m", entry) for entry in service["tmpfs"])
+        assert all(volume["type"] == "volume" for volume in service.get("volumes", ()))
         assert service["init"] is True
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
 
@@ -159,8 +185,50 @@ def test_keys_are_a_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         environment = shown["services"]["api"]["environment"]
         assert (environment["REVERIE_API_KEYS"] or "") == stated
         assert shown["secrets"]["api-keys"]["file"] == (given or "/dev/null")
-        assert [name for name, one in shown["services"].items() if one.get("secrets")] == ["api"]
-        assert [one["source"] for one in shown["services"]["api"]["secrets"]] == ["api-keys"]
+        assert [name for name, one in shown["services"].items() if "api-keys" in secrets_of(one)] == ["api"]
+
+
+def secrets_of(service: dict[str, Any]) -> dict[str, str]:
+    """Return where the secrets of a service are mounted, by their names."""
+    return {one["source"]: one.get("target", "") for one in service.get("secrets", ())}
+
+
+def test_settings_with_passwords_are_secret_files(all_services: Services) -> None:
+    """The URLs of the database and the queue server come from files named like the settings; the
+    default file is empty, which counts as not set.
+    """
+    for name, service in all_services.items():
+        if name in {"api", "inference", "training", "inference-gpu", "training-gpu"}:
+            assert service["environment"]["REVERIE_SECRETS_DIR"] == "/run/secrets"
+            targets = set(secrets_of(service).values()) - {"/run/secrets/api-keys"}
+            assert targets == {"REVERIE_DATABASE_URL", "REVERIE_QUEUE_URL"}
+            assert {target.removeprefix(PREFIX).lower() for target in targets} <= set(Settings.model_fields)
+    shown = json.loads(compose(COMPOSE, "--profile", "*", "config", "--format", "json").stdout)["secrets"]
+    for name in ("database-url", "queue-url"):
+        assert Path(shown[name]["file"]).read_text() == ""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="NOT TESTED: no bash")
+def test_prepare_writes_what_the_cluster_profile_mounts(tmp_path: Path) -> None:
+    """`deploy/compose/prepare` writes each secret file once, with one password, and a file `.env`
+    that adds the database and the object store.
+    """
+    shutil.copy(COMPOSE, tmp_path)
+    shutil.copytree(COMPOSE.parent / "deploy" / "compose", tmp_path / "deploy" / "compose")
+    shutil.rmtree(tmp_path / "deploy" / "compose" / "secrets", ignore_errors=True)
+    prepare = [tmp_path / "deploy" / "compose" / "prepare"]
+    subprocess.run(prepare, check=True, capture_output=True)
+    here = tmp_path / COMPOSE.name
+    shown = json.loads(compose(here, "--project-directory", str(tmp_path), "config", "--format", "json").stdout)
+    assert {"postgresql", "s3"} <= set(shown["services"])
+    files = {name: Path(secret["file"]).read_text() for name, secret in shown["secrets"].items() if name != "api-keys"}
+    assert files["database-url"] == f"postgresql://reverie:{files['database-password']}@postgresql/reverie"
+    assert len(files["database-password"]) == 48
+    assert json.loads(files["s3-identities"])["identities"][0]["credentials"][0]["secretKey"]
+    (tmp_path / ".env").unlink()
+    subprocess.run(prepare, check=True, capture_output=True)
+    assert files["database-password"] == (tmp_path / "deploy/compose/secrets/database-password").read_text()
+    assert subprocess.run(prepare, check=False, capture_output=True).returncode == 1  # .env exists
 
 
 def test_state_outlives_containers(services: Services) -> None:
@@ -221,7 +289,7 @@ def test_torch_is_installed_first_and_all_else_by_hash() -> None:
     """
     assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
     extras = ["postgresql.lock", "s3.lock", "otel.lock"]
-    for target, files in (("api", ["api.lock", *extras]), ("worker", ["torch.txt", "worker.lock", *extras])):
+    for target, files in (("api-packages", ["api.lock", *extras]), ("worker", ["torch.txt", "worker.lock", *extras])):
         installs = [rest for word, rest in stage(target) if word == "RUN" and "pip install" in rest]
         assert [rest.split("requirements/")[-1] for rest in installs] == files
         assert all("--require-hashes" in rest for rest in installs if rest.endswith(".lock"))

@@ -36,9 +36,11 @@ def readiness(stack: Stack) -> dict[str, Any]:
 
 def test_the_first_request_waits_for_its_own_model_only(tmp_path: Path) -> None:
     """On an empty state folder it waits for three forward passes, not for a measurement. The other
-    models are loaded afterwards.
+    models are loaded afterwards. The health check of a worker's container passes once a model is
+    loaded.
     """
-    stack = Stack(tmp_path / "service")
+    heartbeat_file = tmp_path / "heartbeat"
+    stack = Stack(tmp_path / "service", heartbeat_file=str(heartbeat_file))
     (stack.state / "state" / "plans").unlink()  # those that the tests share
     names = {f"{path.name}@1" for path in (stack.state / "checkpoints").iterdir()}
     try:
@@ -51,6 +53,7 @@ def test_the_first_request_waits_for_its_own_model_only(tmp_path: Path) -> None:
         headers = {"Prefer": "wait=60", "Accept": "image/png"}
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(httpx.post, f"{stack.url}/v1/samples", json=body, headers=headers, timeout=90)
+            assert not _is_alive(heartbeat_file)
             stack.start("inference")
             response = waiting.result()
         assert response.status_code == 200, response.text
@@ -59,6 +62,7 @@ def test_the_first_request_waits_for_its_own_model_only(tmp_path: Path) -> None:
         assert not [line for line in log[:batch] if line["event"] == "batch plan measured"]
         (first,) = [line for line in log if line["event"] == "first batch plan" and line["model"] == f"{MODEL}@1"][:1]
         assert (first["method"], first["passes"]) == ("sample", 3)
+        wait_until(lambda: _is_alive(heartbeat_file), "the health check passes")
         wait_until(lambda: not readiness(stack)["loading"] and readiness(stack)["models"], "all models are loaded")
         assert set(readiness(stack)["models"]) == names
         wait_until(lambda: _is_measured(stack), "its batch plan is measured")
@@ -66,6 +70,12 @@ def test_the_first_request_waits_for_its_own_model_only(tmp_path: Path) -> None:
         assert again.content == response.content
     finally:
         stack.down()
+
+
+def _is_alive(heartbeat_file: Path) -> bool:
+    environment = {**os.environ, "REVERIE_HEARTBEAT_FILE": str(heartbeat_file)}
+    command = [sys.executable, "-I", "-S", "docker/alive.py"]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def _is_up(stack: Stack) -> bool:

@@ -305,6 +305,21 @@ def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
         assert "is stopping" in waiting.result().json()["detail"]
 
 
+def test_an_api_accepts_requests_for_a_while_after_sigterm(tmp_path: Path) -> None:
+    """With a shutdown delay, a load balancer sees `/readyz` fail before connections are refused."""
+    queue = f"redis://127.0.0.1:{free_port()}/0"
+    process, address = serving(tmp_path, queue_url=queue, shutdown_delay_s=3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    try:
+        wait_until(lambda: httpx.get(f"{address}/readyz").json()["draining"], "it reports that it stops", 2)
+        assert httpx.get(f"{address}/healthz").is_success
+        process.communicate(timeout=END_S)
+        assert time.monotonic() - began >= 3
+    finally:
+        process.kill()
+
+
 def test_sigterm_ends_an_api_whose_queue_server_hangs(tmp_path: Path) -> None:
     """An API whose queue server no longer replies exits on SIGTERM."""
     with queue_server(tmp_path) as url:

@@ -11,6 +11,7 @@ import torch
 from core.broker.codec import pack
 from core.broker.connection import server_time
 from core.broker.keys import WORKERS
+from core.files import replace_text
 from core.histograms import HISTOGRAMS
 from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
@@ -87,11 +88,17 @@ class InferenceWorker:
     def _run_heartbeat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
             self.context.watchdog.check()
-            best_effort(self._publish_heartbeat)
+            best_effort(self._report)
 
     def _renew_leases(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
             self.jobs.renew_leases()
+
+    def _report(self) -> None:
+        """Publish the heartbeat; after that, write the state to the file that health checks read."""
+        self._publish_heartbeat()
+        if file := self.context.settings.heartbeat_file:
+            replace_text(file, self.state)
 
     def _publish_heartbeat(self) -> None:
         self._beat += 1

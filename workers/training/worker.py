@@ -29,7 +29,7 @@ from core.broker.connection import connect, server_time
 from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
-from core.files import write_durably
+from core.files import replace_text, write_durably
 from core.histograms import HISTOGRAMS
 from core.jobs.leases import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job
@@ -129,6 +129,8 @@ class TrainingWorker:
     def _publish(self, heartbeat: dict[str, Any]) -> None:
         dated = {"at": server_time(self._training_queue), **heartbeat}
         self._training_queue.hset(TRAINING_WORKERS, self.id, pack(dated))
+        if file := self.context.settings.heartbeat_file:
+            replace_text(file, self.state)
 
     def _release_datasets(self) -> None:
         """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""

@@ -1,0 +1,249 @@
+"""Run docker-compose.yml on a real engine: start, the README's command, a training, three workers, kills, restarts.
+
+    python benchmarks/compose.py [--no-build] [--postgresql] [--write]
+
+Needs a Docker engine (`DOCKER_HOST`) with the base images, or access to their registry; where there
+is none, `benchmarks/stand_in_images.sh` builds stand-ins from Debian's packages. Uses a project name
+and a port of its own, and removes what it started, volumes included. `--postgresql` runs the job
+database of the profile `cluster` (after `deploy/compose/prepare`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.stack import free_port  # noqa: E402
+
+PAGE = ROOT / "docs" / "results" / "compose.md"
+REQUESTS, CLIENTS = 300, 8
+"""Requests that are sent while a worker is killed, and connections that send them."""
+
+
+class Project:
+    """The containers of one compose project."""
+
+    def __init__(self, *, postgresql: bool) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.services = ["api", "inference", "training", *(["postgresql"] if postgresql else [])]
+        self._environment = {**os.environ, "REVERIE_PORT": self.url.rpartition(":")[2]}
+        if postgresql:
+            self._environment["DATABASE_URL_FILE"] = "deploy/compose/secrets/database-url"
+
+    def compose(self, *words: str) -> str:
+        """Run `docker compose`; return its output. Raises CalledProcessError if it fails."""
+        command = [str(Path(sys.executable).with_name("docker-compose")), "--project-name", "reverie-check", *words]
+        done = subprocess.run(command, cwd=ROOT, env=self._environment, check=False, capture_output=True, text=True)
+        if done.returncode:
+            sys.stderr.write(done.stderr[-4000:])
+            done.check_returncode()
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of the running containers of a service."""
+        return self.compose("ps", "--quiet", service).split()
+
+
+def docker(*words: str) -> str:
+    """Run `docker`; return its output."""
+    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout
+
+
+class Report:
+    """Steps and their durations and remarks, in the order in which they ran."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, str]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Time a block; what the block appends to the list is its remark."""
+        remark: list[str] = []
+        began = time.monotonic()
+        yield remark
+        self.rows.append((name, time.monotonic() - began, "; ".join(remark)))
+        print(f"{name}: {self.rows[-1][1]:.1f} s  {self.rows[-1][2]}", flush=True)
+
+    def write(self, heading: str) -> None:
+        """Write the section `heading` of the page of results."""
+        lines = [f"## {heading}\n\n", "| step | seconds | |\n| --- | --- | --- |\n"]
+        lines += [f"| {name} | {seconds:.1f} | {remark} |\n" for name, seconds, remark in self.rows]
+        text = PAGE.read_text() if PAGE.exists() else _INTRODUCTION
+        before, _, rest = text.partition(f"## {heading}\n")
+        after = re.search(r"(?m)^## ", rest)
+        PAGE.write_text(before.rstrip() + "\n\n" + "".join(lines) + (f"\n{rest[after.start() :]}" if after else ""))
+
+
+_INTRODUCTION = """# docker compose on a real engine
+
+Written by `python benchmarks/compose.py --write`. Seconds are of a machine with two cores that other
+programs used, too; each step fails the run if a request fails.
+"""
+
+
+def samples(client: httpx.Client, seed: int, model: str = "vae-mnist-2d") -> bytes:
+    """Return eight samples as PNG. Raises HTTPStatusError if the status is no success."""
+    body = {"model": model, "count": 8, "seed": seed}
+    headers = {"Accept": "image/png", "Prefer": "wait=60"}
+    return client.post("/v1/samples", json=body, headers=headers).raise_for_status().content
+
+
+def pictures() -> bytes:
+    """Return a ZIP of 200 pictures in two classes: bars on black, upright and lying."""
+    rng, packed = np.random.default_rng(0), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(200):
+            pixels = np.zeros((28, 28), np.uint8)
+            pixels[4:24, 8 + rng.integers(12) :][:, :4] = 200 + rng.integers(55)
+            with archive.open(f"{number % 2}/{number}.png", "w") as file:
+                Image.fromarray(pixels.T if number % 2 else pixels).save(file, "PNG")
+    return packed.getvalue()
+
+
+def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    """Wait for the end of a job; return it."""
+    while True:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").raise_for_status().json()
+        if job["status"] in {"succeeded", "failed", "cancelled"}:
+            return job
+        time.sleep(0.5)
+
+
+def train(client: httpx.Client) -> str:
+    """Upload a dataset and train a model on it; return the model's name."""
+    form = {"name": "bars"}
+    response = client.post("/v1/datasets", data=form, files={"file": ("bars.zip", pictures(), "application/zip")})
+    response.raise_for_status()
+    until_true(lambda: client.get("/v1/datasets/bars").json()["status"] == "ready")
+    recipe = {"config": {"hidden": [32], "latents": 4}, "training": {"epochs": 2, "batch_size": 20}}
+    body = {"family": "vae", "dataset": "bars", "name": "bars", "recipe": recipe, "evaluation": {"count": 20, "k": 10}}
+    response = client.post("/v1/trainings", json=body)
+    response.raise_for_status()
+    job = ended(client, response.json()["id"])
+    assert job["status"] == "succeeded", job
+    return "bars"
+
+
+def until_true(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    """Wait until `condition` is true; errors of HTTP count as false."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError
+
+
+def under_load(client: httpx.Client, act: Callable[[], object]) -> tuple[int, float]:
+    """Send requests while `act` runs; return how many had another result than before, and the slowest."""
+    expected = {seed: samples(client, seed) for seed in range(10)}
+
+    def request(number: int) -> tuple[bool, float]:
+        began = time.monotonic()
+        return samples(client, number % 10) == expected[number % 10], time.monotonic() - began
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        pending = [pool.submit(request, number) for number in range(REQUESTS)]
+        act()
+        results = [one.result() for one in pending]
+    return sum(not same for same, _ in results), max(seconds for _, seconds in results)
+
+
+def check(project: Project, report: Report, *, build: bool) -> None:
+    """Run all steps. Raises an error if a step fails."""
+    if build:
+        with report.step("build both images"):
+            project.compose("build", *project.services)
+    with report.step("up --wait"):
+        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *project.services)
+    client = httpx.Client(base_url=project.url, timeout=120)
+    with report.step("the README's command") as remark:
+        (command,) = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:1]
+        words = command.replace("http://127.0.0.1:8000", project.url).replace("digits.png", os.devnull)
+        remark.append(subprocess.run(["bash", "-c", words], check=True, capture_output=True, text=True).stdout)
+        assert remark == ["200 image/png"]
+    with report.step("dataset, training, a sample of the new model"):
+        model = train(client)
+        kept = samples(client, 1, model)
+    with report.step("up --scale inference=3"):
+        scale = ["--scale", "inference=3", "--no-recreate"]
+        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *scale, *project.services)
+        until_true(lambda: client.get("/readyz").json()["workers"] == 3)
+    for name, act in {
+        "docker kill (an inference worker)": lambda: docker("kill", project.containers("inference")[0]),
+        "docker pause for 5 s (an inference worker)": lambda: _pause(project.containers("inference")[0]),
+        "restart of the queue server": lambda: project.compose("restart", "queue"),
+    }.items():
+        with report.step(f"{REQUESTS} requests and {name}") as remark:
+            other, slowest_s = under_load(client, act)
+            assert not other
+            remark.append(f"0 failed, all with the same bytes; the slowest {slowest_s:.1f} s")
+    with report.step("health check of a busy worker") as remark:
+        worker = project.containers("inference")[0]
+        words = "import time, subprocess as s; t = time.time(); "
+        words += "s.run(['python', '-I', '-S', 'docker/alive.py'], check=True); print(time.time() - t)"
+        took: list[float] = []
+        under_load(client, lambda: took.extend(float(docker("exec", worker, "python", "-c", words)) for _ in range(5)))
+        remark.append(f"at most {1000 * max(took):.0f} ms")
+    with report.step("down, up: the new model and its bytes are still there"):
+        project.compose("down")
+        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *project.services)
+        assert samples(client, 1, model) == kept
+    sizes = [int(docker("inspect", "--format", "{{.Size}}", name)) for name in ("reverie-api", "python:3.11-slim")]
+    report.rows.append(("layers of the image reverie-api above its base", 0.0, f"{(sizes[0] - sizes[1]) / 1e6:.0f} MB"))
+
+
+def _pause(container: str) -> None:
+    docker("pause", container)
+    time.sleep(5)
+    docker("unpause", container)
+
+
+def main() -> None:
+    """Run the steps, then remove all containers and volumes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--no-build", action="store_true", help="use the images reverie-api and reverie-worker as they are"
+    )
+    parser.add_argument("--postgresql", action="store_true", help="with PostgreSQL as the job database")
+    parser.add_argument("--write", action="store_true", help="write docs/results/compose.md")
+    arguments = parser.parse_args()
+    if subprocess.run(["docker", "version"], check=False, capture_output=True).returncode:
+        sys.exit("NOT TESTED: no Docker engine replies; set DOCKER_HOST or start one")
+    project, report = Project(postgresql=arguments.postgresql), Report()
+    try:
+        check(project, report, build=not arguments.no_build)
+    except BaseException:
+        print(project.compose("logs", "--no-color", "--tail", "15"))
+        print(json.dumps(report.rows))
+        raise
+    finally:
+        project.compose("down", "--volumes", "--remove-orphans")
+    if arguments.write:
+        report.write("With PostgreSQL" if arguments.postgresql else "With SQLite")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The manifests in deploy/kubernetes are valid and agree with the code. No cluster is needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import sqlalchemy as sa
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
+
+from core.jobs.store import JobStore
+from core.settings import PREFIX, Settings
+from tests.test_compose import instructions, startable
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "deploy" / "kubernetes"
+KEDA = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication}
+
+Manifest = dict[str, Any]
+
+
+def rendered(folder: Path) -> list[Manifest]:
+    """Return the manifests that `kubectl kustomize` makes of a folder."""
+    command = [str(Path(sys.executable).with_name("kubectl")), "kustomize", str(folder)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0, shown.stderr
+    return list(yaml.safe_load_all(shown.stdout))
+
+
+@pytest.fixture(scope="module")
+def with_keda() -> list[Manifest]:
+    """The manifests with KEDA."""
+    return rendered(FOLDER / "keda")
+
+
+@pytest.fixture(scope="module", params=["base", "keda", "gpu"])
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """The manifests of each folder; the GPUs' is a component, which an overlay adds."""
+    if request.param != "gpu":
+        return rendered(FOLDER / request.param)
+    copied = shutil.copytree(FOLDER, tmp_path_factory.mktemp("overlay") / "kubernetes")
+    (copied / "mine").mkdir()
+    overlay = {"resources": ["../keda"], "components": ["../gpu"]}
+    (copied / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return rendered(copied / "mine")
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
+    """Return the manifests of one kind by name."""
+    return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
+
+
+def container(deployment: Manifest) -> Manifest:
+    """Return the only container of a deployment."""
+    (one,) = deployment["spec"]["template"]["spec"]["containers"]
+    found: Manifest = one
+    return found
+
+
+def test_manifests_match_the_schemas(manifests: list[Manifest]) -> None:
+    """Each manifest is valid for Kubernetes or KEDA, which would also ignore no field of it."""
+    for manifest in manifests:
+        if model := KEDA.get(manifest["kind"]):
+            parsed = model.model_validate(manifest)
+            assert parsed.model_dump(mode="json", by_alias=True, exclude_unset=True) == manifest
+        else:
+            kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_wrong_manifests_are_found(with_keda: list[Manifest]) -> None:
+    """A misspelt field of Kubernetes or KEDA does not pass."""
+    deployment = of_kind(with_keda, "Deployment")["reverie-api"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**deployment, "spec": {**deployment["spec"], "replica": 1}}, "1.37", strict=True)
+    scaled = of_kind(with_keda, "ScaledObject")["reverie-inference"]
+    wrong = {**scaled, "spec": {**scaled["spec"], "minReplicas": 1}}
+    try:
+        parsed = ScaledObject.model_validate(wrong).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    except ValueError:
+        return
+    assert parsed != wrong
+
+
+def test_selectors_and_names_refer_to_what_there_is(with_keda: list[Manifest]) -> None:
+    """Each deployment has a disruption budget; services, scalers and volumes name what exists."""
+    deployments = of_kind(with_keda, "Deployment")
+    assert set(deployments) == {"reverie-api", "reverie-inference", "reverie-training"}
+    assert set(of_kind(with_keda, "PodDisruptionBudget")) == set(deployments)
+    for name, deployment in deployments.items():
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        budget = of_kind(with_keda, "PodDisruptionBudget")[name]
+        for selector in (deployment["spec"]["selector"], budget["spec"]["selector"]):
+            assert selector["matchLabels"].items() <= labels.items()
+        volumes = {volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+        assert {mount["name"] for mount in container(deployment)["volumeMounts"]} == volumes
+        assert deployment["spec"]["template"]["spec"]["serviceAccountName"] in of_kind(with_keda, "ServiceAccount")
+    for scaled in of_kind(with_keda, "ScaledObject").values():
+        target = scaled["spec"]["scaleTargetRef"]["name"]
+        assert "replicas" not in deployments[target]["spec"]  # otherwise each `apply` would reset it
+
+
+def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
+    """No pod has root, capabilities, a writable root file system, or rights at the API of Kubernetes."""
+    for deployment in of_kind(with_keda, "Deployment").values():
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        context = container(deployment)["securityContext"]
+        assert context == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in container(deployment)["resources"]["limits"]
+
+
+def test_settings_and_commands_exist(with_keda: list[Manifest], tmp_path: Path) -> None:
+    """Variables are settings with valid values, and commands and probes run what there is."""
+    (config,) = of_kind(with_keda, "ConfigMap").values()
+    for deployment in of_kind(with_keda, "Deployment").values():
+        one = container(deployment)
+        variables = {**config["data"], **{entry["name"]: entry["value"] for entry in one["env"]}}
+        variables["REVERIE_SECRETS_DIR"] = str(tmp_path)
+        Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in variables.items()})
+        if "command" in one:
+            assert startable(one["command"])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if "exec" in one.get(probe, {}):
+                assert (ROOT / one[probe]["exec"]["command"][-1]).is_file()
+        assert any(
+            word == "FROM" and rest.endswith(f" AS {one['image'].split('-')[1].split(':')[0]}")
+            for word, rest in instructions()
+        )
+
+
+def test_a_pod_has_time_to_drain(with_keda: list[Manifest]) -> None:
+    """An API pod gets its delay and its requests' time before it is killed."""
+    pod = of_kind(with_keda, "Deployment")["reverie-api"]["spec"]["template"]["spec"]
+    (one,) = pod["containers"]
+    delay_s = one["lifecycle"]["preStop"]["sleep"]["seconds"]
+    probe = one["readinessProbe"]
+    assert delay_s > probe["periodSeconds"] * probe["failureThreshold"]
+    assert pod["terminationGracePeriodSeconds"] >= delay_s + Settings().shutdown_grace_s + 4
+
+
+def test_scalers_ask_for_what_there_is(with_keda: list[Manifest], root: Path, tmp_path: Path) -> None:
+    """Metrics in queries are those of docs/monitoring.md, and SQL runs on the job database."""
+    described = set(re.findall(r"(?m)^\| `(reverie_\w+)`", (root / "docs" / "monitoring.md").read_text()))
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    for scaled in of_kind(with_keda, "ScaledObject").values():
+        for trigger in scaled["spec"]["triggers"]:
+            query = trigger["metadata"]["query"]
+            if trigger["type"] == "postgresql":
+                with store.engine.connect() as connection:
+                    assert connection.execute(sa.text(query)).scalar() == 0
+            else:
+                names = re.findall(r"\breverie_\w+", query)
+                assert names
+                assert {name.removesuffix("_bucket") for name in names} <= described
+    store.engine.dispose()
