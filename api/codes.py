@@ -30,7 +30,8 @@ def read_codes(
     missing, sent twice, of a wrong length, or out of range, and for images.
     """
     if fields.images or fields.image_url:
-        raise InvalidError("this operation takes `codes` and no images; POST /v1/encodings makes codes of images")
+        detail = "this operation takes `codes` and no images; POST /v1/encodings makes codes of images"
+        raise InvalidError.in_fields(["images" if fields.images else "image_url"], detail)
     size = code_format.size(options)
     value = (fields.model_extra or {}).get(CODES)
     if len(content.uploads) + (value is not None) != 1:

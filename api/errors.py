@@ -119,6 +119,11 @@ class InvalidError(ProblemError, status=422, title="Invalid request"):
         return cls(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
 
     @classmethod
+    def in_fields(cls, fields: Iterable[str], detail: str) -> Self:
+        """Return the error that concerns several fields, or one whose name `detail` need not repeat."""
+        return cls(detail, errors=[{"field": field, "detail": detail} for field in fields])
+
+    @classmethod
     def of_validation(cls, errors: Iterable[Mapping[str, Any]]) -> Self:
         """Return one error that lists the first `MAX_ERRORS` of pydantic's validation errors."""
         fields = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in islice(errors, MAX_ERRORS)]

@@ -116,7 +116,7 @@ async def read_form(request: Request, names: Sequence[str], max_files: int, acce
             elif name in files:
                 files[name].append(await value.read())
             else:
-                raise InvalidError(f"no file field {name[:60]!r}; {accepted}")
+                raise InvalidError.in_fields([name[:60]], f"no file field {name[:60]!r}; {accepted}")
     fields, texts = await asyncio.to_thread(parse_texts, values)
     return Content(fields, files.pop(names[0]), files, texts)
 
@@ -181,7 +181,7 @@ def unique_fields(values: Iterable[tuple[str, str]]) -> dict[str, str]:
     """
     filled = [(name, value) for name, value in values if value.strip()]
     if twice := sorted(name[:60] for name, times in Counter(name for name, _ in filled).items() if times > 1):
-        raise InvalidError(f"given more than once: {', '.join(twice[:10])}; send each field once")
+        raise InvalidError.in_fields(twice, f"given more than once: {', '.join(twice[:10])}; send each field once")
     return dict(filled)
 
 

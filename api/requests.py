@@ -218,7 +218,7 @@ def inference_request_of(
     model_operation = entry.operations.get(operation.method)
     if model_operation is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
-        raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
+        raise InvalidError.in_fields(["model"], f"{entry.name} cannot do this; it can do: {able}")
     options = validate_options(model_operation, fields, _field_names(operation), content.texts)
     if model_operation.codes is not None:
         codes = read_codes(content, fields, model_operation.codes, options, settings)
@@ -311,11 +311,12 @@ def validate_options(
     if extra := {name: value for name, value in (body.model_extra or {}).items() if name not in fields}:
         if twice := sorted(extra.keys() & options.keys()):
             names = ", ".join(name[:60] for name in twice[:10])
-            raise InvalidError(f"given twice, as a field and in options: {names}; send each once")
+            raise InvalidError.in_fields(twice, f"given twice, as a field and in options: {names}; send each once")
         rules = model_operation.schema.get("properties", {})
         if unknown := sorted(name[:60] for name in extra if name not in rules):
             known = sorted({*fields, *rules})
-            raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
+            detail = f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}"
+            raise InvalidError.in_fields(unknown, detail)
         values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
     try:
         return model_operation.options({**values, **options})
@@ -333,11 +334,14 @@ def _sizes(
     """
     needed = len(operation.images)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
-        raise InvalidError(f"this operation takes {operation.images_needed}, not {images}")
+        raise InvalidError.in_fields(["images"], f"this operation takes {operation.images_needed}, not {images}")
     if images > settings.max_images:
-        raise InvalidError(f"images: {images} are more than the {settings.max_images} that one request may bring")
+        raise InvalidError.in_field(
+            "images", f"{images} are more than the {settings.max_images} that one request may bring"
+        )
     if not operation.counted and fields.count != 1:
-        raise InvalidError("count: this operation has none; the number of results follows from the images and options")
+        detail = "this operation has none; the number of results follows from the images and options"
+        raise InvalidError.in_field("count", detail)
     rows = _checked_rows(operation, fields, images, options, settings)
     return rows, rows // images if needed == 1 else rows
 
@@ -350,7 +354,8 @@ def _checked_rows(
     Raises InvalidError if `count` or the number of rows is out of range.
     """
     if not 1 <= fields.count <= settings.max_count:
-        raise InvalidError(f"count: {fields.count} is not between 1 and {settings.max_count}")
+        raise InvalidError.in_field("count", f"{fields.count} is not between 1 and {settings.max_count}")
     if (rows := operation.rows(fields.count, inputs, options)) > settings.max_count:
-        raise InvalidError(f"{rows} results are more than the {settings.max_count} that one request may ask for")
+        detail = f"{rows} results are more than the {settings.max_count} that one request may ask for"
+        raise InvalidError.in_fields(["count" if operation.counted else "options"], detail)
     return rows

@@ -111,7 +111,8 @@ class StreamingUpload:
         Raises InvalidError for an unknown field, and for one that is given twice.
         """
         if name not in self._known:
-            raise InvalidError(f"no such field: {name[:60]!r}; there are {', '.join((*self.files, *self._known))}")
+            detail = f"no such field: {name[:60]!r}; there are {', '.join((*self.files, *self._known))}"
+            raise InvalidError.in_fields([name[:60]], detail)
         if not value.strip():
             return
         if name in self.fields:
@@ -184,7 +185,8 @@ class _FormCallbacks:
             self._upload.open_file(self._name)
             self._upload.filenames[self._name] = options[b"filename"].decode("utf-8", "replace")[:_MAX_FIELD_BYTES]
         if not self._is_file and b"filename" in options:
-            raise InvalidError(f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`")
+            detail = f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`"
+            raise InvalidError.in_fields([self._name[:60]], detail)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:

@@ -202,7 +202,7 @@ def _find_model(name: str | None, models: Models) -> ModelVersion:
     if entry is None:
         raise NotFoundError(f"no model {name[:120]!r}; those that enlarge pictures: {known}")
     if OPERATION.method not in entry.operations:
-        raise InvalidError(f"{entry.name} cannot enlarge pictures; those that can: {known}")
+        raise InvalidError.in_fields(["model"], f"{entry.name} cannot enlarge pictures; those that can: {known}")
     return entry
 
 

@@ -192,13 +192,15 @@ def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None
     try:
         card = check_import(file, name)
     except ImportRejectedError as error:
-        raise InvalidError(f"the file cannot be imported: {error}") from error
+        raise InvalidError.in_fields(["file"], f"the file cannot be imported: {error}") from error
     known = load_families(state.settings)
     if card.family not in known and all(entry.card.family != card.family for entry in state.registry.active()):
-        raise InvalidError(f"its family {card.family[:60]!r} is not known here; there are: {', '.join(known)}")
+        detail = f"its family {card.family[:60]!r} is not known here; there are: {', '.join(known)}"
+        raise InvalidError.in_fields(["file"], detail)
     active = state.registry.find(name)
     if active is not None and (active.card.family, active.image) != (card.family, card.image):
-        raise InvalidError(f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another")
+        detail = f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another"
+        raise InvalidError.in_fields(["file"], detail)
     for version in state.registry.versions(name):
         entry = state.registry.find(f"{name}@{version}")
         if entry is not None and filecmp.cmp(file, entry.path, shallow=False):

@@ -150,8 +150,10 @@ def test_the_ends_of_the_seeds_are_seeds(client: httpx.Client, seed: int) -> Non
     ],
 )
 def test_a_wrong_field_is_named(client: httpx.Client, fields: dict[str, Any], words: list[str]) -> None:
-    """An invalid field is 422, with the field and what would be valid."""
-    problem(post_samples(client, **fields), 422, *words)
+    """An invalid field is 422, with the field and what would be valid; `errors` names it, too."""
+    body = problem(post_samples(client, **fields), 422, *words)
+    assert body["errors"]
+    assert {error["field"].split(".")[0] for error in body["errors"]} <= fields.keys()
 
 
 def test_wrong_fields_are_listed(client: httpx.Client) -> None:
@@ -174,12 +176,14 @@ def test_an_unknown_model_is_refused(client: httpx.Client) -> None:
 def test_an_operation_that_a_model_lacks_is_refused(client: httpx.Client, digit: bytes) -> None:
     """An operation that the model lacks is 422 with those that it has."""
     response = client.post("/v1/encodings", json={"model": FAULTY, "images": [b64(digit)]})
-    problem(response, 422, FAULTY, "/v1/samples", "/v1/likelihoods")
+    body = problem(response, 422, FAULTY, "/v1/samples", "/v1/likelihoods")
+    assert [error["field"] for error in body["errors"]] == ["model"]
 
 
 def test_an_operation_without_count_says_so(client: httpx.Client) -> None:
     """`count` is rejected where other options determine the number of results."""
-    problem(client.post("/v1/manifold", json={"model": MODEL, "count": 4}), 422, "count")
+    body = problem(client.post("/v1/manifold", json={"model": MODEL, "count": 4}), 422, "count")
+    assert [error["field"] for error in body["errors"]] == ["count"]
 
 
 def test_images_must_be_as_many_as_an_operation_takes(client: httpx.Client, digit: bytes) -> None:
@@ -188,8 +192,10 @@ def test_images_must_be_as_many_as_an_operation_takes(client: httpx.Client, digi
     problem(client.post("/v1/encodings", json={"model": MODEL}), 422, "at least one image")
     for images in ([], [one], [one] * 3):
         response = client.post("/v1/interpolations", json={"model": MODEL, "images": images})
-        problem(response, 422, "exactly two images", str(len(images)))
-    problem(client.post("/v1/encodings", json={"model": MODEL, "images": [one] * 1025}), 422, "1025", "1024")
+        body = problem(response, 422, "exactly two images", str(len(images)))
+        assert [error["field"] for error in body["errors"]] == ["images"]
+    body = problem(client.post("/v1/encodings", json={"model": MODEL, "images": [one] * 1025}), 422, "1025", "1024")
+    assert [error["field"] for error in body["errors"]] == ["images"]
 
 
 @pytest.mark.parametrize("images", [{"a": "b"}, "text", [1], [None], [["x"]]])
@@ -314,11 +320,13 @@ def test_a_field_of_a_form_comes_once(client: httpx.Client, digit: bytes) -> Non
     """
     files = {"images": ("a.png", digit)}
     twice = client.post("/v1/encodings", data={"model": MODEL, "seed": ["1", "2"]}, files=files)
-    problem(twice, 422, "more than once", "seed")
+    body = problem(twice, 422, "more than once", "seed")
+    assert [error["field"] for error in body["errors"]] == ["seed"]
     both = client.post("/v1/encodings?seed=1", data={"model": MODEL, "seed": "1"}, files=files)
     problem(both, 422, "more than once", "seed")
     odd = client.post("/v1/encodings", data={"model": MODEL}, files={"picture": ("a.png", digit)})
-    problem(odd, 422, "picture", "images")
+    body = problem(odd, 422, "picture", "images")
+    assert [error["field"] for error in body["errors"]] == ["picture"]
 
 
 @pytest.mark.parametrize(
