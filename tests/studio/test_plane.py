@@ -59,7 +59,7 @@ def wait_for_picture(page: Page, old: Any = None) -> Any:
 def test_the_digit_follows_the_hand(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     """A code is dragged, typed and moved by keys; the address keeps it, and a wrong one is explained."""
     with visit(browser, stack.url) as visited:
-        page = visited.open("/plane")
+        page = visited.open("/plane?model=vae-mnist-2d")
         expect(page.get_by_label("model", exact=True)).to_have_value("vae-mnist-2d")
         manifold = page.get_by_role("img", name="The manifold of vae-mnist-2d")
         expect(manifold).to_be_visible()
@@ -94,7 +94,7 @@ def test_the_digit_follows_the_hand(browser: Browser, stack: Stack, tmp_path: Pa
 def test_sliders_and_film(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     """A slider changes the picture; a film is played between two pictures, of which one is loaded."""
     with visit(browser, stack.url) as visited:
-        page = visited.open("/plane?tab=sliders")
+        page = visited.open("/plane?model=vae-mnist-2d&tab=sliders")
         slider = page.get_by_role("slider", name="z1")
         slider.focus()
         page.keyboard.press("PageUp")
@@ -125,7 +125,7 @@ def test_sliders_and_film(browser: Browser, stack: Stack, tmp_path: Path) -> Non
 def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     """The plane fills the width, and nothing is wider than the screen."""
     with visit(browser, stack.url, PHONE) as visited:
-        page = visited.open("/plane?z=1,-1")
+        page = visited.open("/plane?model=vae-mnist-2d&z=1,-1")
         wait_for_picture(page)
         visited.shoot(tmp_path, "plane-phone")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
@@ -141,7 +141,7 @@ def test_dragging_for_ten_seconds(browser: Browser, stack: Stack) -> None:
     with visit(browser, stack.url) as visited:
         page = visited.page
         page.add_init_script(RECORD_AGES)
-        visited.open("/plane")
+        visited.open("/plane?model=vae-mnist-2d")
         bounds = page.locator(".plane-square").bounding_box()
         assert bounds is not None
         wait_for_picture(page)
