@@ -120,7 +120,7 @@ class AccessControl:
             return None
         if not self._hosts.allows(host):
             name = host.decode("latin-1")[:80]
-            detail = f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
+            detail = f"the host {name!r} is not allowed; the operator can add it to REVERIE_ALLOWED_HOSTS"
             return errors.MisdirectedError(detail)
         origin = headers.get(b"origin")
         if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host):

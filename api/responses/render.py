@@ -107,7 +107,7 @@ def choose(accept: str, offers: Sequence[str]) -> str:
         if precision and quality > 0 and (quality, precision) > best:
             best, best_offer = (quality, precision), offer
     if best_offer is None:
-        raise NotAcceptableError(f"this answer comes as {', '.join(offers)}, not as {accept[:200]}")
+        raise NotAcceptableError(f"this response comes as {', '.join(offers)}, not as {accept[:200]}")
     return best_offer
 
 

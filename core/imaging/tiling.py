@@ -249,7 +249,7 @@ def photograph_bytes(photograph: Photograph) -> bytes:
     return photograph.pixels.tobytes() + alpha
 
 
-# --- the answer ---
+# --- the response ---
 
 _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 
