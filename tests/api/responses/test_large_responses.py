@@ -127,7 +127,6 @@ def test_a_large_response_is_complete(server: _Server, kind: str) -> None:
             wait_until(lambda: server.responses.held == 0, "nothing is held")
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("kind", KINDS)
 def test_clients_that_do_not_read_hold_a_bounded_memory(server: _Server, kind: str) -> None:
     """Clients that do not read reserve no more than the limit; further requests get 503 with

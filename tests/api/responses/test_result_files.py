@@ -175,7 +175,6 @@ def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- a real service ---
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("media", ["application/json", "application/x-npz", "image/png"])
 def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack, media: str) -> None:
     """Twenty ranges of one byte and twenty 304 responses take less than 1 s of CPU time."""
@@ -196,7 +195,6 @@ def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack,
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
 
 
-@pytest.mark.timing
 def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: Stack) -> None:
     """Fifteen clients that do not read the result of a large job add less than 64 MiB to the API's
     memory.
@@ -219,7 +217,6 @@ def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: St
         connection.close()
 
 
-@pytest.mark.timing
 def test_requests_whose_clients_do_not_read_leave_no_memory(client: httpx.Client, stack: Stack) -> None:
     """Ten clients that do not read their large synchronous results add less than 96 MiB, and less
     than 48 MiB once they have disconnected.
@@ -243,7 +240,6 @@ def test_requests_whose_clients_do_not_read_leave_no_memory(client: httpx.Client
     wait_until(lambda: rss_bytes(pid) < rss + 48 * MIB, "the memory is given back", 20)
 
 
-@pytest.mark.timing
 def test_rendering_a_large_result_leaves_no_memory(client: httpx.Client, stack: Stack) -> None:
     """After a large result was rendered as NPZ, JSON and PNG, the API's memory has grown by less
     than 48 MiB.
@@ -258,7 +254,6 @@ def test_rendering_a_large_result_leaves_no_memory(client: httpx.Client, stack: 
     wait_until(lambda: rss_bytes(pid) < rss + 48 * MIB, "the memory is given back", 20)
 
 
-@pytest.mark.timing
 def test_downloads_beyond_the_memory_of_responses_are_refused(tmp_path: Path) -> None:
     """Downloads of model files beyond the memory limit of responses get 503, until the write
     time-out has released memory.
