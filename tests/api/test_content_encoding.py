@@ -159,7 +159,7 @@ def _decoded(pieces: list[bytes], encoding: str, limit: int = 1 << 30) -> tuple[
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-@pytest.mark.parametrize("size", [0, 1, 262_143, 262_144, 262_145, 3 * MIB])
+@pytest.mark.parametrize("size", [0, 1, 262_143, 262_144, 262_145, MIB])
 @pytest.mark.parametrize("step", [1000, 1 << 24])
 def test_decoded_blocks_are_the_whole_body(encoding: str, size: int, step: int) -> None:
     """The decoded body is complete and comes in blocks of bounded size, however the encoded body is

@@ -225,8 +225,15 @@ def test_a_long_run_resumes_after_its_worker_died(chaos: Stack) -> None:
     assert progress == sorted(progress)  # the job was not started again from its beginning
 
 
-@pytest.mark.parametrize("bad", [RAISES, KILLS], ids=["raises", "kills the process"])
-@pytest.mark.parametrize("as_job", [False, True], ids=["synchronous", "job"])
+@pytest.mark.parametrize(
+    ("bad", "as_job"),
+    [
+        pytest.param(RAISES, False, id="synchronous-raises"),
+        pytest.param(KILLS, False, id="synchronous-kills the process"),
+        pytest.param(RAISES, True, id="job-raises"),
+        pytest.param(KILLS, True, id="job-kills the process", marks=pytest.mark.slow),
+    ],
+)
 def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> None:
     """In a batch of 32, only the row that raises or kills its worker fails, with the reason."""
     seeds = [*range(2000, 2031), bad]

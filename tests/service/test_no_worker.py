@@ -42,7 +42,10 @@ def refused(stack: Stack, version: str) -> str:
     return str(response.json()["detail"])
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, id="stopped")],
+)
 def test_a_switch_needs_a_worker(app_state: Stack, how: signal.Signals) -> None:
     """Without a live worker an activation is 503, even while the dead worker's heartbeat remains;
     with one it succeeds.

@@ -92,6 +92,12 @@ def queue_server(folder: Path, *options: str) -> Iterator[str]:
 
 # --- state folder, database, settings ---
 
+TWO_OR_ALL = pytest.mark.parametrize(
+    "programs",
+    [pytest.param(("api", "training"), id="two"), pytest.param(tuple(PROGRAMS), id="all", marks=pytest.mark.slow)],
+)
+"""Test with two programs, which check their settings in the same function as the others; slow tests start all."""
+
 
 def reasons(first: tuple[object, ...], *others: tuple[object, ...]) -> list[object]:
     """Return test parameters with the programs to start: all for the first reason; two, or in slow
@@ -123,20 +129,22 @@ def test_a_part_of_the_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
         assert "REVERIE_STATE" in output
 
 
-def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+@TWO_OR_ALL
+def test_a_database_that_cannot_be_opened(tmp_path: Path, programs: tuple[str, ...]) -> None:
     """A URL of no usable database is reported without its password."""
     (tmp_path / "text").write_text("no database" * 1000)
     queue = {"queue_url": f"redis://127.0.0.1:{free_port()}/0", "state": tmp_path}
-    for output in refusals(database_url=f"sqlite:///{tmp_path}/text", **queue).values():
+    for output in refusals(*programs, database_url=f"sqlite:///{tmp_path}/text", **queue).values():
         assert "file is not a database" in output
         assert "REVERIE_DATABASE_URL" in output
     (output,) = refusals("api", database_url="mariadb://me:secret@localhost/x", **queue).values()
     assert "secret" not in output
 
 
-def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
+@TWO_OR_ALL
+def test_settings_that_cannot_be_used(tmp_path: Path, programs: tuple[str, ...]) -> None:
     """An invalid value and an unknown setting are reported."""
-    for output in refusals(state=tmp_path, sync_timeout_s="-1").values():
+    for output in refusals(*programs, state=tmp_path, sync_timeout_s="-1").values():
         assert "REVERIE_SYNC_TIMEOUT_S: Input should be greater than 0" in output
     for output in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
         assert "no such setting: REVERIE_WIAT_S" in output
@@ -167,16 +175,18 @@ def test_a_port_that_is_in_use(tmp_path: Path) -> None:
 # --- queue servers ---
 
 
-def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
+@TWO_OR_ALL
+def test_a_queue_server_that_wants_a_password(tmp_path: Path, programs: tuple[str, ...]) -> None:
     """A missing or wrong password is reported without showing it; the right one is accepted."""
     with queue_server(tmp_path, "--requirepass", "sesame") as url:
-        output = refusals(state=tmp_path, queue_url=url)
-        assert "Address already in use" in output.pop("serve")
+        output = refusals(*programs, state=tmp_path, queue_url=url)
+        if "serve" in programs:  # it starts a queue server of its own
+            assert "Address already in use" in output.pop("serve")
         for one in output.values():
             assert "wants a password" in one
             assert "REVERIE_QUEUE_URL: redis://:PASSWORD@HOST:PORT/0" in one
         wrong = url.replace("redis://", "redis://:opensesame@")
-        for one in refusals("api", "inference", "training", state=tmp_path, queue_url=wrong).values():
+        for one in refusals(*output, state=tmp_path, queue_url=wrong).values():
             assert "refuses the user name or password" in one
             assert "opensesame" not in one
         assert startup.check_queue(Settings(state=tmp_path, queue_url=url.replace("redis://", "redis://:sesame@")))
@@ -231,18 +241,18 @@ def test_a_queue_server_that_refuses(
         assert "REVERIE_QUEUE_URL" in one
 
 
-def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
+@TWO_OR_ALL
+def test_a_queue_server_of_another_instance(tmp_path: Path, programs: tuple[str, ...]) -> None:
     """A queue server that another instance uses is rejected, also on its other databases."""
     first, second = tmp_path / "first", tmp_path / "second"
     with queue_server(tmp_path) as url:
         assert startup.check(Settings(state=first, queue_url=url))
-        for output in refusals(state=second, queue_url=url).values():
+        for output in refusals(*programs, state=second, queue_url=url).values():
             assert "belongs to" in output
             assert str(first) in output
         database = f"sqlite:///{tmp_path}/other.sqlite3"
-        for output in refusals(
-            "api", "inference", "training", state=first, database_url=database, queue_url=url
-        ).values():
+        workers_and_api = [name for name in programs if name != "serve"]
+        for output in refusals(*workers_and_api, state=first, database_url=database, queue_url=url).values():
             assert "belongs to another instance" in output
         # the database that training workers of one instance use is not free for another
         for output in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
