@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -109,8 +109,10 @@ class Stack:
     processes.
     """
 
-    def __init__(self, state: Path, **settings: str) -> None:
+    def __init__(self, state: Path, workers: Sequence[str] = ("inference", "training"), **settings: str) -> None:
+        """Write the folders of a service; `workers` are the kinds that `up` starts, one of each."""
         self.state = state
+        self.workers = workers
         self.port = free_port()
         self.queue_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -182,9 +184,8 @@ class Stack:
         """Start all parts and wait until the service is ready."""
         self.start("queue")
         self.wait_queue()
-        self.start("inference")
-        self.start("training")
-        self.start("api")
+        for part in (*self.workers, "api"):
+            self.start(part)
         self.wait_ready()
         return self
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -162,8 +161,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("crowd")
     lines = [f"{key}:{hashlib.sha256(key.encode()).hexdigest()}" for key in KEYS]
     (folder / "keys").write_text("\n".join(lines) + "\n")
-    with Stack(folder, api_keys=str(folder / "keys"), max_streams=str(PER_KEY)) as running:
-        running.kill("training", signal.SIGTERM)  # so that trainings stay queued
+    with Stack(folder, workers=["inference"], api_keys=str(folder / "keys"), max_streams=str(PER_KEY)) as running:
         yield running
 
 

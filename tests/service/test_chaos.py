@@ -30,7 +30,7 @@ SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full"
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose processes tests kill; each test leaves all of them running."""
     settings = {"max_waiting": "4096", "max_sync_timeout_s": "280", "log_level": "warning"}
-    with Stack(tmp_path_factory.mktemp("chaos"), **settings) as running:
+    with Stack(tmp_path_factory.mktemp("chaos"), workers=["inference"], **settings) as running:
         yield running
 
 

@@ -29,7 +29,8 @@ def browser() -> Iterator[Browser]:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with API keys, which knows the key `ann-key`."""
     folder = tmp_path_factory.mktemp("keyed")
-    with Stack(folder, api_keys=str(key_file(folder, key_line("ann"))), sync_timeout_s="60") as running:
+    keys = str(key_file(folder, key_line("ann")))
+    with Stack(folder, workers=["inference"], api_keys=keys, sync_timeout_s="60") as running:
         yield running
 
 

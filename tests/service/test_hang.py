@@ -24,7 +24,10 @@ LOCK_HELD = pytest.param(HANGS_LOCKED, id="lock held")
 def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose inference worker is restarted whenever it exits."""
     settings = {"stall_s": str(STALL_S), "max_sync_timeout_s": "280", "max_attempts": "2"}
-    with Stack(tmp_path_factory.mktemp("hang"), **settings) as running, running.restarting("inference"):
+    with (
+        Stack(tmp_path_factory.mktemp("hang"), workers=["inference"], **settings) as running,
+        running.restarting("inference"),
+    ):
         yield running
 
 

@@ -18,7 +18,8 @@ pytestmark = needs_chromium
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service that asks for keys and knows `ann-key`."""
     folder = tmp_path_factory.mktemp("keyed")
-    with Stack(folder, api_keys=str(key_file(folder, key_line("ann", "read,run"))), sync_timeout_s="60") as running:
+    keys = str(key_file(folder, key_line("ann", "read,run")))
+    with Stack(folder, workers=["inference"], api_keys=keys, sync_timeout_s="60") as running:
         yield running
 
 

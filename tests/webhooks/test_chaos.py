@@ -62,7 +62,7 @@ class ReceiverProcess:
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose API is killed and whose webhooks may be sent to this machine."""
     settings = {"allowed_networks": "127.0.0.0/8", "webhook_retry_s": "0.2", "log_level": "warning"}
-    with Stack(tmp_path_factory.mktemp("webhook-chaos"), **settings) as running:
+    with Stack(tmp_path_factory.mktemp("webhook-chaos"), workers=["inference"], **settings) as running:
         yield running
 
 

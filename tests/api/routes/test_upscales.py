@@ -453,7 +453,8 @@ def test_long_thin_pictures_work(client: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service that tests may crash, with a low limit of `max_upscaled_pixels`."""
-    with Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_sync_timeout_s="60") as running:
+    settings = {"max_upscaled_pixels": "2000000", "max_sync_timeout_s": "60"}
+    with Stack(tmp_path_factory.mktemp("mortal"), workers=["inference"], **settings) as running:
         yield running
 
 
