@@ -84,7 +84,7 @@ def measured(
         }
         noise = RowStreams.range(1, 0, 1).normals(estimate[0, 0].numel(), 0, 1)[0, 0].view(1, 1, *estimate.shape[2:])
         for fidelity in fidelities:
-            high = levels(model.sharpen(x, scale, fidelity))
+            high = levels(model.sharpen(x, scale, fidelity, RowStreams.range(1, 0, 1)))
             added = metrics.luma(high) - metrics.luma(regression)
             strength = float(added.std())
             control = levels(model._project(estimate + noise * (strength / 219.0), x, scale))  # noqa: SLF001

@@ -99,7 +99,7 @@ def bound(model: vae.Model, pictures: data.ImageSet, samples: int = 10) -> tuple
     return float(every.mean()), float(every.std() / len(every) ** 0.5)
 
 
-def choose(latents: int, precision: str) -> None:
+def choose(latents: int, precision: str, device: str) -> None:
     """Measure the training loss of the first 1500 steps for each step size.
 
     It is averaged over the last 500.
@@ -108,10 +108,10 @@ def choose(latents: int, precision: str) -> None:
     CHOICE.unlink(missing_ok=True)
     pictures = data.load("mnist", "train", ROOT / "data")
     for step_size in STEP_SIZES:
-        run = Run(recipe(latents, step_size, precision), pictures.images[:EPOCH], Path())
+        run = Run(recipe(latents, step_size, precision), pictures.images[:EPOCH], Path(), device)
         losses = []
         while run.steps < 1500:
-            batches = data.shuffled(EPOCH, SEED, run.epoch).split(100)
+            batches = data.shuffled(EPOCH, SEED, run.epoch).to(device).split(100)
             losses += [float(run.train_step(index)) / 100 for index in batches]
             run.epoch += 1
         line = json.dumps({"step_size": step_size, "train_loss": sum(losses[-500:]) / 500})
@@ -120,7 +120,7 @@ def choose(latents: int, precision: str) -> None:
         print(line, flush=True)
 
 
-def fit(latents: int, step_size: float, precision: str, epochs: int) -> None:
+def fit(latents: int, step_size: float, precision: str, epochs: int, device: str) -> None:
     """Train one network to `epochs`, and measure the test bound at each mark."""
     out = ROOT / "runs" / f"paper-{latents}"
     pictures = data.load("mnist", "train", ROOT / "data")
@@ -128,10 +128,10 @@ def fit(latents: int, step_size: float, precision: str, epochs: int) -> None:
     chosen = recipe(latents, step_size, precision)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "provenance.json").exists():
-        (out / "provenance.json").write_text(json.dumps(provenance(chosen, pictures), indent=2) + "\n")
+        (out / "provenance.json").write_text(json.dumps(provenance(chosen, pictures, device), indent=2) + "\n")
     for mark in (mark for mark in MARKS if mark <= epochs):
         until = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, epochs=mark))
-        ended = train(until, pictures.images[:EPOCH], out, resume=True)
+        ended = train(until, pictures.images[:EPOCH], out, resume=True, device=device)
         if ended.reason != "finished":
             sys.exit(f"{ended.reason} after {ended.epochs} epochs")
         if ended.epochs > mark:
@@ -217,13 +217,14 @@ def main() -> None:
     parser.add_argument("--latents", type=int, choices=LATENTS, default=20)
     parser.add_argument("--step-size", type=float, choices=STEP_SIZES, default=0.01)
     parser.add_argument("--epochs", type=int, choices=MARKS, default=EPOCHS, help="of 50 000 images")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.command == "train":
-        fit(chosen.latents, chosen.step_size, chosen.precision, chosen.epochs)
+        fit(chosen.latents, chosen.step_size, chosen.precision, chosen.epochs, chosen.device)
     elif chosen.command == "choose":
-        choose(chosen.latents, chosen.precision)
+        choose(chosen.latents, chosen.precision, chosen.device)
     else:
         report()
 

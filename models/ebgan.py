@@ -25,7 +25,8 @@ against the updated discriminator; the convolutional variant is ours, for small 
 decoder mirrors the encoder; only the generator has batch normalisation, and sampling uses
 statistics fixed after training; a narrow linear code and a decoder of several layers are possible;
 the plain GAN's generator minimises −log D(G(z)); with `best_of` > 1, as in the shipped models, a
-sample is the one of several draws G(z) that has the lowest energy.
+sample is the one of several draws G(z) that has the lowest energy; with `contrast` > 0 the
+discriminator also raises the energy of blank and faint pictures, which no generator makes.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -63,6 +64,9 @@ SMALLEST_BATCHES = [
 QUANTILES = 1001  # of the training set's energies
 CANDIDATES_PER_CALL = 16  # candidates per row in one call of `sample`
 SLOPE = 0.2  # of the convolutional discriminator's leaky ReLU
+CONTRAST = 64  # stream of the contrast pictures
+CONTRAST_MARGIN = 2.0  # hinge of the contrast pictures, in margins: real images may have energies above one
+FAINTEST = 0.3  # most that a faint picture keeps of an image's brightness
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class Config:
         0.0, minimum=0.0, maximum=1e6, description="weight of the pulling-away term; EBGAN-PT has 0.1"
     )
     best_of: int = option(1, minimum=1, maximum=1024, description="default of the option `best_of` of samples")
+    contrast: float = option(
+        0.0,
+        minimum=0.0,
+        maximum=1e3,
+        description="weight of the hinge on blank and faint pictures, which the paper lacks",
+    )
 
 
 # --- The paper's equations -------------------------------------------------------------------------------------------
@@ -121,6 +131,16 @@ def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImag
     `real` has the energies D(x) of real images, and `fake` the energies D(G(z)) of generated ones.
     """
     return real + hinge(fake, margin)
+
+
+def contrast_pictures(images: Images, uniform: Float[Tensor, "B 2"]) -> Images:
+    """Return pictures with hardly any structure, made of images in 0 … 1 (not in the paper).
+
+    By its first uniform number a picture is blank, which means black, or faint, which means a real
+    image of little brightness; by the second a faint picture has 0 … `FAINTEST` of the brightness.
+    """
+    brightness = torch.where(uniform[:, 0] < 0.5, 0.0, FAINTEST * uniform[:, 1])
+    return images * brightness[:, None, None, None]
 
 
 def generator_loss(fake: PerImage) -> PerImage:
@@ -355,6 +375,8 @@ class Model(nn.Module):
         super().__init__()
         if config.architecture == "conv" and (config.height % 4 or config.width % 4):
             raise ValueError(f"conv needs multiples of four, not {config.height} × {config.width} pixels")
+        if config.contrast and config.objective != "ebgan":
+            raise ValueError("contrast pictures have a hinge of energies, which a plain GAN lacks")
         if config.layers_dec >= config.layers_d:
             raise ValueError(f"layers_d = {config.layers_d} with layers_dec = {config.layers_dec} leaves no encoder")
         self.config = config
@@ -558,9 +580,13 @@ class Model(nn.Module):
         streams = [FIRST_FREE + number * len(self.discriminator.encoder.stages) for number in range(3)]
         real_score, _ = self.discriminator(x, rows, streams[0])
         fake_score, _ = self.discriminator(fake.detach(), rows, streams[1])
-        yield OptimizerStep(
-            "discriminator", self.discriminator_losses(real_score, fake_score), self._metrics(real_score, fake_score)
-        )
+        losses, metrics = self.discriminator_losses(real_score, fake_score), self._metrics(real_score, fake_score)
+        if self.config.contrast:
+            contrast = contrast_pictures(images, rows.uniform(2, CONTRAST)) * 2.0 - 1.0
+            contrast_score, _ = self.discriminator(contrast)
+            losses = losses + self.config.contrast * hinge(contrast_score, CONTRAST_MARGIN * self.config.margin)
+            metrics["d_contrast"] = contrast_score
+        yield OptimizerStep("discriminator", losses, metrics)
         score, code = self.discriminator(fake, rows, streams[2])
         yield OptimizerStep("generator", self.generator_losses(score, code))
 

@@ -52,6 +52,14 @@ class Config:
     negative_steps: int = option(
         5, minimum=1, maximum=100, description="descent steps that sample y', to train the wavelets"
     )
+    negative: str = option(
+        "descent",
+        choices=("descent", "generator"),
+        description="what samples y' for the negative phase: descent steps, or the generator",
+    )
+    noise: bool = option(
+        default=False, description="the generator has a noise input, so that its detail is one draw of many"
+    )
     tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="share of the steps that train the wavelets")
     detail_radius: int = option(
         0,

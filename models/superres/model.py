@@ -63,7 +63,9 @@ class Model(nn.Module):
         self.feature_networks: list[features.Features] = []  # a list, so that its weights are not the model's
         if config.objective == "statistics":
             self.OPTIMIZED_MODULES = ("predictor", "generator", "scattering")
-            self.generator = Upscaler(config.channels, config.features, config.blocks, config.scales)
+            self.generator = Upscaler(
+                config.channels, config.features, config.blocks, config.scales, noise=config.noise
+            )
             self.scattering = Scattering(config.wavelet_scales, config.wavelet_angles)
             self.widths = (self.scattering.channels, *(statistics.FEATURE_CHANNELS if config.network else ()))
             self.predictor = Predictor(
@@ -93,14 +95,16 @@ class Model(nn.Module):
         if missing:
             raise ValueError(f"training starts from a regression of the same size: {missing[0]} is missing")
         for name in own:
-            if name.startswith("generator.") and name not in usable:
-                usable[name] = usable[f"regression.{name.removeprefix('generator.')}"]
+            regression_name = f"regression.{name.removeprefix('generator.')}"
+            if name.startswith("generator.") and name not in usable and regression_name in usable:
+                usable[name] = usable[regression_name]
         self.load_state_dict({**own, **usable})
 
     def initialise(self, rows: RowStreams) -> None:
         """Draw weights from He's normal distribution, and set biases to zero.
 
-        Weights at the end of a residual branch have a tenth of that standard deviation. The
+        Weights at the end of a residual branch have a tenth of that standard deviation. The weights
+        of the noise input are `INITIAL_NOISE`: at zero, their gradient would vanish on average. The
         wavelets of the scattering are left as they are.
         """
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
@@ -109,7 +113,7 @@ class Model(nn.Module):
                 if name.startswith("scattering."):  # already Morlet wavelets
                     continue
                 if parameter.ndim < 2:
-                    parameter.zero_()
+                    parameter.fill_(regression.INITIAL_NOISE if name.endswith(".noise") else 0.0)
                     continue
                 ends_residual = ".tails." in name or name.endswith(ends)
                 std = (2.0 / parameter[0].numel()) ** 0.5 * (0.1 if ends_residual else 1.0)
@@ -137,15 +141,15 @@ class Model(nn.Module):
     # Operation
 
     @torch.no_grad()
-    def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:  # noqa: ARG002
+    def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:
         """Enlarge tiles by the factor s = `scale` and remove their margins of m pixels.
 
         Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. With another objective than
         "statistics", that method means "mse". With `denoise`, the tiles are cleaned first. Total
         variation and the gradient descent run in several calls; every call but the last returns a
         `Continuation`. `state` is None in the first call, later the state of the previous
-        `Continuation`. `rows` has no effect. Raises ValueError for a scale that the model does not
-        have, or for `denoise` without a denoiser.
+        `Continuation`. `rows` draws the generator's noise, if it has a noise input. Raises
+        ValueError for a scale that the model does not have, or for `denoise` without a denoiser.
         """
         if options.scale not in self.config.scales:
             raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {options.scale}")
@@ -173,7 +177,7 @@ class Model(nn.Module):
         elif method == "mse":
             high = self.regress(images, scale, ensemble=options.ensemble)
         else:
-            high = self.sharpen(images, scale, options.fidelity)
+            high = self.sharpen(images, scale, options.fidelity, rows)
         return self._without_margin(high, scale)
 
     def _without_margin(self, high: Images, scale: int) -> dict[str, Any]:
@@ -227,33 +231,54 @@ class Model(nn.Module):
                 total = total + torch.rot90(high.flip(3) if mirrored else high, -quarters, (2, 3))
         return self._project(total / 8.0, low, scale)
 
-    def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
+    def sharpen(self, low: Images, scale: int, fidelity: float = 0.0, rows: RowStreams | None = None) -> HighResolution:
         """Return a mixture of the generator's image and the regression's estimate.
 
         `fidelity` is the share of the regression: 0 gives the generator's image, 1 the
-        regression's.
+        regression's. `rows` draws the noise of a generator that has a noise input; without `rows`
+        the noise is zero.
         """
         estimate = self.regress(low, scale)
-        return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
+        noise = self._noise(low, rows)
+        return self._generate(low, estimate, scale, 1.0 - fidelity, noise) if fidelity < 1.0 else estimate
 
-    def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
+    def _noise(self, low: Images, rows: RowStreams | None) -> Float[Tensor, "B 1 h w"] | None:
+        """Return white noise for the generator's input, one number per pixel of `low`.
+
+        Returns None if the generator has no noise input, or if `rows` is None.
+        """
+        if rows is None or not self.config.noise:
+            return None
+        height, width = low.shape[2:]
+        return rows.normal(height * width, LATENT).view(-1, 1, height, width)
+
+    def _generate(
+        self,
+        low: Images,
+        estimate: HighResolution,
+        scale: int,
+        share: float = 1.0,
+        noise: Float[Tensor, "B 1 h w"] | None = None,
+    ) -> HighResolution:
         """Return the regression's `estimate` plus the generator's residual image times `share`.
 
         If the config has a filter for residual images, the residual image is filtered. The sum is
         projected onto the images whose downsampling is `low`.
         """
-        detail = self._generator_detail(low, estimate, scale)
+        detail = self._generator_detail(low, estimate, scale, noise)
         if self.config.detail_radius:
             detail = spectrum.apply_filter(detail, self.get_buffer(f"taps_{scale}"))
         return self._project(estimate + share * detail, low, scale)
 
-    def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
+    def _generator_detail(
+        self, low: Images, estimate: HighResolution, scale: int, noise: Float[Tensor, "B 1 h w"] | None = None
+    ) -> HighResolution:
         """Return the residual image that the generator adds to the regression's `estimate`.
 
         Patterns with the period of the low-resolution pixels are removed from it; the filter of
         residual images is not applied.
         """
-        return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
+        return statistics.remove_grid_pattern(self.generator(low, scale, noise) - estimate, scale)
 
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
         """Return the image nearest to `high` whose downsampling is `low`, almost in 0 … 1.
@@ -382,7 +407,7 @@ class Model(nn.Module):
         )
         predicted = [part.detach() for part in predicted]
         if self.config.amortise:
-            generated = self._generate(low, estimate, scale)
+            generated = self._generate(low, estimate, scale, noise=self._noise(low, rows))
             actual = self.statistics(generated)
             losses = 0.5 * (statistics.energy(predicted, actual, std) + statistics.energy(target, actual, std))
             error, chroma = regression.squared_error(generated, high), regression.chroma_error(generated, estimate)
@@ -390,7 +415,10 @@ class Model(nn.Module):
             metrics = {"error_of_generator": error, "error_of_regression": regression.squared_error(estimate, high)}
             yield OptimizerStep("generator", losses, metrics)
         if epoch >= self.config.tune_from and float(rows.uniform(2, CHOICE)[0, 1]) < self.config.tune_share:
-            negative = self._negative_samples(low, estimate, predicted, scale)
+            if self.config.amortise and self.config.negative == "generator":
+                negative = generated.detach()
+            else:
+                negative = self._negative_samples(low, estimate, predicted, scale)
             real, sampled = (self._scattering_statistics(one) for one in (high, negative))
             yield OptimizerStep("scattering", statistics.contrastive_loss(predicted, real, sampled, std))
 

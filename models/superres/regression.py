@@ -16,6 +16,7 @@ from models.kit.shapes import Float, Images, Int64, PerImage, Tensor
 
 LEVELS = 255.0
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
+INITIAL_NOISE = 0.05  # weight of the generator's noise input, in every feature
 TV_MAX_ITERATIONS, TV_ITERATIONS_PER_CALL = 400, 4
 LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601, of red, green and blue in 0 … 1
 
@@ -183,20 +184,30 @@ class Upscaler(nn.Module):
     """The regression network: bicubic interpolation plus a learned residual image.
 
     Residual blocks, shared by all scales, and one sub-pixel convolution per scale make the
-    residual.
+    residual. With `noise`, white noise is added to the first features, with one learned weight per
+    feature.
     """
 
-    def __init__(self, channels: int, features: int, blocks: int, scales: Sequence[int]) -> None:
+    def __init__(
+        self, channels: int, features: int, blocks: int, scales: Sequence[int], *, noise: bool = False
+    ) -> None:
         super().__init__()
+        if noise:
+            self.noise = nn.Parameter(torch.zeros(features))
         self.head = nn.Conv2d(channels, features, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
         self.end = nn.Conv2d(features, features, 3, padding=1)
         tails = {str(scale): nn.Conv2d(features, channels * scale * scale, 3, padding=1) for scale in scales}
         self.tails = nn.ModuleDict(tails)
 
-    def trunk(self, low: Images) -> Float[Tensor, "B F H W"]:
-        """Return the features (B, F, H, W) of low-resolution images, which all scales share."""
+    def trunk(self, low: Images, noise: Float[Tensor, "B 1 H W"] | None = None) -> Float[Tensor, "B F H W"]:
+        """Return the features (B, F, H, W) of low-resolution images, which all scales share.
+
+        `noise` is added to the first features; None adds none.
+        """
         h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
+        if noise is not None:
+            h = h + (noise * self.noise[:, None, None]).to(h.dtype)
         return _add(self.end(self.blocks(h)), h)
 
     def tail(self, features: Float[Tensor, "B F H W"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
@@ -204,12 +215,14 @@ class Upscaler(nn.Module):
         residual = functional.pixel_shuffle(self.tails[str(scale)](features), scale)
         return interpolate_bicubic(low, scale).add_(residual)
 
-    def forward(self, low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
+    def forward(
+        self, low: Images, scale: int, noise: Float[Tensor, "B 1 H W"] | None = None
+    ) -> Float[Tensor, "B C sH sW"]:
         """Return the estimate at `scale` times the width and height of `low`.
 
-        Values may be slightly outside 0 … 1.
+        `noise` is added to the first features. Values may be slightly outside 0 … 1.
         """
-        return self.tail(self.trunk(low), low, scale)
+        return self.tail(self.trunk(low, noise), low, scale)
 
 
 # --- Evaluation ------------------------------------------------------------------------------------------------------
