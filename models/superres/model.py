@@ -154,15 +154,15 @@ class Model(nn.Module):
         if options.scale not in self.config.scales:
             raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {options.scale}")
         if options.denoise == 0.0:
-            return self._upscale(images, options, state)
+            return self._upscale(images, rows, options, state)
         clean = self.denoise(images, options.denoise) if state is None else state["clean"]
         others = None if state is None else {name: value for name, value in state.items() if name != "clean"}
-        result = self._upscale(clean, options, others)
+        result = self._upscale(clean, rows, options, others)
         if isinstance(result, Continuation):
             return dataclasses.replace(result, state={**result.state, "clean": clean})
         return result
 
-    def _upscale(self, images: Images, options: UpscaleOptions, state: State) -> Result:
+    def _upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State) -> Result:
         """Enlarge tiles as `upscale` does, without `denoise`."""
         scale = options.scale
         regression_only = self.config.objective != "statistics"
