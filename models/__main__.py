@@ -105,6 +105,13 @@ def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) 
     publish.add_argument("--against", type=Path, help="a checkpoint to evaluate on the same images")
     publish.add_argument("--job", default="", help="id of the training, for the card")
 
+    combine = _add_command(subparsers, "combine", "make a checkpoint of the weights of several, without figures", base)
+    combine.add_argument("out", type=Path, help="the file to write")
+    source_help = "a model.safetensors, or some of its parts; the first has the card, later weights take precedence"
+    combine.add_argument("source", nargs="+", metavar="PATH[:PART,…]", help=source_help)
+    combine.add_argument("--mean", action="store_true", help="take the mean of weights of one name")
+    combine.add_argument("--note", default="", help="a remark for the card")
+
     estimate = _add_command(
         subparsers, "estimate", "estimate time and memory of a run from a few steps", recipe, common
     )

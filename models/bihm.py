@@ -86,6 +86,12 @@ class Config:
     )
     bias: float = option(-1.0, minimum=-20.0, maximum=20.0, description="initial value of every bias")
     l1: float = option(0.0, minimum=0.0, maximum=1.0, description="L1 penalty on the weights, per image")
+    prior: float = option(
+        0.0,
+        minimum=0.0,
+        maximum=1e6,
+        description="rate of a Laplace prior of the weights: an L1 penalty of this over the number of training images",
+    )
     sleep: float = option(
         0.0, minimum=0.0, maximum=10.0, description="weight of the sleep phase, which the paper lacks"
     )
@@ -247,9 +253,9 @@ class Model(nn.Module):
     """A bidirectional Helmholtz machine: the networks of p and q, and the operations of the model.
 
     `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
-    The estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
-    `evaluate` and stored with the weights. Before that they are ∞, and `log_likelihood` omits log
-    p*(x).
+    `training_images` is the number of images of a training, and 1 elsewhere. The estimate of log Z
+    and its standard error (nats), `log_z` and `log_z_error`, are set by `evaluate` and stored with
+    the weights. Before that they are ∞, and `log_likelihood` omits log p*(x).
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -265,6 +271,7 @@ class Model(nn.Module):
         self.p = nn.ModuleList(nn.Linear(upper, lower) for lower, upper in pairwise(sizes))
         self.top = nn.Parameter(torch.empty(sizes[-1]))
         self.sizes = sizes
+        self.training_images = 1  # set by a training
         for name in ("log_z", "log_z_error"):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
@@ -358,8 +365,8 @@ class Model(nn.Module):
         """Return −log p̃*(x) of each image in nats (BiHM eq. 4), with the gradient of Algorithm 1.
 
         K is `config.samples`, or `config.late_samples` from the epoch `config.late_from` on. While
-        gradients are recorded, the L1 penalty of `config.l1` is added, and also the gradient of the
-        sleep phase.
+        gradients are recorded, the L1 penalty of `config.l1` and `config.prior` is added, and also
+        the gradient of the sleep phase.
         """
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
@@ -369,8 +376,9 @@ class Model(nn.Module):
         value = log_p_tilde_star((log_p_joint - log_q).detach())
         surrogate = surrogate_objective(log_p_joint, log_q, baseline=self.config.baseline)
         loss = surrogate.detach() - surrogate - value
-        if self.config.l1 and torch.is_grad_enabled():
-            loss = loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
+        l1 = self.config.l1 + self.config.prior / self.training_images
+        if l1 and torch.is_grad_enabled():
+            loss = loss + l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
         if self.config.sleep and torch.is_grad_enabled():
             sleep = self.config.sleep * self.sleep_loss(rows)
             loss = loss + sleep - sleep.detach()

@@ -1,5 +1,6 @@
 """Validate the recipe that a client sends for a training, and merge it with the defaults."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,12 +33,16 @@ def resolve_recipe(
     if errors:
         raise InvalidOptionsError(errors)
     config = {**family.recipe["config"], **whole_numbers(family.config, config)}
-    training = {**family.recipe["training"], **whole_numbers(family.training, training)}
+    defaults = family.recipe["training"]
+    if "epochs" in training:
+        defaults = {name: value for name, value in defaults.items() if name != "steps"}
+    training = {**defaults, **whole_numbers(family.training, training)}
     errors = _set_shape(family, dataset, config)
     counts = dataset["counts"]
     if not family.players and "validation" not in training:
         maximum = int(family.training["properties"]["validation"]["maximum"])
         training["validation"] = min(counts.get("validation", 0), 1000, maximum)
+    _set_epochs(family, counts, training)
     errors += _count_errors(family, counts, training)
     errors += [] if errors else _batch_errors(family, counts, config, training, gpus)
     if errors:
@@ -103,6 +108,20 @@ def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str,
             errors.append({"field": "dataset", "detail": detail})
         config[side] = value
     return errors
+
+
+def _set_epochs(family: FamilyDescription, counts: Mapping[str, int], training: dict[str, Any]) -> None:
+    """Replace the number of steps in the section `training`, if it has one, by the number of epochs.
+
+    It is the smallest that gives at least so many steps; `counts` is the number of images by split.
+    """
+    steps = training.pop("steps", 0)
+    if not steps:
+        return
+    rule = family.training["properties"]["epochs"]
+    held_back = 0 if counts.get("validation") else training.get("validation", 0)
+    images = max(1, _training_count(counts, training) - held_back)
+    training["epochs"] = min(math.ceil(steps * _batch_size(family, training) / images), int(rule["maximum"]))
 
 
 def _count_errors(family: FamilyDescription, counts: Mapping[str, int], training: JsonObject) -> list[FieldError]:

@@ -35,7 +35,7 @@ def _train(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     is_main = os.environ.get("RANK", "0") == "0"
     with _locked(out) if is_main else nullcontext():
-        pictures, held_back = _load_training_data(recipe, arguments.data_folder)
+        recipe, pictures, held_back = _load_training_data(recipe, arguments.data_folder)
         if is_main and not (out / "state.pt").exists():
             provenance = export.provenance(recipe, pictures, arguments.device, held_back)
             if arguments.start:
@@ -69,6 +69,11 @@ def _export(arguments: argparse.Namespace) -> None:
     print(export.export(a.run, a.checkpoints, a.version, a.selection, a.note))
 
 
+def _combine(arguments: argparse.Namespace) -> None:
+    """Write a checkpoint made of the weights of several checkpoints, without metrics."""
+    export.combine(arguments.source, arguments.out, mean=arguments.mean, note=arguments.note)
+
+
 def _publish(arguments: argparse.Namespace) -> None:
     """Write the model of a run as a checkpoint with metrics and a preview.
 
@@ -86,7 +91,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     The training itself is not run, and no run is written.
     """
     recipe = _read_recipe(arguments)
-    pictures, held_back = _load_training_data(recipe, arguments.data_folder)
+    recipe, pictures, held_back = _load_training_data(recipe, arguments.data_folder)
     held_back_images = held_back.images if held_back else None
     _print_json(estimate.estimate(recipe, pictures.images, held_back_images, arguments.device, arguments.seconds))
 
@@ -167,7 +172,8 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 _FUNCTIONS = (
-    *(_train, _export, _publish, _estimate, _check, _refresh, _dataset, _devices, _families, _evaluate, _sample),
+    *(_train, _export, _combine, _publish, _estimate, _check),
+    *(_refresh, _dataset, _devices, _families, _evaluate, _sample),
 )
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     function.__name__.removeprefix("_"): function for function in _FUNCTIONS
@@ -190,7 +196,10 @@ def _read_recipe(arguments: argparse.Namespace) -> Recipe:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
         raise ValueError(f"no recipe {name!r}; there are {known}, or give the path of a JSON file")
-    recipe = Recipe.from_json(_with_overrides(json.loads(path.read_text()), arguments.set))
+    values = json.loads(path.read_text())
+    if any(change.startswith("training.epochs=") for change in arguments.set):
+        values.get("training", {}).pop("steps", None)  # the number of epochs that was asked for counts
+    recipe = Recipe.from_json(_with_overrides(values, arguments.set))
     if arguments.memory_bytes:
         memory.check_size(recipe, arguments.memory_bytes)
     return recipe
@@ -218,8 +227,8 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return values
 
 
-def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, data.ImageSet | None]:
-    """Return the training images and the validation split of the recipe's data set.
+def _load_training_data(recipe: Recipe, folder: Path) -> tuple[Recipe, data.ImageSet, data.ImageSet | None]:
+    """Return the recipe fitted to its data set, the training images, and the validation split.
 
     The validation split is None if the data set has none, or if the recipe asks for no validation.
     A data set that the recipe names is in `folder`.
@@ -227,7 +236,9 @@ def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, da
     uploaded = data.find_uploaded(recipe.data, folder)
     has_validation = uploaded and (uploaded / "validation.npy").is_file() and recipe.training.validation
     images = data.load(recipe.data, "train", folder)
-    return images, data.load(recipe.data, "validation", folder) if has_validation else None
+    held_back = data.load(recipe.data, "validation", folder) if has_validation else None
+    count = min(recipe.training.pictures or len(images.images), len(images.images))
+    return recipe.fitted(count if held_back else count - recipe.training.validation), images, held_back
 
 
 @contextmanager

@@ -111,6 +111,32 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     return path
 
 
+def combine(sources: Sequence[str], out: Path, *, mean: bool = False, note: str = "") -> None:
+    """Write a checkpoint without metrics at `out`, made of the weights of several checkpoints.
+
+    Each of `sources` is PATH or PATH:PART,PART, as for the start of a training: of a weight that
+    several have, that of the last is taken, or with `mean` the mean of all. Card and preview are
+    those of the first, whose provenance then lists all sources; a `note` replaces its remark.
+    Raises ValueError if the weights do not fit the model of the first.
+    """
+    first, _ = _split_start(sources[0])
+    model, described = card.load(first)
+    loaded = [load_start_weights([source]) for source in sources]
+    tensors = {name: value for weights_of in loaded for name, value in weights_of.items()}
+    if mean:
+        groups = {name: [one[name] for one in loaded if name in one] for name in tensors}
+        floats = {name: values for name, values in groups.items() if values[0].is_floating_point()}
+        tensors |= {name: torch.stack(values).double().mean(0).to(values[0].dtype) for name, values in floats.items()}
+    try:
+        model.load_state_dict({**model.state_dict(), **tensors})
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit the model of {first.name}: {error}") from error
+    how = {"mean_of" if mean else "combined": [describe_start(source) for source in sources]}
+    described["provenance"] |= how | ({"note": note} if note else {})
+    described["figures"] = []
+    card.save(out, model, described, card.read_preview(first))
+
+
 def publish(
     out: Path,
     checkpoints: Path,

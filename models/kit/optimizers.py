@@ -72,7 +72,8 @@ def _build_optimizer(
     if kind == "sgd":
         return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
     if kind == "adagrad":
-        return torch.optim.Adagrad(parameters, rate, weight_decay=decay, eps=training.epsilon, fused=True)
+        fused = all(parameter.device.type == "cpu" for parameter in parameters)  # torch has none for CUDA
+        return torch.optim.Adagrad(parameters, rate, weight_decay=decay, eps=training.epsilon, fused=fused)
     betas = (training.beta1, training.beta2)
     return torch.optim.Adam(parameters, rate, betas, training.epsilon, decay, fused=True)
 

@@ -1,11 +1,14 @@
 """Define recipes, which have everything that determines the result of a training."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.kit.card import family
 from models.kit.schema import from_json, option, to_json
+
+MAX_EPOCHS = 100000
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,13 @@ class Training:
     The family's `Config` has the settings of the model and of its objective.
     """
 
-    epochs: int = option(20, minimum=1, maximum=100000, description="passes over the training images")
+    epochs: int = option(20, minimum=1, maximum=MAX_EPOCHS, description="passes over the training images")
+    steps: int = option(
+        0,
+        minimum=0,
+        maximum=10**9,
+        description="optimizer steps at least: sets `epochs` by the size of the data; 0 = as `epochs` says",
+    )
     batch_size: int = option(100, minimum=1, maximum=65536, description="images per step")
     optimiser: str = option("adam", choices=("adam", "adagrad", "sgd"))
     learning_rate: float = option(1e-3, above=0.0, maximum=10.0)
@@ -106,6 +115,18 @@ class Recipe:
             config=from_json(family(values["family"]).Config, values.get("config", {})),
             training=from_json(Training, values.get("training", {})),
         )
+
+    def fitted(self, images: int) -> "Recipe":
+        """Return the recipe with the number of epochs that `training.steps` asks for.
+
+        These are as few as give at least that many steps with `images` training images. The result
+        has `steps` = 0; a recipe that has it already is returned as it is.
+        """
+        training = self.training
+        if not training.steps:
+            return self
+        epochs = min(math.ceil(training.steps * training.batch_size / max(1, images)), MAX_EPOCHS)
+        return replace(self, training=replace(training, epochs=epochs, steps=0))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values, including all fields that have their default."""

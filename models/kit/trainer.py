@@ -41,6 +41,8 @@ class Trainer:
         self.count, self.rows_per_epoch = len(images), len(images) + len(held_back)
         self.model: Any = family(recipe.family).Model(recipe.config)
         self.model.initialise(RowStreams.range(recipe.seed, 2**62, 1))
+        if hasattr(self.model, "training_images"):
+            self.model.training_images = self.count
         if start is not None:
             warm_start(self.model, start)
         self.model.to(self.device)

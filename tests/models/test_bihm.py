@@ -262,6 +262,18 @@ def test_the_weight_of_the_sleep_phase_changes_gradients_and_not_the_loss() -> N
     assert not any(torch.equal(a, b) for a, b in zip(gradients[0][2:], gradients[1][2:], strict=True))
 
 
+def test_the_prior_is_an_l1_penalty_by_the_size_of_the_data() -> None:
+    """Per image the prior adds its rate over the number of training images, times Σ|w|."""
+    images, losses = states(4)[:12].view(12, 1, 1, 4), []
+    for changes in ({}, {"prior": 2.0}, {"l1": 0.04}):
+        model = tiny(config=dataclasses.replace(TINY, samples=10, **changes))
+        model.training_images = 50
+        losses.append(model.loss(images, RowStreams.range(2, 0, 12)).detach())
+    weights = sum(float(layer.weight.detach().abs().sum()) for layer in layers([*model.q, *model.p]))
+    torch.testing.assert_close(losses[1], losses[0] + 0.04 * weights)
+    torch.testing.assert_close(losses[2], losses[1])
+
+
 def shares(images: torch.Tensor) -> torch.Tensor:
     """Return how often each of the 16 images of four pixels occurs."""
     code = (images.flatten(1) * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum(1).long()

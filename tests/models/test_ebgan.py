@@ -213,6 +213,31 @@ def test_metrics_have_the_share_of_active_hinges() -> None:
     torch.testing.assert_close(step.losses, facts["d_real"] + ebgan.hinge(facts["d_fake"], 4.0))
 
 
+def test_contrast_pictures_are_blank_or_faint() -> None:
+    """Half of them are black, and the others keep at most `FAINTEST` of a picture's brightness."""
+    images = torch.ones(4, 1, 2, 2)
+    uniform = torch.tensor([[0.1, 0.9], [0.49, 0.2], [0.5, 0.5], [0.9, 1.0]])
+    made = ebgan.contrast_pictures(images, uniform)
+    torch.testing.assert_close(made.amax((1, 2, 3)), torch.tensor([0.0, 0.0, 0.5, 1.0]) * ebgan.FAINTEST)
+
+
+def test_contrast_raises_the_energy_of_a_blank_picture() -> None:
+    """Only the discriminator's step changes: its gradient raises the energy of blank pictures."""
+    images, plain, contrast = pictures(6, small()), small(), small(contrast=1.0)
+    rows = RowStreams.range(1, 0, 6)
+    steps = [next(model.training_steps(images, rows)) for model in (plain, contrast)]
+    hinges = ebgan.hinge(steps[1].metrics["d_contrast"], ebgan.CONTRAST_MARGIN * contrast.config.margin)
+    torch.testing.assert_close(steps[1].losses, steps[0].losses + hinges)
+    blank = torch.zeros(1, 1, 8, 8)
+    before = float(contrast.energies(blank).detach())
+    optimizer = torch.optim.SGD(contrast.discriminator.parameters(), 1e-2)
+    hinges.mean().backward()
+    optimizer.step()
+    assert float(contrast.energies(blank).detach()) > before
+    with pytest.raises(ValueError, match="plain GAN"):
+        small(objective="gan", contrast=1.0)
+
+
 def test_dropout_belongs_to_the_row() -> None:
     """Dropout depends on the row, differs between the passes of a step, and
     is off in operations.

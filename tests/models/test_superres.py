@@ -217,6 +217,30 @@ def test_each_step_reaches_its_module() -> None:
     assert built(SMALL).OPTIMIZED_MODULES == ()
 
 
+def test_the_generator_can_make_the_negative_samples() -> None:
+    """With `negative` = "generator" the scattering learns to tell its pictures from the true ones."""
+    model = built(replace(STATISTICS, negative="generator", tune_from=0, tune_share=1.0))
+    images, rows = drawn(3, 3, 64, 64), RowStreams.range(5, 0, 3)
+    steps = list(model.training_steps(images, rows, 0))
+    low, _, scale = patches.draw_pair(images, rows, model.config)
+    estimate = model.regress(low, scale)
+    sampled = model.statistics(model._generate(low, estimate, scale))[:1]
+    predicted = model.predict(estimate, model.statistics(estimate), scale)
+    real = model.statistics(patches.draw_pair(images, rows, model.config)[1])[:1]
+    expected = statistics.contrastive_loss(predicted, real, sampled, model.residual_stds())
+    torch.testing.assert_close(steps[2].losses, expected)
+
+
+def test_a_noise_input_makes_the_detail_a_draw() -> None:
+    """The same row gives the same picture, another row another one; without rows the noise is zero."""
+    model = built(replace(STATISTICS, noise=True)).eval()
+    low = drawn(1, 3, 40, 40)
+    one, same, other = (model.sharpen(low, 4, rows=RowStreams.range(1, at, 1)) for at in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, model.sharpen(low, 4))
+
+
 def test_the_generator_starts_where_the_regression_ends() -> None:
     """`warm_start` copies a regression's weights to the generator; if some are missing, the error
     names them.

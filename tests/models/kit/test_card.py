@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from models import __main__ as command
 from models.kit import card, data, export
@@ -110,6 +111,31 @@ def test_sample_is_reproducible(trained: Path, tmp_path: Path) -> None:
     assert command.main([*grid, "--out", str(tmp_path / "m.png")]) == 0
     assert command.main(["sample", str(trained), "--set", "temperature=9"]) == 1
     assert command.main(["sample", str(trained), "--operation", "encode"]) == 1
+
+
+def test_combine_takes_parts_or_the_mean_of_checkpoints(trained: Path, tmp_path: Path) -> None:
+    """Later parts take precedence; `--mean` averages; the card lists the sources; other networks
+    are rejected.
+    """
+    model, described = card.load(trained)
+    other = tmp_path / "other.safetensors"
+    moved = {name: value + 1.0 for name, value in model.state_dict().items()}
+    model.load_state_dict(moved)
+    card.save(other, model, described)
+    part = next(iter(moved)).partition(".")[0]
+    out = tmp_path / "out.safetensors"
+    assert command.main(["combine", str(out), str(trained), f"{other}:{part}", "--note", "joined"]) == 0
+    before, after = load_file(trained), load_file(out)
+    for name, value in after.items():
+        torch.testing.assert_close(value, before[name] + (1.0 if name.partition(".")[0] == part else 0.0))
+    provenance = card.read_card(out)["provenance"]
+    assert [source["parts"] for source in provenance["combined"]] == [[], [part]]
+    assert (provenance["note"], card.read_card(out)["figures"]) == ("joined", [])
+    assert command.main(["combine", str(out), str(trained), str(other), "--mean"]) == 0
+    for name, value in load_file(out).items():
+        torch.testing.assert_close(value, before[name] + 0.5)
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "strange.safetensors", {"card": json.dumps(described)})
+    assert command.main(["combine", str(out), str(trained), str(tmp_path / "strange.safetensors")]) == 1
 
 
 def test_mistakes_on_the_command_line_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 from models.kit import data
 from models.kit import run as run_module
 from models.kit.distributed import ProcessGroup
+from models.kit.optimizers import build_optimizers
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run import Run
@@ -447,6 +448,21 @@ def test_a_recipe_needs_its_name() -> None:
         Recipe.from_json(values)
     with pytest.raises(ValueError, match="leaves nothing of 20"):
         Run(recipe(), torch.zeros(20, 1, 28, 28, dtype=torch.uint8), Path())
+
+
+def test_adagrad_needs_no_fused_kernel_of_the_device() -> None:
+    """Adagrad can be built for weights on a device for which torch has no fused kernel of it."""
+    weights = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    build_optimizers({"": [weights]}, recipe({"optimiser": "adagrad"}).training, 1)
+
+
+def test_steps_set_the_number_of_epochs() -> None:
+    """`training.steps` gives the fewest epochs with so many steps; without it, `epochs` counts."""
+    chosen = recipe({"steps": 1000, "epochs": 7, "batch_size": 20})
+    assert [chosen.fitted(images).training.epochs for images in (2000, 1999, 10**9)] == [10, 11, 1]
+    assert chosen.fitted(2000).training.steps == 0
+    plain = recipe({"epochs": 7})
+    assert plain.fitted(2000) == plain
 
 
 @pytest.mark.slow

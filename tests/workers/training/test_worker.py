@@ -379,6 +379,21 @@ def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
     )
 
 
+def test_steps_become_epochs_by_the_size_of_the_dataset(tmp_path: Path) -> None:
+    """A recipe with `steps` has as many epochs as that needs; `epochs` of the client counts instead."""
+    family = load_families(Settings(state=tmp_path))["vae"]
+    family = family.model_copy(update={"recipe": {**family.recipe, "training": {"steps": 1000, "batch_size": 20}}})
+    dataset = {"name": "d", "kind": "vectors", "channels": 1, "height": 1, "width": 112}
+    dataset["counts"] = {"train": 2000, "validation": 500, "test": 100}
+    training = resolve_recipe("vae", family, dataset, "m", {})["training"]
+    assert training == {"epochs": 10, "batch_size": 20, "validation": 500}
+    dataset["counts"] = {"train": 2500, "test": 100}
+    overrides = {"training": {"validation": 500, "batch_size": 10}}
+    assert resolve_recipe("vae", family, dataset, "m", overrides)["training"]["epochs"] == 5
+    overrides = {"training": {"epochs": 3}}
+    assert resolve_recipe("vae", family, dataset, "m", overrides)["training"]["epochs"] == 3
+
+
 def test_better_follows_the_figures_own_direction() -> None:
     """Figures are compared in the direction that they state; figures of different names cannot be
     compared.
