@@ -105,7 +105,7 @@ def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) 
     publish.add_argument("--against", type=Path, help="a checkpoint to evaluate on the same images")
     publish.add_argument("--job", default="", help="id of the training, for the card")
 
-    combine = _add_command(subparsers, "combine", "make a checkpoint of the weights of several, without figures", base)
+    combine = _add_command(subparsers, "combine", "make a checkpoint of the weights of several", common)
     combine.add_argument("out", type=Path, help="the file to write")
     source_help = "a model.safetensors, or some of its parts; the first has the card, later weights take precedence"
     combine.add_argument("source", nargs="+", metavar="PATH[:PART,…]", help=source_help)

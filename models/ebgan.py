@@ -32,7 +32,7 @@ This file has more than 400 lines because one paper is one file.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -637,12 +637,17 @@ class Model(nn.Module):
         for first in range(0, 10000 if norms else 0, 500):
             self.generator(rows(first, 500).normal(self.config.latents, LATENT))
         self.eval()
-        energies = torch.cat([self.energies(batch) for batch in images()]).double()
-        levels = torch.linspace(0.0, 1.0, QUANTILES, dtype=torch.float64, device=energies.device)
-        self.quantiles.copy_(torch.quantile(energies, levels))
+        self.store_quantiles(images())
         for norm in norms:
             norm.momentum = 0.1
         self.train()
+
+    @torch.no_grad()
+    def store_quantiles(self, images: Iterable[Images]) -> None:
+        """Store the quantiles of the energies of the training images, which are given in parts, in 0 … 1."""
+        energies = torch.cat([self.energies(batch) for batch in images]).double()
+        levels = torch.linspace(0.0, 1.0, QUANTILES, dtype=torch.float64, device=energies.device)
+        self.quantiles.copy_(torch.quantile(energies, levels))
 
     # Measuring
 

@@ -71,7 +71,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _combine(arguments: argparse.Namespace) -> None:
     """Write a checkpoint made of the weights of several checkpoints, without metrics."""
-    export.combine(arguments.source, arguments.out, mean=arguments.mean, note=arguments.note)
+    a = arguments
+    export.combine(a.source, a.out, a.data_folder, mean=a.mean, note=a.note)
 
 
 def _publish(arguments: argparse.Namespace) -> None:

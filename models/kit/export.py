@@ -111,13 +111,14 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     return path
 
 
-def combine(sources: Sequence[str], out: Path, *, mean: bool = False, note: str = "") -> None:
+def combine(sources: Sequence[str], out: Path, data_folder: Path, *, mean: bool = False, note: str = "") -> None:
     """Write a checkpoint without metrics at `out`, made of the weights of several checkpoints.
 
     Each of `sources` is PATH or PATH:PART,PART, as for the start of a training: of a weight that
     several have, that of the last is taken, or with `mean` the mean of all. Card and preview are
-    those of the first, whose provenance then lists all sources; a `note` replaces its remark.
-    Raises ValueError if the weights do not fit the model of the first.
+    those of the first, whose provenance then lists all sources; a `note` replaces its remark. A
+    model with quantiles of energies gets those of its training images, from `data_folder`. Raises
+    ValueError if the weights do not fit the model of the first.
     """
     first, _ = _split_start(sources[0])
     model, described = card.load(first)
@@ -131,6 +132,9 @@ def combine(sources: Sequence[str], out: Path, *, mean: bool = False, note: str 
         model.load_state_dict({**model.state_dict(), **tensors})
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit the model of {first.name}: {error}") from error
+    if hasattr(model, "store_quantiles"):
+        pictures = data.load(described["provenance"]["data"]["name"], "train", data_folder).images
+        model.store_quantiles(preprocess_as_trained(described, part, EVALUATION_SEED) for part in pictures.split(500))
     how = {"mean_of" if mean else "combined": [describe_start(source) for source in sources]}
     described["provenance"] |= how | ({"note": note} if note else {})
     described["figures"] = []
@@ -276,6 +280,7 @@ def describe_start(start: str) -> dict[str, Any]:
     source = card.read_card(path)
     origin = {name: source["provenance"].get(name) for name in ("epochs", "seconds", "commit")}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    origin |= {name: source["provenance"][name] for name in ("mean_of", "combined") if name in source["provenance"]}
     return {"name": source["name"], "version": source["version"], "sha256": digest, "parts": parts, **origin}
 
 
