@@ -265,8 +265,8 @@ def test_the_weight_of_the_sleep_phase_changes_gradients_and_not_the_loss() -> N
 def test_the_prior_is_an_l1_penalty_by_the_size_of_the_data() -> None:
     """Per image the prior adds its rate over the number of training images, times Σ|w|."""
     images, losses = states(4)[:12].view(12, 1, 1, 4), []
-    for changes in ({}, {"prior": 2.0}, {"l1": 0.04}):
-        model = tiny(config=dataclasses.replace(TINY, samples=10, **changes))
+    for prior, l1 in ((0.0, 0.0), (2.0, 0.0), (0.0, 0.04)):
+        model = tiny(config=dataclasses.replace(TINY, samples=10, prior=prior, l1=l1))
         model.training_images = 50
         losses.append(model.loss(images, RowStreams.range(2, 0, 12)).detach())
     weights = sum(float(layer.weight.detach().abs().sum()) for layer in layers([*model.q, *model.p]))
