@@ -150,6 +150,7 @@ def test_a_full_disk_costs_no_job(
     assert all(part.poll() is None for part in stack.parts.values())  # no process has exited
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) -> None:
     """A job that cannot store its result waits with the reason, delays no other job, and finishes
     once there is room.
@@ -169,6 +170,7 @@ def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) 
         assert client.get(f"/v1/jobs/{job_id}/result").content == right
 
 
+@pytest.mark.slow
 def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, SmallDisk]) -> None:
     """A job that finds no room within `storage_wait_s` fails with 507 and without a charged
     attempt.
@@ -187,6 +189,7 @@ def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, Small
     assert 5 < time.monotonic() - started < 40
 
 
+@pytest.mark.slow
 def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDisk]) -> None:
     """A synchronous request whose result can be neither sent nor stored gets 507 within seconds."""
     stack, disk = store

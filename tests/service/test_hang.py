@@ -16,8 +16,11 @@ from tests.stack import Stack
 STALL_S = 2.0
 
 LOCK_FREE = pytest.param(HANGS, id="lock free")
-LOCK_HELD = pytest.param(HANGS_LOCKED, id="lock held")
-# Every hang costs three starts of a worker, so two of the four combinations are slow tests.
+SLOW = [
+    pytest.param(seed, id=name, marks=pytest.mark.slow)
+    for seed, name in ((HANGS, "lock free"), (HANGS_LOCKED, "lock held"))
+]
+# Every hang costs three starts of a worker, so three of the four combinations are slow tests.
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-@pytest.mark.parametrize("seed", [LOCK_FREE, pytest.param(HANGS_LOCKED, id="lock held", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [LOCK_FREE, SLOW[1]])
 def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) -> None:
     """Of a batch with a row that hangs, the other requests succeed; the worker's log has the
     traceback.
@@ -52,7 +55,7 @@ def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) ->
     assert "_obey" in log
 
 
-@pytest.mark.parametrize("seed", [pytest.param(HANGS, id="lock free", marks=pytest.mark.slow), LOCK_HELD])
+@pytest.mark.parametrize("seed", SLOW)
 def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
     """A job that hangs fails with the reason after its attempts, and other jobs succeed."""
     with httpx.Client(base_url=reviving.url, timeout=60) as client:

@@ -150,9 +150,7 @@ def writers_killed(client: httpx.Client, stack: Stack) -> None:
 @pytest.mark.parametrize(
     "leave",
     [
-        cancelled_and_deleted,
-        cancelled,
-        training_deleted,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (cancelled_and_deleted, cancelled, training_deleted)),
         uploads_refused,
         uploads_interrupted,
         api_killed,

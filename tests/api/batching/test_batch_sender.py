@@ -15,6 +15,7 @@ from tests.stack import Stack
 CLIENTS, TIMES, PASS_S = 12, 6, 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, client: httpx.Client) -> None:
     """Two groups of clients that send alternately soon share one batch.
@@ -66,6 +67,7 @@ def test_the_queue_server_has_a_limit_of_memory(stack: Stack) -> None:
     assert found == {"maxmemory": str(1 << 30), "maxmemory-policy": "noeviction"}
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Client) -> None:
     """150 clients request 65 536 rows each and disconnect: requests beyond the budget are rejected,

@@ -482,6 +482,7 @@ def test_a_compiled_loss_is_the_loss(images: torch.Tensor, tmp_path: Path) -> No
         Run(game({"compile": True}), images, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_spreads_over_processes(images: torch.Tensor, tmp_path: Path) -> None:
     """Two processes reach the weights of one up to rounding, and can be resumed."""
     chosen = recipe({"epochs": 2, "optimiser": "sgd", "learning_rate": 0.001}).to_json()
