@@ -79,7 +79,7 @@ def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOp
     """
     height, width = low.shape[:2]
     model.config = replace(model.config, margin=1)
-    tiling = Tiling(height, width, (height + 2, width + 2), 1)
+    tiling = Tiling(height, width, (height + 2, width + 2), (1, 1))
     cut = tiling.cut(lambda begin, end: low[begin:end], 0, 1)
     tile = one_tile(model, torch.from_numpy(cut).float() / 255.0, options)
     return np.concatenate(list(tiling.bands(iter([tile]), options.scale)))

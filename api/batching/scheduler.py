@@ -136,7 +136,8 @@ class BatchScheduler:
         Raises QueueFullError if a limit on waiting requests is reached.
         """
         _, slice_rows = self.capacity.get((request.entry.ref, request.method), UNKNOWN_CAPACITY)
-        request.queue = "interactive" if request.rows <= slice_rows else "bulk"
+        small = request.rows <= slice_rows and not _has_large_tiles(request)
+        request.queue = "interactive" if small else "bulk"
         self._check(request)
         request.key = _key(request)
         request.arrived = self._clock()
@@ -259,9 +260,12 @@ class BatchScheduler:
         filled with requests that fit, one per owner in turn. A batch of the bulk queue or with an
         isolated slice has only the first slice.
         """
-        largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         owner_queue = group.queues[owner]
-        slices = [self._cut(group, owner_queue, owner_queue.oldest(), largest)]
+        oldest = owner_queue.oldest()
+        largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
+        if _is_any_size(oldest):
+            largest = 1
+        slices = [self._cut(group, owner_queue, oldest, largest)]
         room = largest - slices[0].rows
         if queue == "bulk" or slices[0].isolated:
             return slices
@@ -414,6 +418,21 @@ def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
     counts[key] -= number
     if not counts[key]:
         del counts[key]
+
+
+def _is_any_size(request: PendingRequest) -> bool:
+    """Return whether the images of a request may have any size, so that each runs alone."""
+    spec = request.entry.card.operations.get(request.method)
+    return spec is not None and spec.any_size
+
+
+def _has_large_tiles(request: PendingRequest) -> bool:
+    """Return whether the request's tiles have more pixels than the images of its model."""
+    tiles = request.items.get("images")
+    if tiles is None or not _is_any_size(request):
+        return False
+    _, height, width = request.entry.image
+    return bool(tiles.shape[2] * tiles.shape[3] > height * width)
 
 
 def _key(request: PendingRequest) -> GroupKey:

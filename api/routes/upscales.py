@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from api.access import caller_of
@@ -32,6 +33,7 @@ from api.routes.operations import (
 from api.schemas.operations import UpscaleFields
 from api.state import AppState
 from api.stored_content import IMAGES_URL
+from core.broker.codec import MARGINS
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, format_size_error
@@ -42,6 +44,7 @@ from core.settings import Settings
 
 OPERATION = BY_METHOD["upscale"]
 MAX_SYNC_TILES = 64  # a picture with more tiles becomes a job at once
+TILE_AREA = 2.25  # a tile may have so many times the pixels of the model's image
 
 _INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread
 _ACCEPTED = (
@@ -91,7 +94,7 @@ async def _respond_sync(
     assert photograph is not None  # noqa: S101
     tiling = spec.layout.tiling
     tiles = await asyncio.to_thread(tiling.cut, lambda begin, end: photograph.pixels[begin:end], 0, tiling.count)
-    inference_request.items = {"images": tiles}
+    inference_request.items = {"images": tiles, MARGINS: np.array([tiling.margins], np.int64)}
     fields = await compute_or_accept(state, request, inference_request, prefer)
     if isinstance(fields, Response):
         return fields
@@ -177,13 +180,21 @@ async def _with_image(
     `kind` is the file format of the result. Raises InvalidError if the image cannot be used.
     """
     photograph = await _read_photograph(state, content, fields.image, kind, int(options["scale"]))
-    tiling = Tiling(*photograph.size, entry.image[1:], entry.margin)
+    tiling = _tiling(photograph, entry, options)
     layout = Layout(tiling, photograph.channels, alpha=photograph.alpha is not None)
     seed = seed_or_random(fields.seed)
     inference_request = InferenceRequest(OPERATION, entry, options, seed, tiling.count, content)
     inference_request.photograph, inference_request.conversions = photograph, photograph.notes
     inference_request.upscale = UpscaleSpec(layout, int(options["scale"]), kind, fields.quality)
     return inference_request
+
+
+def _tiling(photograph: Photograph, entry: ModelVersion, options: dict[str, Any]) -> Tiling:
+    """Return the division of an image into tiles: those of the model, or fitting ones if it allows."""
+    (_, height, width), spec = entry.image, entry.card.operations[OPERATION.method]
+    if spec.any_size:
+        return Tiling.fit(*photograph.size, int(TILE_AREA * height * width), spec.margin_for(options))
+    return Tiling(*photograph.size, (height, width), (spec.margin, spec.margin))
 
 
 def _find_model(name: str | None, models: Models) -> ModelVersion:

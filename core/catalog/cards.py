@@ -6,6 +6,7 @@ small, and every field is checked against limits.
 
 import base64
 import binascii
+import dataclasses
 import io
 import json
 import math
@@ -103,20 +104,30 @@ class OperationSpec:
     """One of a card's `operations`: the JSON Schema of its options, and how it runs.
 
     A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
-    every side of a tile, in pixels; 0 for an operation without tiles. `codes` is the format of the
+    every side of a tile, in pixels; 0 for an operation without tiles. With `any_size`, tiles may
+    have any size, and another margin on each axis; `option_margins` has the pixels, by option, that
+    the margin must be wider if the option is not 0. `codes` is the format of the
     codes that the operation reads; None if it reads none.
     """
 
     options: Mapping[str, Any]
     sliced: bool = False
     margin: int = 0
+    any_size: bool = False
+    option_margins: Mapping[str, int] = dataclasses.field(default_factory=dict)
     codes: CodeFormat | None = None
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> Self:
         """Return the operation of a JSON object whose fields have been checked."""
         codes = CodeFormat(**spec["codes"]) if "codes" in spec else None
-        return cls(spec.get("options", {}), bool(spec.get("sliced")), int(spec.get("margin", 0)), codes)
+        margin, any_size = int(spec.get("margin", 0)), spec.get("any_size") is True
+        option_margins = {str(name): int(pixels) for name, pixels in spec.get("option_margins", {}).items()}
+        return cls(spec.get("options", {}), bool(spec.get("sliced")), margin, any_size, option_margins, codes)
+
+    def margin_for(self, options: Mapping[str, Any]) -> int:
+        """Return the margin of tiles, in pixels, for validated options."""
+        return self.margin + sum(pixels for name, pixels in self.option_margins.items() if options.get(name))
 
 
 @dataclass(frozen=True)
@@ -256,6 +267,11 @@ def _check_operations(operations: Mapping[str, Any]) -> None:
         margin = spec.get("margin", 0)
         if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
             raise CardError(f"the 'margin' of the operation {method[:60]!r} of its card must be an integer from 0")
+        option_margins = spec.get("option_margins", {})
+        if not isinstance(option_margins, dict) or not all(_is_index(one, 0) for one in option_margins.values()):
+            raise CardError(
+                f"the 'option_margins' of the operation {method[:60]!r} of its card must be integers from 0"
+            )
         if "codes" in spec:
             _check_code_format(method, spec["codes"], spec.get("options", {}))
 

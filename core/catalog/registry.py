@@ -76,14 +76,6 @@ class ModelVersion:
         """Shape of the model's images."""
         return self.card.image
 
-    @property
-    def margin(self) -> int:
-        """Pixels of context on every side of a tile.
-
-        Raises KeyError for a model that does not upscale.
-        """
-        return self.card.operations["upscale"].margin
-
 
 def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
     schema = dict(spec.options)
@@ -110,7 +102,8 @@ def read_version(path: Path) -> ModelVersion:
         raise ValueError(f"the checkpoint file of {name}@{version} cannot be used: {error}") from error
     channels, height, width = card.image
     tiled = any(operation.operation.tiled for operation in operations.values())
-    margin = card.operations["upscale"].margin if tiled else 0
+    spec = card.operations["upscale"] if tiled else OperationSpec({})
+    margin = spec.margin_for(dict.fromkeys(spec.option_margins, 1))
     if channels not in ({3} if tiled else {1, 3}) or min(height, width) <= 2 * margin:
         raise ValueError(f"the card of {name}@{version} describes no image: {channels}×{height}×{width}")
     return ModelVersion(name, version, card, path, operations)

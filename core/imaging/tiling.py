@@ -1,8 +1,8 @@
 """Decode photographs of any size, divide them into tiles, and join the enlarged tiles.
 
-All tiles have the same size and overlap by a margin on every side. Tiles at the edges of the image
+All tiles of an image have the same size and overlap by a margin. Tiles at the edges of the image
 are filled up with its mirror image. The enlarged tiles, without their margins, fit together without
-seams.
+seams. On an axis that is not divided, tiles have the length of the image and no margin.
 """
 
 import math
@@ -104,20 +104,44 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 class Tiling:
     """The division of an image of `height` × `width` pixels into tiles.
 
-    A tile has the size `tile` (height, width), which includes a `margin` on every side; all are in
-    pixels. Tiles are numbered row by row. The core of the tile in row i and column j, without
-    margins, starts at the pixel (i · core height, j · core width).
+    A tile has the size `tile` (height, width), which includes `margins` (vertical, horizontal) on
+    both sides of each axis; all are in pixels. Tiles are numbered row by row. The core of the tile
+    in row i and column j, without margins, starts at the pixel (i · core height, j · core width).
     """
 
     height: int
     width: int
     tile: tuple[int, int]
-    margin: int
+    margins: tuple[int, int]
+
+    # See docs/decisions.md#tiles-fit-the-picture
+    @classmethod
+    def fit(cls, height: int, width: int, tile_pixels: int, margin: int) -> "Tiling":
+        """Return the division of an image with the fewest pixels in all tiles together.
+
+        A tile has at most `tile_pixels` pixels. Its margins are `margin`, or 0 on an axis that is
+        not divided. Of divisions with equally many pixels, the one with the fewest tiles is chosen.
+        """
+        best, best_cost = None, (0, 0)
+        for lines in range(1, height + 1):
+            tile_height = _tile_length(height, lines, margin)
+            columns = _least_columns(width, tile_pixels // tile_height, margin)
+            if columns:
+                tile_width = _tile_length(width, columns, margin)
+                cost = (lines * columns * tile_height * tile_width, lines * columns)
+                if best is None or cost < best_cost:
+                    margins = (margin if lines > 1 else 0, margin if columns > 1 else 0)
+                    best, best_cost = cls(height, width, (tile_height, tile_width), margins), cost
+            if lines > 1 and -(-height // lines) <= margin:
+                break  # tiles of more margin than core cost more than larger ones
+        if best is None:
+            raise ValueError(f"tiles of {tile_pixels} pixels are too small for a margin of {margin} pixels")
+        return best
 
     @property
     def core(self) -> tuple[int, int]:
         """Height and width of a tile without its margins."""
-        return self.tile[0] - 2 * self.margin, self.tile[1] - 2 * self.margin
+        return self.tile[0] - 2 * self.margins[0], self.tile[1] - 2 * self.margins[1]
 
     @property
     def lines(self) -> int:
@@ -145,11 +169,11 @@ class Tiling:
         while at < count:
             line, column = divmod(first + at, self.columns)
             in_line = min(self.columns - column, count - at)
-            above = _mirrored(line * self.core[0] - self.margin, self.tile[0], self.height)
+            above = _mirrored(line * self.core[0] - self.margins[0], self.tile[0], self.height)
             begin = int(above.min())
             band = read(begin, int(above.max()) + 1)[above - begin]
             for j in range(column, column + in_line):
-                across = _mirrored(j * self.core[1] - self.margin, self.tile[1], self.width)
+                across = _mirrored(j * self.core[1] - self.margins[1], self.tile[1], self.width)
                 tiles[at] = band[:, across].transpose(2, 0, 1)  # one grey channel becomes three
                 at += 1
         return tiles
@@ -166,6 +190,23 @@ class Tiling:
             for j in range(self.columns):
                 band[:, j * wide : (j + 1) * wide] = next(tiles).transpose(1, 2, 0)
             yield band[: (self.height - line * self.core[0]) * scale, : self.width * scale]
+
+
+def _tile_length(size: int, parts: int, margin: int) -> int:
+    """Return the length of a tile, with its margins, on an axis of `size` pixels in `parts` parts.
+
+    The core of a part is even: a network that takes squares of 2×2 pixels sees the same squares in
+    every tile.
+    """
+    return size if parts == 1 else 2 * -(-size // (2 * parts)) + 2 * margin
+
+
+def _least_columns(width: int, longest: int, margin: int) -> int:
+    """Return the fewest columns whose tiles are at most `longest` pixels wide; 0 if there are none."""
+    if width <= longest:
+        return 1
+    core = (longest - 2 * margin) // 2 * 2
+    return -(-width // core) if core > 0 else 0
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
@@ -201,17 +242,24 @@ class Layout:
         Its other fields are ignored.
         """
         picture, tiles = fields["image"], fields["tiles"]
-        tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
+        margins = tiles.get("margins", [tiles["margin"]] * 2)  # jobs of earlier releases have one for both axes
+        tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tuple(margins))
         return cls(tiling, picture["channels"], picture["alpha"])
 
     @property
     def json(self) -> dict[str, Any]:
         """The layout as a JSON object, which is stored in the field `request` of a job."""
         tiling = self.tiling
-        height, width = tiling.tile
+        (height, width), margins = tiling.tile, tiling.margins
         return {
             "image": {"width": tiling.width, "height": tiling.height, "channels": self.channels, "alpha": self.alpha},
-            "tiles": {"width": width, "height": height, "margin": tiling.margin, "count": tiling.count},
+            "tiles": {
+                "width": width,
+                "height": height,
+                "margin": max(margins),
+                "margins": list(margins),
+                "count": tiling.count,
+            },
         }
 
     @property

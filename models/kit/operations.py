@@ -3,7 +3,8 @@
 An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass).
 Its input images are its parameters `images`, `first`, `second` and `mask`, if it has them; or its
 input is `codes`, whose format the method `code_format` returns. A parameter `state` means that it
-runs in several calls, and returns a `Continuation` between them. The class constant `UNIT` of its
+runs in several calls, and returns a `Continuation` between them. A parameter `margins` means that
+its images are tiles of any size. The class constant `UNIT` of its
 options is the unit of the numbers that it returns.
 """
 
@@ -47,7 +48,7 @@ def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
 
     Each has the fields "inputs" (names of parameters), "options" (a JSON Schema), "unit", and
     "sliced" (whether it runs in several calls); one that reads codes also has "codes", their
-    `CodeFormat`.
+    `CodeFormat`, and one whose images may have any size has "any_size", which is true.
     """
     kind: type = type(model)
     described = {name: _describe(hints) for name, hints in _operations(kind).items() if name not in without}
@@ -85,4 +86,5 @@ def _describe(hints: dict[str, Any]) -> dict[str, Any]:
         "options": json_schema(hints["options"]),
         "unit": getattr(hints["options"], "UNIT", None),
         "sliced": "state" in hints,
+        **({"any_size": True} if "margins" in hints else {}),
     }

@@ -15,9 +15,9 @@ class Config:
     channels: int = option(3, minimum=3, maximum=3)
     height: int = option(128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, with its margin")
     width: int = option(128, minimum=32, maximum=1024, description="equal to `height`")
-    # See docs/decisions.md#upscaling-tiles-have-a-margin-of-ten-pixels
+    # See docs/decisions.md#upscaling-tiles-have-a-margin-of-eight-pixels
     margin: int = option(
-        10, minimum=1, maximum=128, description="low-resolution pixels at each side of a tile that are context only"
+        8, minimum=1, maximum=128, description="low-resolution pixels at each side of a tile that are context only"
     )
     scales: tuple[int, ...] = option((2, 3, 4), minimum=2, maximum=4)
     largest_scale_share: float = option(

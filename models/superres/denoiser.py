@@ -11,6 +11,8 @@ from torch.nn import functional
 from models.kit.shapes import Float, Images, PerImage, Tensor
 from models.superres.regression import ResidualBlock
 
+# See docs/decisions.md#a-small-network-cleans-a-picture-before-it-is-enlarged
+MARGIN = 8  # pixels of context that the network needs beside those of the enlargement
 CELL = 2  # pixels of the input are taken together in squares of this side
 
 

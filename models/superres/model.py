@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from models.kit import features, resize, spectrum
 from models.kit.figures import Figures, Report, no_report
@@ -18,9 +19,8 @@ from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, LATENT, RowStreams
 from models.kit.scattering import Scattering
 from models.kit.shapes import Float, Images, PerImage, Tensor
-from models.superres import patches, regression, statistics
+from models.superres import denoiser, patches, regression, statistics
 from models.superres.config import Config, UpscaleOptions
-from models.superres.denoiser import Denoiser
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
 from models.superres.regression import Upscaler
 from models.superres.statistics import ChannelStds, Predictor, Statistics
@@ -40,8 +40,9 @@ class Model(nn.Module):
     The three exist only with the objective "statistics": the generator, which makes an image of low
     energy in one pass; the scattering, whose wavelets start fixed and are then trained as part of
     Ψ in Bruna et al.; and the predictor Φ. With `denoiser_blocks` there is a network that cleans
-    the input; the objective "denoiser" trains it alone. Methods take `images`: tiles (B, C, H, W) in 0 … 1 at
-    low resolution; their margin of `config.margin` pixels is context that the result lacks.
+    the input; the objective "denoiser" trains it alone. Methods take `images`: tiles (B, C, H, W)
+    in 0 … 1 at low resolution; their margins, of `config.margin` pixels if nothing else is said,
+    are context that the result lacks.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]
@@ -55,7 +56,7 @@ class Model(nn.Module):
         self.OPTIMIZED_MODULES = ()  # the regression is trained by `loss`
         self.regression = Upscaler(config.channels, config.features, config.blocks, config.scales)
         if config.denoiser_blocks:
-            self.denoiser = Denoiser(config.channels, config.denoiser_features, config.denoiser_blocks)
+            self.denoiser = denoiser.Denoiser(config.channels, config.denoiser_features, config.denoiser_blocks)
         if config.objective == "denoiser":
             if not config.denoiser_blocks:
                 raise ValueError("the objective denoiser needs denoiser_blocks of at least 1")
@@ -125,12 +126,15 @@ class Model(nn.Module):
 
         It is keyed by the operation's name and has the `margin` of a tile in pixels. Without the
         networks of the objective "statistics", that method is missing from its options; without a
-        denoiser, the option `denoise` is.
+        denoiser, the option `denoise` is. With one, `option_margins` has what the margin must be
+        wider for it.
         """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
         properties = described["upscale"]["options"]["properties"]
-        if not self.config.denoiser_blocks:
+        if self.config.denoiser_blocks:
+            described["upscale"]["option_margins"] = {"denoise": denoiser.MARGIN}
+        else:
             del properties["denoise"]
         if self.config.objective != "statistics":
             method = properties["method"]
@@ -140,19 +144,41 @@ class Model(nn.Module):
 
     # Operation
 
+    # See docs/decisions.md#tiles-fit-the-picture
     @torch.no_grad()
-    def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:
-        """Enlarge tiles by the factor s = `scale` and remove their margins of m pixels.
+    def upscale(
+        self,
+        images: Images,
+        rows: RowStreams,
+        options: UpscaleOptions,
+        state: State = None,
+        margins: tuple[int, int] | None = None,
+    ) -> Result:
+        """Enlarge tiles by the factor s = `scale` and remove their margins.
 
-        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. With another objective than
-        "statistics", that method means "mse". With `denoise`, the tiles are cleaned first. Total
-        variation and the gradient descent run in several calls; every call but the last returns a
-        `Continuation`. `state` is None in the first call, later the state of the previous
-        `Continuation`. `rows` draws the generator's noise, if it has a noise input. Raises
-        ValueError for a scale that the model does not have, or for `denoise` without a denoiser.
+        `margins` are the margins m and n of the vertical and the horizontal axis, in pixels of
+        `images`; None means `config.margin`. Returns `images` (B, C, s·(H − 2m), s·(W − 2n)) in
+        0 … 1. With another objective than "statistics", that method means "mse". With `denoise`,
+        the tiles are cleaned first. Total variation and the gradient descent run in several calls;
+        every call but the last returns a `Continuation`. `state` is None in the first call, later
+        the state of the previous `Continuation`. `rows` draws the generator's noise, if it has a
+        noise input. Raises ValueError for a scale that the model does not have, or for `denoise`
+        without a denoiser.
         """
         if options.scale not in self.config.scales:
             raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {options.scale}")
+        m, n = margins or (self.config.margin, self.config.margin)
+        result = self._upscale_cleaned(images, rows, options, state)
+        if isinstance(result, Continuation):
+            return result
+        height, width = result.shape[2:]
+        m, n = m * options.scale, n * options.scale
+        return {"images": result[:, :, m : height - m, n : width - n].clamp(0.0, 1.0)}
+
+    def _upscale_cleaned(
+        self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State
+    ) -> HighResolution | Continuation:
+        """Enlarge tiles, which are first cleaned if the options say so; keep their margins."""
         if options.denoise == 0.0:
             return self._upscale(images, rows, options, state)
         clean = self.denoise(images, options.denoise) if state is None else state["clean"]
@@ -162,35 +188,32 @@ class Model(nn.Module):
             return dataclasses.replace(result, state={**result.state, "clean": clean})
         return result
 
-    def _upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State) -> Result:
-        """Enlarge tiles as `upscale` does, without `denoise`."""
+    def _upscale(
+        self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State
+    ) -> HighResolution | Continuation:
+        """Enlarge tiles with their margins, by the method of the options."""
         scale = options.scale
         regression_only = self.config.objective != "statistics"
         method = "mse" if regression_only and options.method == "statistics" else options.method
         if method == "tv":
-            inverted = regression.invert_by_total_variation(images, scale, state)
-            return inverted if isinstance(inverted, Continuation) else self._without_margin(inverted, scale)
+            return regression.invert_by_total_variation(images, scale, state)
         if method == "statistics" and options.inference == "descent":
             return self._upscale_by_descent(images, options, state)
         if method == "bicubic":
-            high = regression.interpolate_bicubic(images, scale)
-        elif method == "mse":
-            high = self.regress(images, scale, ensemble=options.ensemble)
-        else:
-            high = self.sharpen(images, scale, options.fidelity, rows)
-        return self._without_margin(high, scale)
+            return regression.interpolate_bicubic(images, scale)
+        if method == "mse":
+            return self.regress(images, scale, ensemble=options.ensemble)
+        return self.sharpen(images, scale, options.fidelity, rows)
 
-    def _without_margin(self, high: Images, scale: int) -> dict[str, Any]:
-        cut = scale * self.config.margin
-        return {"images": high[:, :, cut:-cut, cut:-cut].clamp(0.0, 1.0)}
-
-    def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> Result:
+    def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> HighResolution | Continuation:
         """Enlarge tiles by a gradient descent of the energy from the regression's estimate.
 
         Each call takes one step, but the first (`state` is None) only computes the start. The last
-        call returns `images`, every other call a `Continuation`.
+        call returns the images, every other call a `Continuation`.
         """
-        scale = options.scale
+        scale, (height, width) = options.scale, low.shape[2:]
+        # the predictor takes multiples of four pixels
+        low = functional.pad(low, (0, -width % 4, 0, -height % 4), mode="replicate")
         if state is None:
             estimate, done = self.regress(low, scale), low.new_zeros(len(low))
             descent = start_descent(self.energy_function(low, estimate, scale), torch.zeros_like(estimate[:, :1]))
@@ -200,7 +223,7 @@ class Model(nn.Module):
             descent = descend(before, self.energy_function(low, estimate, scale), DESCENT_STEPS_PER_CALL)
         if float(done.max()) >= options.steps:
             high = self._project(estimate + statistics.remove_grid_pattern(descent.detail, scale), low, scale)
-            return self._without_margin(torch.lerp(high, estimate, options.fidelity), scale)
+            return torch.lerp(high, estimate, options.fidelity)[:, :, : height * scale, : width * scale]
         progress = (float(done.max()) + 0.5) / (options.steps + 1)
         return Continuation({"estimate": estimate, "done": done, **vars(descent)}, progress)
 

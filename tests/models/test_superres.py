@@ -273,6 +273,36 @@ def test_every_method_gives_the_middle_of_a_tile(method: str, scale: int) -> Non
         torch.testing.assert_close(found[1], torch.full_like(found[1], 0.4), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (9, 30)])
+@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("method", ["bicubic", "tv", "mse", "statistics", "descent"])
+def test_pictures_of_any_size_have_no_margin_if_they_are_not_divided(
+    method: str, scale: int, size: tuple[int, int]
+) -> None:
+    """With margins of 0 a whole picture is enlarged, of any size, by every method."""
+    model = built()
+    images, rows = drawn(1, 3, *size), RowStreams.range(0, 0, 1)
+    named = {"inference": "descent", "steps": 1} if method == "descent" else {"method": method}
+    options = superres.UpscaleOptions(scale=scale, **named)
+    answer = model.upscale(images, rows, options, margins=(0, 0))
+    while isinstance(answer, Continuation):
+        answer = model.upscale(images, rows, options, answer.state, margins=(0, 0))
+    assert answer["images"].shape == (1, 3, size[0] * scale, size[1] * scale)
+    if method == "mse":
+        with torch.no_grad():
+            assert torch.equal(answer["images"], model.regress(images, scale).clamp(0, 1))
+
+
+def test_each_axis_has_its_margin() -> None:
+    """The margins of an axis are cut off that axis."""
+    model, images = built(SMALL), drawn(1, 3, 24, 30)
+    found = model.upscale(images, RowStreams.range(0, 0, 1), superres.UpscaleOptions(scale=2), margins=(0, 5))
+    whole = model.upscale(images, RowStreams.range(0, 0, 1), superres.UpscaleOptions(scale=2), margins=(0, 0))
+    assert isinstance(found, dict)
+    assert isinstance(whole, dict)
+    assert torch.equal(found["images"], whole["images"][..., 10:-10])
+
+
 def test_learned_methods_agree_with_their_low_resolution() -> None:
     """U of the result equals the input to half a grey level, if nothing clips."""
     model = built()

@@ -86,6 +86,8 @@ class BatchPlanner:
         # compute
         alone = model.device.type == "cpu" and model.threads == 1
         self._clock = time.thread_time if alone else time.perf_counter
+        # a comparison of bits holds for one size of the images: those of any size run alone
+        self._any_size = model.entry.card.operations[method].any_size
         self._reference: int | None = None
         self._outputs: Outputs = []  # of a reference size above 1
         # by batch size: the shortest time of a step, and of a whole pass
@@ -102,7 +104,7 @@ class BatchPlanner:
         they do not.
         """
         if self._reference is None:
-            size = self._affordable_size()
+            size = 1 if self._any_size else self._affordable_size()
             while size > 1 and not self._ignores_order(size):
                 size //= 2
                 self._outputs = []
@@ -115,6 +117,8 @@ class BatchPlanner:
         Smaller and larger batches than the reference size are compared with it and timed. The
         caller may do other work at each yield.
         """
+        if self._any_size:
+            return self.first_plan()
         reference = self.first_plan().largest
         outputs = self._outputs or self.run(reference)
         yield

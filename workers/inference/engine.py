@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core import tracing
-from core.broker.codec import BatchSlice, Fields, Outcome, joined
+from core.broker.codec import MARGINS, BatchSlice, Fields, Outcome, joined
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from models.kit.operations import Continuation
@@ -150,11 +150,12 @@ def _run_all(
     Exceptions that the model raises are passed on.
     """
     plan, model_options = model.plans[method], model.options(method, options)
-    rows = _Rows.stack(slices, BY_METHOD[method].inputs)
+    rows, spec = _Rows.stack(slices, BY_METHOD[method].inputs), model.entry.card.operations[method]
+    margins = _margins(slices) if spec.any_size else None
     count = len(rows.seeds)
     # a state spans all rows, so an operation with a state is not cut: its sender keeps to the
     # worker's capacity
-    step = count if model.entry.card.operations[method].sliced else min(plan.largest, count)
+    step = count if spec.sliced else min(plan.largest, count)
     chunks = []
     for first in range(0, count, step):
         size = min(step, count - first)
@@ -162,9 +163,9 @@ def _run_all(
         streams = RowStreams(torch.from_numpy(padded.seeds), torch.from_numpy(padded.numbers))
         inputs = [_input_tensor(item, model.device) for item in padded.items]
         tensors = None if state is None else _state_tensors(state, len(padded.seeds), model.device)
-        result = model.call(method, model_options, streams, inputs, tensors)
+        result = model.call(method, model_options, streams, inputs, tensors, margins)
         while isinstance(result, Continuation) and has_time():
-            result = model.call(method, model_options, streams, inputs, result.state)
+            result = model.call(method, model_options, streams, inputs, result.state, margins)
         if isinstance(result, Continuation):
             host_state = {name: value[:count].cpu().numpy() for name, value in result.state.items()}
             preview = None if result.preview is None else _fields({"images": result.preview}, count)["images"]
@@ -172,6 +173,17 @@ def _run_all(
         chunks.append(_fields(result, size))
     with tracing.span("encode"):
         return _split(joined(chunks), slices)
+
+
+def _margins(slices: Slices) -> tuple[int, int] | None:
+    """Return the vertical and the horizontal margin of tiles; None if slices have no tiles.
+
+    Raises RuntimeError if slices differ in them; each is then run alone.
+    """
+    margins = {tuple(one.items[MARGINS][0].tolist()) if MARGINS in one.items else None for one in slices}
+    if len(margins) > 1:
+        raise RuntimeError("tiles with different margins are in one batch")
+    return margins.pop()
 
 
 def _input_tensor(item: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from core import tracing
-from core.broker.codec import BatchSlice, Items, cut_items, pack, unpack
+from core.broker.codec import MARGINS, BatchSlice, Items, cut_items, pack, unpack
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH
 from core.broker.publisher import wake_inference_workers
 from core.catalog.operations import BY_METHOD
@@ -190,8 +192,9 @@ class JobRunner:
         first = job.next_row
         rows = job.rows if job.co_batched else min(most_rows, job.rows - first)
         if BY_METHOD[job.method].tiled:
-            tiles = Layout.read(job.request).tiles(partial(blobs.get, str(job.items_blob)), first, rows)
-            items: Items = {"images": tiles}
+            layout = Layout.read(job.request)
+            tiles = layout.tiles(partial(blobs.get, str(job.items_blob)), first, rows)
+            items: Items = {"images": tiles, MARGINS: np.array([layout.tiling.margins], np.int64)}
         else:
             packed = job.items if job.items_blob is None else blobs.get(job.items_blob)
             items = {} if packed is None else cut_items(unpack(packed), job.rows_per_image, first, rows)

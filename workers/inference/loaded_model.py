@@ -85,19 +85,28 @@ class LoadedModel:
         return self._parsed_options[key]
 
     def call(
-        self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
+        self,
+        method: str,
+        options: Any,
+        rows: RowStreams,
+        items: list[Tensor],
+        state: dict[str, Any] | None,
+        margins: tuple[int, int] | None = None,
     ) -> Any:
         """Run one step of an operation; return the result of the last step, or else a Continuation.
 
         The result is a dictionary of the fields. `rows` has the random streams of the rows, and
         `items` the input tensors. `state` is None in the first step, and later the state of the
-        Continuation that the previous step returned.
+        Continuation that the previous step returned. `margins` are those of tiles, None for the
+        model's own.
         """
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
             arguments = [*items, rows.to(self.device), options]
-            more = {} if state is None else {"state": state}
+            more: dict[str, Any] = {} if state is None else {"state": state}
+            if margins is not None:
+                more["margins"] = margins
             result = getattr(self.model, method)(*arguments, **more)
         self._advance()
         return result

@@ -421,3 +421,32 @@ def test_after_a_long_pass_the_next_waits_for_its_clients() -> None:
     made.submit(request())
     clock.now = 1.16
     assert made.next_batch("interactive", 1) is not None
+
+
+ANY_SIZE = ModelVersion(
+    "model",
+    "1",
+    Card.from_json(
+        {"image": {"channels": 3, "height": 8, "width": 8}, "operations": {"upscale": {"any_size": True, "margin": 1}}}
+    ),
+    Path(),
+)
+
+
+def test_tiles_of_any_size_run_alone() -> None:
+    """A batch has one tile if tiles may have any size, also while the workers' capacity is unknown."""
+    made = scheduler()
+    for _ in range(3):
+        tiles = {"images": np.zeros((1, 3, 8, 8), np.uint8)}
+        made.submit(PendingRequest(ANY_SIZE, "upscale", {}, 7, 1, tiles))
+    sizes = [rows_of(batch) for _ in range(3) if (batch := made.next_batch("interactive", 3)) is not None]
+    assert set(sizes) == {1}
+
+
+def test_tiles_larger_than_the_models_image_are_long_work() -> None:
+    """A tile of up to the pixels of the model's image is interactive, a larger one is not."""
+    made = scheduler()
+    for side, queue in ((8, "interactive"), (9, "bulk")):
+        tile = PendingRequest(ANY_SIZE, "upscale", {}, 7, 1, {"images": np.zeros((1, 3, 8, side), np.uint8)})
+        made.submit(tile)
+        assert tile.queue == queue

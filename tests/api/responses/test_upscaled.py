@@ -26,7 +26,7 @@ from core.jobs.records import Job
 
 SIZE, SCALE = (50, 70), 2
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-ORDER = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 3, alpha=False), SCALE, "png", 90)
+ORDER = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), (4, 4)), 3, alpha=False), SCALE, "png", 90)
 
 
 class Bench:
@@ -86,7 +86,7 @@ def test_an_order_survives_its_job() -> None:
     """An `UpscaleSpec` is restored from the summary that its job stores."""
     assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.summary))) == ORDER
     assert ORDER.size == (100, 140)
-    clear = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 1, alpha=True), 3, "webp", 50)
+    clear = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), (4, 4)), 1, alpha=True), 3, "webp", 50)
     assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
 
 

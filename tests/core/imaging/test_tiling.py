@@ -230,7 +230,7 @@ SIZES = [(1, 1), (1, 200), (200, 1), (2, 3), (24, 24), (25, 24), (23, 49), (100,
 def test_tiles_are_windows_of_the_mirrored_image(size: tuple[int, int], channels: int) -> None:
     """Tiles equal windows of the image that is mirrored at its edges."""
     picture = noise(*size, channels)
-    tiling = Tiling(*size, (32, 32), 4)
+    tiling = Tiling(*size, (32, 32), (4, 4))
     assert tiling.count == -(-size[0] // 24) * -(-size[1] // 24)
     after = [4 + count * 24 - edge for count, edge in zip((tiling.lines, tiling.columns), size, strict=True)]
     whole = np.pad(picture, ((4, after[0]), (4, after[1]), (0, 0)), "symmetric")
@@ -246,11 +246,49 @@ def test_tiles_are_windows_of_the_mirrored_image(size: tuple[int, int], channels
 def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -> None:
     """Tiles that are cut, enlarged and joined put every pixel in its place."""
     picture = noise(*size, 3)
-    tiling = Tiling(*size, (32, 40), 4)
+    tiling = Tiling(*size, (32, 40), (4, 4))
     tiles = tiling.cut(lambda begin, end: picture[begin:end], 0, tiling.count)
     cores = tiles[:, :, 4:-4, 4:-4].repeat(scale, 2).repeat(scale, 3)
     whole = np.concatenate(list(tiling.bands(iter(cores), scale)))
     assert (whole == picture.repeat(scale, 0).repeat(scale, 1)).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 700), (128, 128), (192, 192), (193, 192), (349, 349), (512, 512)])
+def test_tiles_fit_the_picture(size: tuple[int, int]) -> None:
+    """A picture that fits is one tile without a margin; others have at most 1.25 times the pixels
+    in tiles, and every pixel is in its place.
+    """
+    tiling = Tiling.fit(*size, 192 * 192, 8)
+    height, width = tiling.tile
+    assert height * width <= 192 * 192
+    if size[0] * size[1] <= 192 * 192:
+        assert (tiling.count, tiling.tile, tiling.margins) == (1, size, (0, 0))
+    assert tiling.count * height * width <= 1.25 * size[0] * size[1]
+    picture = noise(*size, 3)
+    tiles = tiling.cut(lambda begin, end: picture[begin:end], 0, tiling.count)
+    assert tiles.shape == (tiling.count, 3, height, width)
+    down, across = tiling.margins
+    cores = tiles[:, :, down : height - down, across : width - across]
+    assert (np.concatenate(list(tiling.bands(iter(cores), 1))) == picture).all()
+
+
+def test_an_axis_that_is_not_divided_has_no_margin() -> None:
+    """A strip is divided along its long axis only; a large picture along both."""
+    strip = Tiling.fit(20, 4000, 192 * 192, 8)
+    assert (strip.lines, strip.margins) == (1, (0, 8))
+    assert Tiling.fit(1000, 1000, 192 * 192, 8).margins == (8, 8)
+    with pytest.raises(ValueError, match="too small for a margin"):
+        Tiling.fit(100, 100, 30, 8)
+
+
+def test_layouts_of_earlier_releases_are_read() -> None:
+    """A job that was created before margins differed by axis keeps its tiles."""
+    stored = Layout(Tiling(100, 75, (32, 32), (4, 4)), 3, alpha=False)
+    earlier = {
+        **stored.json,
+        "tiles": {name: value for name, value in stored.json["tiles"].items() if name != "margins"},
+    }
+    assert Layout.read(earlier) == stored
 
 
 def test_some_tiles_need_some_lines() -> None:
@@ -258,7 +296,7 @@ def test_some_tiles_need_some_lines() -> None:
     the blob.
     """
     photograph = Photograph(noise(100, 75, 3), noise(75, 100).T.copy())
-    layout = Layout(Tiling(*photograph.size, (32, 32), 4), 3, alpha=True)
+    layout = Layout(Tiling(*photograph.size, (32, 32), (4, 4)), 3, alpha=True)
     assert Layout.read(layout.json) == layout
     blob = photograph_bytes(photograph)
     spans: list[int] = []

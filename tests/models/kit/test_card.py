@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models import __main__ as command
+from models import superres
 from models.kit import card, data, export
 from models.kit.recipe import Recipe
 
@@ -187,6 +188,29 @@ def test_weights_that_do_not_fit_are_rejected(trained: Path, tmp_path: Path) -> 
     del described["license"]
     with pytest.raises(ValueError, match="lacks license"):
         card.save(tmp_path / "model.safetensors", model, described)
+
+
+def test_a_card_without_any_size_is_valid(tmp_path: Path) -> None:
+    """A card of an earlier release, whose tiles have one size, fits a model that takes any."""
+    model = superres.Model(superres.Config(features=4, blocks=1))
+    operations = json.loads(json.dumps(model.operations()))
+    assert operations["upscale"].pop("any_size") is True
+    described = {
+        **dict.fromkeys(card.REQUIRED, ""),
+        "format": card.FORMAT,
+        "family": "superres",
+        "config": {"features": 4, "blocks": 1},
+        "image": {"channels": 3, "height": 128, "width": 128},
+        "operations": operations,
+        "figures": [],
+        "provenance": {},
+    }
+    card.save(tmp_path / "model.safetensors", model, described)
+    card.check(tmp_path / "model.safetensors")
+    operations["upscale"]["margin"] = 3
+    card.save(tmp_path / "model.safetensors", model, described)
+    with pytest.raises(ValueError, match="lists other operations"):
+        card.check(tmp_path / "model.safetensors")
 
 
 def test_a_card_of_an_earlier_release_is_refreshed(trained: Path, tmp_path: Path) -> None:

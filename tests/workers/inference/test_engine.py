@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import models
-from core.broker.codec import BatchSlice, Outcome
-from core.catalog.registry import Registry
+from core.broker.codec import MARGINS, BatchSlice, Outcome
+from core.catalog.cards import Card
+from core.catalog.registry import ModelVersion, Registry
 from core.settings import Settings
+from models.kit.row_streams import RowStreams
 from tests.families.faulty import RAISES, REFUSES
 from tests.stack import checkpoints, share_plans
 from tests.workers.inference.loading import load_and_measure
@@ -151,3 +154,42 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     held.get(entries["vae-mnist-2d"], "sample")
     assert list(held.capacity()) in (["vae-mnist-2d@1"], ["faulty@1", "vae-mnist-2d@1"])
     models.__path__.remove(str(families))
+
+
+class Tiler:
+    """A model whose tiles may have any size: the result is the tile without its margins."""
+
+    def upscale(
+        self, images: torch.Tensor, rows: RowStreams, options: object, margins: tuple[int, int]
+    ) -> dict[str, torch.Tensor]:
+        """Return the tiles without their margins."""
+        assert len(rows) == 1, "tiles run one by one"
+        down, across = margins
+        return {"images": images[:, :, down : images.shape[2] - down, across : images.shape[3] - across]}
+
+
+def test_tiles_of_any_size_have_their_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice's tiles are cut by its own margins, also if slices of other sizes are in the batch."""
+    operations = {"upscale": {"any_size": True, "margin": 2, "options": {}}}
+    described = Card.from_json({"image": {"channels": 3, "height": 8, "width": 8}, "operations": operations})
+    entry = ModelVersion("tiler", "1", described, Path())
+    monkeypatch.setattr(LoadedModel, "options", lambda *_: None)
+    loaded = LoadedModel.__new__(LoadedModel)
+    loaded.entry, loaded.model, loaded.device, loaded.threads = entry, Tiler(), torch.device("cpu"), 1
+    loaded.plans, loaded._advance = {"upscale": BatchPlan((1,), 1)}, lambda: None
+    random = np.random.default_rng(0)
+    slices = []
+    for number, (height, width, margins) in enumerate([(6, 9, (0, 2)), (8, 8, (2, 2)), (8, 8, (0, 0))]):
+        tile = random.integers(0, 256, (1, 3, height, width), np.uint8)
+        items = {"images": tile, MARGINS: np.array([margins], np.int64)}
+        slices.append(BatchSlice(str(number), 1, 0, 1, items))
+    outcomes = engine.run(loaded, "upscale", {}, slices, None, lambda: True)
+    assert isinstance(outcomes, list)
+    expected = [
+        slices[0].items["images"][..., 2:-2],
+        slices[1].items["images"][..., 2:-2, 2:-2],
+        slices[2].items["images"],
+    ]
+    for outcome, pixels in zip(outcomes, expected, strict=True):
+        assert outcome.fields is not None, outcome.problem
+        np.testing.assert_array_equal(outcome.fields["images"], pixels)
