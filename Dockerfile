@@ -32,8 +32,12 @@ RUN pip install --no-compile --prefix /packages --require-hashes --requirement r
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
 RUN test -z "$OTEL" || pip install --no-compile --prefix /packages --require-hashes --requirement requirements/otel.lock
-# what only the command `celery` and uvicorn's reloader and websockets use
-ARG UNUSED="click_repl prompt_toolkit wcwidth watchfiles websockets yaml numpy/f2py numpy/_core/include"
+# What no part of the API uses: the command `celery`, uvicorn's reloader and websockets, redoc, other databases, and
+# Pillow's AVIF and fonts.
+ARG UNUSED="click_repl prompt_toolkit wcwidth watchfiles websockets yaml numpy/f2py numpy/distutils numpy/_core/include \
+    fastapi_offline/static/redoc.standalone.js sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle \
+    PIL/_avif.* PIL/_imagingft.* PIL/_imagingtk.* pillow.libs/libavif-* pillow.libs/libharfbuzz-* pillow.libs/libfreetype-* \
+    pillow.libs/libpng16-* pillow.libs/libbrotli*"
 RUN cd /packages/lib/python3.*/site-packages && rm -r $UNUSED \
     && find . -type d -name tests -prune -exec rm -r {} + \
     && find . -name '*.py[ix]' -delete && find . -name '*.pxd' -delete && find . -name '*.[ach]' -delete \
@@ -46,7 +50,7 @@ COPY core core
 COPY api api
 COPY --from=studio /studio/dist studio/dist
 # The root file system is read-only later: what an API process imports is compiled now, except the standard library.
-RUN PYTHONDONTWRITEBYTECODE="" python -c "import api.__main__, api.server, core.backup, core.datasets.convert, psycopg, obstore" \
+RUN PYTHONDONTWRITEBYTECODE="" python -c "import api.__main__, api.server, core.backup, core.datasets.convert, PIL._webp, PIL._imagingcms, psycopg, obstore" \
     && find /usr/local/lib/python3.* -name '*.pyc' -not -path '*/site-packages/*' -delete
 USER reverie
 ENV REVERIE_HOST=0.0.0.0 \

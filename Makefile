@@ -15,10 +15,10 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
-.PHONY: help serve studio test parallel-tests test-slow check studio-check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve studio test parallel-tests test-slow test-cluster check studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all of it
 	@$(MAKE) -q studio/dist/index.html || { echo "Building Studio, the page of the service …"; \
@@ -37,6 +37,9 @@ parallel-tests: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-cluster: $(VENV)/.dev ## a service on nine hosts (network namespaces; needs root): hosts fail, links are cut
+	$(BIN)/python -m pytest -s tests/cluster
 
 check: $(VENV)/.dev studio-check ## linters, types, import contracts; those of Studio, and its unit tests
 	$(BIN)/ruff check

@@ -52,6 +52,12 @@ class PostgreSQL:
         options = ["--auth=trust", "--username=reverie", "--encoding=UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", f"--pgdata={folder / 'data'}", *options)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server, which must run."""
+        assert self._server is not None
+        return self._server.pid
+
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._prefix, str(self._bin / program), *arguments]
         subprocess.run(command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, timeout=120)
