@@ -290,8 +290,8 @@ def utilizations(load: Load, costs: Costs) -> dict[str, float]:
     heard = beats / shards
     api_s = load.requests * costs.request_api_s + load.jobs * costs.job_api_s
     return {
-        "API processes": api_s / load.apis + heard * costs.heartbeat_read_s,
-        "workers (small decoder)": (load.requests * costs.request_worker_s + load.jobs * costs.job_worker_s)
+        "API process": api_s / load.apis + heard * costs.heartbeat_read_s,
+        "worker (small decoder)": (load.requests * costs.request_worker_s + load.jobs * costs.job_worker_s)
         / load.workers,
         "queue server: messages": queue_s / load.queue_servers,
         "queue server: heartbeats": sent_s / load.queue_servers,
@@ -303,12 +303,12 @@ def simulated_wait_s(rate: float, service_s: float, servers: int, seconds: float
     """Return the 99 % quantile of the waiting time at `servers` equal servers behind one queue.
 
     Arrivals are a Poisson process, and each takes `service_s`. Infinite if the queue grows without
-    end. A rate of many arrivals is simulated for a shorter time: at most a million of them.
+    end. A rate of many arrivals is simulated for a shorter time: at most 200 000 of them.
     """
     if rate * service_s >= servers:
         return float("inf")
     rng = np.random.default_rng(0)
-    arrivals = np.cumsum(rng.exponential(1 / rate, min(int(rate * seconds), 1_000_000) or 1))
+    arrivals = np.cumsum(rng.exponential(1 / rate, min(int(rate * seconds), 200_000) or 1))
     free = [0.0] * servers
     waits = np.empty(len(arrivals))
     for number, at in enumerate(arrivals):
@@ -416,7 +416,9 @@ processes and the client share the cores of this machine.
 
 ## A larger load
 
-Shares of each part's capacity; above 1 it is overloaded. Each line adds to the one before.
+Shares of each part's capacity; above 1 it is overloaded. From the third line on, each adds to the one
+before. Assumed: an API process or worker is one core, the queue server one core, and PostgreSQL has 16
+(64 in the last line); a shared commit divides the whole cost of a job in the database, which is its best case.
 
 {plan}
 """

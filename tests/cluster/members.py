@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -57,7 +59,7 @@ class Cluster:
             "REVERIE_QUEUE_URL": self.queue_url,
             "REVERIE_DATABASE_URL": f"postgresql://reverie@{self.hosts['postgresql'].address}/postgres",
             "REVERIE_ALLOW_ANONYMOUS": "true",
-            "REVERIE_ALLOWED_HOSTS": ",".join([f"{SUBNET}.1", *(self.hosts[name].address for name in APIS)]),
+            "REVERIE_ALLOWED_HOSTS": ",".join(["127.0.0.1", *(self.hosts[name].address for name in APIS)]),
             "REVERIE_TRAINING_NICE": "0",
             "REVERIE_LOG_LEVEL": "warning",
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
@@ -67,8 +69,8 @@ class Cluster:
         self._stack = contextlib.ExitStack()
         try:
             self._stack.enter_context(self.network)
-            self._stack.callback(self._stop_all)
             self._make_database()
+            self._stack.callback(self._stop_all)
             self.start("postgresql")
             self.start("queue")
             for name in MEMBERS:
@@ -141,10 +143,10 @@ class Cluster:
             wait_until(lambda api=api: self.ready(api), f"{api} is ready and sees all workers", 240)  # type: ignore[misc]
 
     def _make_database(self) -> None:
-        folder, account = self.folder / "database", pwd.getpwnam("postgres")
-        folder.mkdir()
-        for path in (self.folder, *self.folder.parents[:3]):
-            path.chmod(path.stat().st_mode | 0o011)  # PostgreSQL's user passes through
+        # not below pytest's folder, which only its user may enter
+        folder, account = Path(tempfile.mkdtemp(prefix="reverie-cluster-")), pwd.getpwnam("postgres")
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._database_folder = folder
         os.chown(folder, account.pw_uid, account.pw_gid)
         options = ["--auth=trust", "--username=reverie", "--encoding=UTF8", "--locale=C", "--no-sync"]
         command = [*_as_postgres(), str(_bin() / "initdb"), f"--pgdata={folder / 'data'}", *options]
@@ -153,7 +155,7 @@ class Cluster:
             file.write(f"host all all {SUBNET}.0/24 trust\n")
 
     def _postgresql(self) -> list[str]:
-        folder = self.folder / "database"
+        folder = self._database_folder
         options = [word for setting in POSTGRES for word in ("-c", setting)]
         command = [*_as_postgres(), str(_bin() / "postgres"), "-D", str(folder / "data"), *options]
         return [*command, "-h", self.hosts["postgresql"].address, "-k", ""]
