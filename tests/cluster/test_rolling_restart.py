@@ -53,7 +53,8 @@ def haproxy(cluster: Cluster, folder: Path) -> Iterator[str]:
     servers = "\n".join(f"  server {name} {address}:8000" for name, address in zip(APIS, addresses, strict=True))
     file = folder / "haproxy.cfg"
     file.write_text(CONFIGURATION.format(port=port, host=addresses[0], servers=servers))
-    process = subprocess.Popen(["haproxy", "-f", str(file)], stderr=(folder / "haproxy.log").open("wb"))
+    with (folder / "haproxy.log").open("wb") as log:
+        process = subprocess.Popen(["haproxy", "-f", str(file)], stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: succeeds(lambda: httpx.get(f"{url}/readyz").is_success), "HAProxy forwards requests", 30)
