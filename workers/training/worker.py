@@ -28,11 +28,10 @@ from core.broker.codec import pack
 from core.broker.connection import connect, server_time
 from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
-from core.datasets.store import Datasets
 from core.files import replace_text, write_durably
 from core.histograms import HISTOGRAMS
 from core.jobs.leases import LeaseReaper
-from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job
+from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job, import_key
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard
@@ -66,7 +65,6 @@ class TrainingWorker:
         self.devices: int | None = None
         self._running: dict[str, Job] = {}
         self._claim_lock = threading.Lock()
-        self._datasets = Datasets(self.context.paths.datasets)
         self._reaper = LeaseReaper(self.context.job_store, settings.job_lease_s, settings.max_attempts)
         self._training_queue = connect(settings, training=True)
         self._cleaned_up = 0.0
@@ -134,10 +132,10 @@ class TrainingWorker:
 
     def _release_datasets(self) -> None:
         """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""
-        for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
-            job = self.context.job_store.get(folder.name)
+        for dataset, job_id in self.context.datasets.uses():
+            job = self.context.job_store.get(job_id)
             if job is None or job.ended:
-                self._datasets.release(folder.parent.parent.name, folder.name)
+                self.context.datasets.release(dataset, job_id)
 
     # --- what this worker can train ---
 
@@ -281,13 +279,15 @@ class TrainingWorker:
         self.publisher.publish(job, run.request, run.folder)
 
     def remove_scratch(self, job: Job) -> None:
-        """Delete the scratch folder of an auxiliary job if the job has ended.
+        """Delete the scratch folder of a job, and the file that it imports, if the job has ended.
 
         If the job was requeued, its next run needs the files, and they are kept.
         """
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))
+            if self.context.shared and job.kind == "import":
+                self.context.blobs.delete(import_key(job.id))
 
 
 def run(settings: Settings) -> None:
