@@ -163,8 +163,14 @@ class Registry:
         self._scanned_at = 0.0
         self._scanning = threading.Lock()
         self.scan()
+        self._closed = threading.Event()
         if isinstance(self._made, SharedVersions):
-            threading.Thread(target=_watch, args=(weakref.ref(self),), name="registry", daemon=True).start()
+            arguments = weakref.ref(self), self._closed
+            threading.Thread(target=_watch, args=arguments, name="registry", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop reading changes from the job database."""
+        self._closed.set()
 
     def scan(self) -> None:
         """Read the folders of versions again; read only the cards of new files.
@@ -265,16 +271,15 @@ class Registry:
         return sorted(self._entries.get(name, {}), key=_version_order)
 
 
-def _watch(reference: "weakref.ref[Registry]") -> None:
-    """Read changes from the job database until the registry is deleted."""
-    while (registry := reference()) is not None:
+def _watch(reference: "weakref.ref[Registry]", closed: threading.Event) -> None:
+    """Read changes from the job database until the registry is closed or deleted."""
+    while not closed.wait(2 * _CHECK_S) and (registry := reference()) is not None:
         try:
             registry.refresh(force=True)
         except Exception as error:  # noqa: BLE001 - the database may be away for a while
             log.warning("versions not read", extra={"reason": str(error)[:300]})
-            time.sleep(_RESCAN_S)
+            closed.wait(_RESCAN_S)
         del registry
-        time.sleep(2 * _CHECK_S)
 
 
 def _version_order(version: str) -> tuple[int, str]:
