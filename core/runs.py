@@ -26,6 +26,7 @@ PREFIX = "runs"  # of the keys of blobs
 # In the order in which they are copied: progress never names a later checkpoint than `state.pt` is.
 CHECKPOINT_FILES = ("progress.json", "metrics.jsonl", "state.pt")
 _PREVIEW = "preview.png"
+_TRIES = 3  # to read a checkpoint that may be replaced
 
 
 class Runs:
@@ -168,10 +169,15 @@ class SharedRuns(Runs):
 
     def restore(self, job_id: str, folder: Path) -> None:
         """Download the checkpoint, if it is of a later step than that in the folder. Raises OSError."""
-        files = self._files(job_id)
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # the checkpoint was replaced meanwhile
+                self._restore(self._files(job_id), job_id, folder)
+                return
+
+    def _restore(self, files: dict[str, dict[str, Any]], job_id: str, folder: Path) -> None:
         if "state.pt" not in files:
             return
-        parts = {}
+        parts: dict[str, Path] = {}
         try:
             for name, entry in files.items():
                 parts[name] = folder / f".{name}.{uuid4().hex}"

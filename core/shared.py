@@ -19,13 +19,16 @@ from core.catalog.shared_versions import SharedVersions
 from core.catalog.versions import FILE, Versions
 from core.datasets.shared_store import SharedDatasets
 from core.datasets.store import Datasets
+from core.files import write_durably
 from core.jobs.records import Claim
 from core.jobs.schema import instance, jobs, transaction
 from core.jobs.store import JobStore
 from core.runs import Runs, SharedRuns
 from core.settings import Settings, StatePaths
+from core.webhooks.signature import secret_of_file
 
 
+# See docs/decisions.md#hosts-share-the-job-database-and-the-blob-store-and-no-folder
 def is_shared(settings: Settings) -> bool:
     """Return whether the job database and the blob store hold what would else be in folders."""
     return is_remote(settings.blobs)
@@ -67,6 +70,21 @@ def instance_id(database_url: str, first_id: str) -> str:
             return str(connection.scalar(sa.select(instance.c.id)))
     finally:
         engine.dispose()
+
+
+def share_webhook_secret(settings: Settings) -> None:
+    """Let all hosts sign webhooks without an owner by one secret: that of the first one."""
+    file = StatePaths(settings.state).webhook_secret
+    engine = JobStore(settings.database).engine
+    try:
+        with transaction(engine) as connection:
+            missing = instance.c.webhook_secret.is_(None)
+            connection.execute(instance.update().where(missing).values(webhook_secret=secret_of_file(file)))
+            secret = str(connection.scalar(sa.select(instance.c.webhook_secret)))
+    finally:
+        engine.dispose()
+    if secret != secret_of_file(file):
+        write_durably(file, secret + "\n", mode=0o600)
 
 
 # --- import of a state folder ---

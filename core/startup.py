@@ -35,7 +35,7 @@ from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
-from core.shared import instance_id, is_shared
+from core.shared import instance_id, is_shared, share_webhook_secret
 
 MARK = "reverie:instance"  # key in a queue server's database that names the instance it belongs to
 
@@ -92,6 +92,8 @@ def check(settings: Settings) -> bool:
     check_state(settings)
     check_database(settings)
     check_blobs(settings)
+    if is_shared(settings):
+        share_webhook_secret(settings)
     return check_queue(settings)
 
 

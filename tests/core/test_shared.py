@@ -22,7 +22,7 @@ from core.jobs.records import TRAINING, Claim
 from core.jobs.store import JobStore
 from core.runs import CHECKPOINT_FILES, SharedRuns
 from core.settings import Settings, StatePaths
-from core.shared import import_state, instance_id
+from core.shared import import_state, instance_id, share_webhook_secret
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.waiting import wait_until
 
@@ -332,6 +332,17 @@ def test_the_state_folder_of_one_host_is_imported(tmp_path: Path, database: str)
     assert host.runs.has_checkpoint(claim.job_id)
     assert (paths.checkpoints / "m" / "1" / FILE).exists()
     host.job_store.engine.dispose()
+
+
+def test_hosts_sign_webhooks_with_one_secret(tmp_path: Path, database: str) -> None:
+    """The second host takes over the secret of the first one."""
+    hosts = [Settings(state=tmp_path / name, database_url=database) for name in ("a", "b")]
+    for host in hosts:
+        host.state.mkdir()
+        share_webhook_secret(host)
+    first, second = ((host.state / "webhook-secret").read_text() for host in hosts)
+    assert first == second
+    assert (hosts[1].state / "webhook-secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_hosts_agree_on_the_id_of_their_instance(database: str) -> None:

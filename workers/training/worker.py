@@ -27,6 +27,7 @@ from core.blobs import remove_tree
 from core.broker.codec import pack
 from core.broker.connection import connect, server_time
 from core.broker.keys import TRAINING_WAKEUP
+from core.catalog.families import FAMILIES_KEY
 from core.catalog.recipes import TRAINING_WORKERS
 from core.files import replace_text, write_durably
 from core.histograms import HISTOGRAMS
@@ -161,14 +162,17 @@ class TrainingWorker:
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write the descriptions of all families, including the extra ones, to a file for the API.
+        """Write the descriptions of all families, including the extra ones, to a file or blob for the API.
 
         Does nothing if the setting `extra_models` names no folder.
         """
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
             return
-        write_durably(file, printed.decode())
+        if self.context.shared:
+            self.context.blobs.put(FAMILIES_KEY, printed)
+        else:
+            write_durably(file, printed.decode())
 
     # --- jobs ---
 
