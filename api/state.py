@@ -19,10 +19,11 @@ from api.sample_sheets import SampleSheets
 from api.webhooks import Webhooks
 from core.blobs import open_blobs
 from core.catalog.registry import Registry
+from core.instance import is_shared
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings, StatePaths
-from core.shared import is_shared, open_datasets, open_versions
+from core.shared import open_datasets, open_versions
 from core.webhooks.deliveries import Deliveries
 
 MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wait on the disk

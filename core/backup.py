@@ -31,11 +31,11 @@ import sqlalchemy as sa
 from core.blobs import Blobs, open_blobs, remove_tree
 from core.catalog.versions import POINTERS
 from core.files import modified_at_ns, write_durably
+from core.instance import is_shared
 from core.jobs.migrate import existing_file
 from core.jobs.records import TERMINAL, JobState
 from core.jobs.store import JobStore
 from core.settings import Settings
-from core.shared import is_shared
 from core.startup import errors_end_the_program, load_settings
 from core.storage import reason_of
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -55,6 +56,16 @@ class BlobCache:
             finally:
                 part.unlink(missing_ok=True)
             self._verified[sha256] = path.stat().st_ino
+        self._make_room()
+        return path
+
+    def add(self, file: Path, sha256: str) -> Path:
+        """Move a local file with this digest, which was just uploaded, into the folder; return its path."""
+        path = self.path(sha256)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / f".{uuid4().hex}.part"
+        shutil.move(file, part)
+        part.replace(path)
         self._make_room()
         return path
 

@@ -7,31 +7,23 @@ If the blob store is remote, hosts share it and the job database and need no com
 import argparse
 import json
 import sys
-from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
 import sqlalchemy as sa
 
 from core.blob_cache import BlobCache
-from core.blobs import Blobs, is_remote, open_blobs
+from core.blobs import Blobs, open_blobs
 from core.catalog.shared_versions import SharedVersions
 from core.catalog.versions import FILE, Versions
 from core.datasets.shared_store import SharedDatasets
 from core.datasets.store import Datasets
-from core.files import write_durably
+from core.instance import is_shared
 from core.jobs.records import Claim
-from core.jobs.schema import instance, jobs, transaction
+from core.jobs.schema import jobs
 from core.jobs.store import JobStore
 from core.runs import Runs, SharedRuns
 from core.settings import Settings, StatePaths
-from core.webhooks.signature import secret_of_file
-
-
-# See docs/decisions.md#hosts-share-the-job-database-and-the-blob-store-and-no-folder
-def is_shared(settings: Settings) -> bool:
-    """Return whether the job database and the blob store hold what would else be in folders."""
-    return is_remote(settings.blobs)
 
 
 def open_versions(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Versions:
@@ -54,37 +46,6 @@ def open_runs(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Runs:
 
 def _cache(settings: Settings, blobs: Blobs) -> BlobCache:
     return BlobCache(blobs, settings.state.resolve() / "cache", settings.cache_bytes)
-
-
-# --- the instance ---
-
-
-@lru_cache(maxsize=16)
-def instance_id(database_url: str, first_id: str) -> str:
-    """Return the id of the instance that uses a job database; it is `first_id` if none is stored yet."""
-    engine = JobStore(database_url).engine
-    try:
-        with transaction(engine) as connection:
-            # two hosts may start at the same time; the row of `migrate` is locked
-            connection.execute(instance.update().where(instance.c.id == "").values(id=first_id))
-            return str(connection.scalar(sa.select(instance.c.id)))
-    finally:
-        engine.dispose()
-
-
-def share_webhook_secret(settings: Settings) -> None:
-    """Let all hosts sign webhooks without an owner by one secret: that of the first one."""
-    file = StatePaths(settings.state).webhook_secret
-    engine = JobStore(settings.database).engine
-    try:
-        with transaction(engine) as connection:
-            missing = instance.c.webhook_secret.is_(None)
-            connection.execute(instance.update().where(missing).values(webhook_secret=secret_of_file(file)))
-            secret = str(connection.scalar(sa.select(instance.c.webhook_secret)))
-    finally:
-        engine.dispose()
-    if secret != secret_of_file(file):
-        write_durably(file, secret + "\n", mode=0o600)
 
 
 # --- import of a state folder ---

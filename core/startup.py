@@ -31,11 +31,11 @@ from redis.sentinel import MasterNotFoundError
 from core import tracing
 from core.blobs import BlobsUrlError, is_remote, open_blobs
 from core.broker.address import QueueAddress
+from core.instance import instance_id, is_shared, share_webhook_secret
 from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
-from core.shared import instance_id, is_shared, share_webhook_secret
 
 MARK = "reverie:instance"  # key in a queue server's database that names the instance it belongs to
 

@@ -200,8 +200,7 @@ class SharedVersions(Versions):
             if not connection.execute(change).rowcount:
                 raise FileExistsError(self.path(name, version))
             _count_change(connection)
-        made.unlink(missing_ok=True)
-        return self._cache.fetch(key, sha256)
+        return self._cache.add(made, sha256) if made.exists() else self._cache.fetch(key, sha256)
 
 
 def _is_version(name: str, version: str) -> sa.ColumnElement[bool]:

@@ -18,11 +18,12 @@ from core.catalog.versions import FILE, VersionActiveError, Versions
 from core.cleanup import Cleanup
 from core.datasets.shared_store import SharedDatasets
 from core.datasets.store import Datasets, InUseError, NameTakenError
+from core.instance import instance_id, share_webhook_secret
 from core.jobs.records import TRAINING, Claim
 from core.jobs.store import JobStore
 from core.runs import CHECKPOINT_FILES, SharedRuns
 from core.settings import Settings, StatePaths
-from core.shared import import_state, instance_id, share_webhook_secret
+from core.shared import import_state
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.waiting import wait_until
 

@@ -61,6 +61,7 @@ class AuxiliaryJobs:
                 self._context.blobs.copy_to(import_key(job.id), file)
             self._children.run(job, self._children.command("check", str(file)), folder / "log")
         version = self._publisher.reserve_number(name, folder)
+        self._context.registry.refresh(force=True)
         active = self._context.registry.find(name)
         if active is not None and active.version == version:
             active = None  # published by an earlier attempt of this job

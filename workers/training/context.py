@@ -14,10 +14,11 @@ from core.broker.codec import pack, unpack
 from core.broker.connection import connect, server_time
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
 from core.catalog.registry import Registry
+from core.instance import is_shared
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
 from core.settings import Settings, StatePaths
-from core.shared import is_shared, open_datasets, open_runs, open_versions
+from core.shared import open_datasets, open_runs, open_versions
 from core.storage import INSUFFICIENT_STORAGE
 
 log = logging.getLogger(__name__)

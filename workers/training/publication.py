@@ -51,6 +51,7 @@ class VersionPublisher:
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
         version = self.reserve_number(name, scratch)
+        self._context.registry.refresh(force=True)
         active = self._context.registry.find(name)
         if active is not None and active.version == version:
             active = None

@@ -292,6 +292,9 @@ class TrainingWorker:
             remove_tree(self.context.paths.auxiliary_job(job.id))
             if self.context.shared and job.kind == "import":
                 self.context.blobs.delete(import_key(job.id))
+            if self.context.shared and job.kind in {TRAINING, "publication"}:
+                # its checkpoint and previews are in the blob store
+                remove_tree(self.context.paths.run(job.request.get("training", job.id)))
 
 
 def run(settings: Settings) -> None:
