@@ -24,7 +24,7 @@ from core.settings import StatePaths
 
 PREFIX = "runs"  # of the keys of blobs
 # In the order in which they are copied: progress never names a later checkpoint than `state.pt` is.
-CHECKPOINT_FILES = ("progress.json", "metrics.jsonl", "state.pt")
+CHECKPOINT_FILES = ("recipe.json", "provenance.json", "progress.json", "metrics.jsonl", "state.pt")
 _PREVIEW = "preview.png"
 _TRIES = 3  # to read a checkpoint that may be replaced
 

@@ -273,7 +273,7 @@ class Registry:
 
 def _watch(reference: "weakref.ref[Registry]", closed: threading.Event) -> None:
     """Read changes from the job database until the registry is closed or deleted."""
-    while not closed.wait(2 * _CHECK_S) and (registry := reference()) is not None:
+    while not closed.wait(_CHECK_S) and (registry := reference()) is not None:
         try:
             registry.refresh(force=True)
         except Exception as error:  # noqa: BLE001 - the database may be away for a while

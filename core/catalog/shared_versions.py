@@ -170,10 +170,11 @@ class SharedVersions(Versions):
 
     def orphans(self) -> list[str]:
         """Return the keys of blobs that belong to no version."""
+        keys = self._blobs.keys(PREFIX)
         with self._engine.connect() as connection:
             needed = sa.select(versions.c.blob_key).where(versions.c.status.in_((_PUBLISHED, _HIDDEN)))
             known = set(connection.scalars(needed))
-        return [key for key in self._blobs.keys(PREFIX) if key not in known]
+        return [key for key in keys if key not in known]
 
     def exists(self, name: str, version: str) -> bool:
         """Return whether a version was published and is not deleted."""

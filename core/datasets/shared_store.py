@@ -132,10 +132,11 @@ class SharedDatasets(Datasets):
 
     def orphans(self) -> list[str]:
         """Return the keys of blobs that belong to no dataset."""
+        keys = self._blobs.keys(PREFIX)
         with self._engine.connect() as connection:
             stored = list(connection.scalars(sa.select(datasets.c.files)))
         known = {file["key"] for files in stored for file in files.values()}
-        return [key for key in self._blobs.keys(PREFIX) if key not in known]
+        return [key for key in keys if key not in known]
 
     def _files(self, name: str) -> dict[str, Any]:
         """Return the key, digest and size of each file of a dataset; empty if there is no such dataset."""

@@ -229,6 +229,8 @@ def _write_run(folder: Path, step: int, state: bytes) -> None:
     (folder / "state.pt").write_bytes(state)
     (folder / "progress.json").write_text(json.dumps({"checkpoint": {"steps": step}}))
     (folder / "metrics.jsonl").write_text("{}\n" * step)
+    for name in ("recipe.json", "provenance.json"):
+        (folder / name).write_text("{}")
     for name in ("preview.png", f"previews/{step}.png"):
         (folder / name).write_bytes(b"picture %d" % step)
 
@@ -254,7 +256,7 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_host(hosts: list[Host]) ->
     _write_run(other, 3, b"weights 3")
     b.runs.restore(claim.job_id, other)
     assert (other / "state.pt").read_bytes() == b"weights 3"
-    assert len(b.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == 3
+    assert len(b.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == len(CHECKPOINT_FILES)
     assert b.runs.sizes()[claim.job_id] > 0
     b.runs.remove(claim.job_id)
     assert a.blobs.keys("runs") == []
@@ -278,7 +280,7 @@ def test_a_worker_that_lost_its_claim_does_not_replace_a_checkpoint(hosts: list[
     third.mkdir()
     a.runs.restore(claim.job_id, third)
     assert (third / "state.pt").read_bytes() == b"weights 2"
-    assert len(a.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == 3
+    assert len(a.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == len(CHECKPOINT_FILES)
 
 
 # --- all ---
