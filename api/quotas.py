@@ -19,13 +19,12 @@ from api.access import quota_exceeded
 from api.auth import LIMITS, Caller
 from api.errors import TooManyRequestsError
 from api.permissions import Permissions
-from core.blobs import Blobs
-from core.catalog.registry import Registry
+from core.blobs import Blobs, size_of
+from core.catalog.versions import FILE
 from core.datasets.store import Datasets
 from core.jobs.records import TRAINING, UNFINISHED
 from core.jobs.schema import jobs, result_chunks
-from core.runs import Runs
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +36,14 @@ _CHUNK = 500
 class Quotas:
     """Counts each owner's jobs, trainings and stored bytes; rejects requests over a limit."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        blobs: Blobs,
-        permissions: Permissions,
-        datasets: Datasets,
-        registry: Registry,
-        runs: Runs,
-    ) -> None:
+    def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
         """Create the quotas with all counts at 0; `watch` and the checks read them from the database."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs
         self._permissions = permissions
-        self._datasets = datasets
-        self._registry = registry
-        self._runs = runs
+        self._paths = StatePaths(settings.state)
+        self._datasets = Datasets(self._paths.datasets)
         self._counts: dict[str, Counter[str]] = {}
         self._counted = float("-inf")
         self._counting = asyncio.Lock()
@@ -190,10 +179,9 @@ class Quotas:
         datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
         total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
         for name in self._permissions.owned_by("model", owner):
-            for version in self._registry.versions(name):
+            for file in (self._paths.checkpoints / name).glob(f"*/{FILE}"):
                 with contextlib.suppress(FileNotFoundError):
-                    entry = self._registry.find(f"{name}@{version}")
-                    total += entry.size_bytes if entry is not None and self._registry.is_made(entry) else 0
+                    total += file.stat().st_size
         return total
 
     async def measure(self) -> None:
@@ -205,7 +193,9 @@ class Quotas:
 
     def _measured(self) -> Counter[str]:
         sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
-        sizes.update(self._runs.sizes())
+        runs = self._paths.state / "runs"
+        for run in runs.iterdir() if runs.is_dir() else ():
+            sizes[run.name] += size_of(run)
         owned: Counter[str] = Counter()
         ids = list(sizes)
         size_in_row = sa.func.sum(sa.func.length(result_chunks.c.data))
