@@ -15,7 +15,7 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
-.PHONY: help serve studio test parallel-tests test-slow test-cluster check studio-check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve studio screenshots test parallel-tests test-slow test-cluster check studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all
 	@exec $(BIN)/python -m workers.devserver
 
 studio: studio/dist/index.html ## build Studio, the page of the service
+
+screenshots: $(VENV)/.dev studio/node_modules/.dev studio ## make the pictures of docs/studio.md anew (Chromium, minutes)
+	REMAKE_SCREENSHOTS=1 $(BIN)/python -m pytest -m slow -k screenshots tests/studio/test_shipped.py
 
 test: $(VENV)/.dev studio/node_modules/.dev studio ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests

@@ -25,7 +25,7 @@ from api.row_files import join_rows
 from api.store_threads import StoreThreads
 from api.training_workers import TrainingWorkers
 from api.wait_estimates import WaitEstimator
-from core.blobs import Blobs, remove_tree
+from core.blobs import Blobs
 from core.broker.codec import Fields, pack, unpack
 from core.broker.connection import connect_async
 from core.broker.keys import preview_key
@@ -35,6 +35,7 @@ from core.jobs.leases import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
 from core.settings import Settings, StatePaths
+from core.shared import open_runs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class JobService:
         self._job_store = job_store
         self._blobs = blobs
         self._batch_sender = batch_sender
+        self.runs = open_runs(settings, job_store.engine, blobs)
         self._cleanup = Cleanup(settings, job_store, blobs)
         self._reaper = LeaseReaper(job_store, settings.job_lease_s, settings.max_attempts)
         self._threads = StoreThreads()
@@ -373,7 +375,7 @@ class JobService:
         cleanup.
         """
         await self._threads.read(self._blobs.delete, f"jobs/{job_id}")
-        await self._threads.read(remove_tree, StatePaths(self._settings.state).run(job_id))
+        await self._threads.read(self.runs.remove, job_id)
         await self._threads.write(self._job_store.delete, job_id)
 
     # --- background loops ---

@@ -19,12 +19,13 @@ from api.access import quota_exceeded
 from api.auth import LIMITS, Caller
 from api.errors import TooManyRequestsError
 from api.permissions import Permissions
-from core.blobs import Blobs, size_of
-from core.catalog.versions import FILE
+from core.blobs import Blobs
+from core.catalog.registry import Registry
 from core.datasets.store import Datasets
 from core.jobs.records import TRAINING, UNFINISHED
 from core.jobs.schema import jobs, result_chunks
-from core.settings import Settings, StatePaths
+from core.runs import Runs
+from core.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,24 @@ _CHUNK = 500
 class Quotas:
     """Counts each owner's jobs, trainings and stored bytes; rejects requests over a limit."""
 
-    def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        blobs: Blobs,
+        permissions: Permissions,
+        datasets: Datasets,
+        registry: Registry,
+        runs: Runs,
+    ) -> None:
         """Create the quotas with all counts at 0; `watch` and the checks read them from the database."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs
         self._permissions = permissions
-        self._paths = StatePaths(settings.state)
-        self._datasets = Datasets(self._paths.datasets)
+        self._datasets = datasets
+        self._registry = registry
+        self._runs = runs
         self._counts: dict[str, Counter[str]] = {}
         self._counted = float("-inf")
         self._counting = asyncio.Lock()
@@ -179,9 +190,10 @@ class Quotas:
         datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
         total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
         for name in self._permissions.owned_by("model", owner):
-            for file in (self._paths.checkpoints / name).glob(f"*/{FILE}"):
+            for version in self._registry.versions(name):
                 with contextlib.suppress(FileNotFoundError):
-                    total += file.stat().st_size
+                    entry = self._registry.find(f"{name}@{version}")
+                    total += entry.size_bytes if entry is not None and self._registry.is_made(entry) else 0
         return total
 
     async def measure(self) -> None:
@@ -193,9 +205,7 @@ class Quotas:
 
     def _measured(self) -> Counter[str]:
         sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
-        runs = self._paths.state / "runs"
-        for run in runs.iterdir() if runs.is_dir() else ():
-            sizes[run.name] += size_of(run)
+        sizes.update(self._runs.sizes())
         owned: Counter[str] = Counter()
         ids = list(sizes)
         size_in_row = sa.func.sum(sa.func.length(result_chunks.c.data))

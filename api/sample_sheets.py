@@ -45,7 +45,7 @@ class SampleSheets:
         """Draw samples through `batch_sender`, for at most `timeout_s` seconds."""
         self._batch_sender = batch_sender
         self._timeout_s = timeout_s
-        self._sheets: OrderedDict[tuple[str, int], asyncio.Task[Sheet]] = OrderedDict()
+        self._sheets: OrderedDict[tuple[str, str], asyncio.Task[Sheet]] = OrderedDict()
 
     async def sheet(self, entry: ModelVersion, caller: Caller) -> Sheet:
         """Return the sheet of a version. If it must be drawn, its rows count as those of `caller`.
@@ -55,7 +55,7 @@ class SampleSheets:
         is waiting.
         """
         # a model that was deleted may have been trained again: the file's time differs
-        key = entry.ref, entry.path.stat().st_mtime_ns
+        key = entry.ref, entry.content_id
         task = self._sheets.get(key)
         if task is None:
             task = self._sheets[key] = asyncio.create_task(self._make(entry, caller))
@@ -71,7 +71,7 @@ class SampleSheets:
             raise
 
     async def _make(self, entry: ModelVersion, caller: Caller) -> Sheet:
-        picture = await asyncio.to_thread(read_preview, entry.path)
+        picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
         if picture is None:
             picture = await self._draw(entry, caller)
         return Sheet(picture, hashlib.sha256(picture).hexdigest())

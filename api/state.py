@@ -19,10 +19,11 @@ from api.sample_sheets import SampleSheets
 from api.webhooks import Webhooks
 from core.blobs import open_blobs
 from core.catalog.registry import Registry
-from core.datasets.store import Datasets
+from core.instance import is_shared
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings, StatePaths
+from core.shared import open_datasets, open_versions
 from core.webhooks.deliveries import Deliveries
 
 MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wait on the disk
@@ -40,11 +41,17 @@ class AppState:
         job_store = JobStore(settings.database)
         self.batch_sender = BatchSender(settings, blobs)
         self.job_service = JobService(settings, job_store, blobs, self.batch_sender)
-        self.registry = Registry(settings.checkpoints, self.paths.checkpoints)
-        self.datasets = Datasets(self.paths.datasets)
+        self.blobs = blobs
+        self.shared = is_shared(settings)
+        self.versions = open_versions(settings, job_store.engine, blobs)
+        self.registry = Registry(settings.checkpoints, self.versions)
+        self.datasets = open_datasets(settings, job_store.engine, blobs)
+        self.runs = self.job_service.runs
         resources = ResourceStore(job_store.engine)
         self.permissions = Permissions(resources, self.registry, self.datasets, self.job_service.has_unfinished)
-        self.quotas = Quotas(settings, job_store.engine, blobs, self.permissions)
+        self.quotas = Quotas(
+            settings, job_store.engine, blobs, self.permissions, self.datasets, self.registry, self.runs
+        )
         deliveries = Deliveries(job_store.engine, settings.webhook_retry_s, settings.webhook_retry_period_s)
         self.webhooks = Webhooks(settings, self.job_service, deliveries, Keys(settings.api_keys))
         self.inputs = InputFetcher(settings, self.job_service, blobs, unfinished)

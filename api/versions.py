@@ -12,7 +12,7 @@ from api.errors import ConflictError, NotFoundError, OverloadedError
 from api.state import AppState
 from core.catalog.registry import ModelVersion
 from core.catalog.rollout import is_loaded, load_error, missing_workers
-from core.catalog.versions import VersionActiveError, Versions
+from core.catalog.versions import VersionActiveError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ async def activate_version(state: AppState, entry: ModelVersion) -> None:
     Raises ConflictError if a worker cannot load it, and OverloadedError if not all workers have
     loaded it in time; then the previous version stays active.
     """
-    versions = Versions(state.paths.checkpoints)
+    versions = state.versions
     await asyncio.to_thread(versions.stage, entry.name, entry.version)
     try:
         await _wait_until_loaded(state, entry)
@@ -87,7 +87,7 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
     Its file is then in the state folder. Other versions are files of the operator.
     """
     entry = state.registry.find(f"{name}@{version}")
-    return entry is not None and entry.path.is_relative_to(state.paths.checkpoints)
+    return entry is not None and state.registry.is_made(entry)
 
 
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
@@ -97,7 +97,7 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
     Raises ConflictError if an unfinished job uses a version, or if one is being activated or,
     without `model`, is active; then nothing is deleted.
     """
-    store = Versions(state.paths.checkpoints)
+    store = state.versions
     await _check_unused(state, name, versions, model=model)
     try:
         hidden = await asyncio.to_thread(lambda: store.hide(name, versions, model=model))
@@ -133,7 +133,7 @@ async def prune_versions(state: AppState) -> None:
 
     Also finishes deletions that were interrupted because their process ended.
     """
-    store = Versions(state.paths.checkpoints)
+    store = state.versions
     while True:
         await asyncio.sleep(PRUNE_S)
         try:

@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from core.blobs import Blobs, open_blobs, remove_tree
 from core.catalog.versions import POINTERS
 from core.files import modified_at_ns, write_durably
+from core.instance import is_shared
 from core.jobs.migrate import existing_file
 from core.jobs.records import TERMINAL, JobState
 from core.jobs.store import JobStore
@@ -49,7 +50,16 @@ _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("scratch", "desk", "runs")
 # Not in a backup: the queue server's data, which are not durable state; this instance's id, which
 # no other instance may have; and temporary files.
-_LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
+_LEFT_OUT = (
+    "queue",
+    "unfinished",
+    "blobs",
+    "cache",
+    "instance-id",
+    "supervisord.conf",
+    "supervisord.log",
+    "supervisord.pid",
+)
 
 
 class BackupError(Exception):
@@ -127,6 +137,10 @@ def create(settings: Settings, folder: Path) -> dict[str, Any]:
         _copy_database(database, folder / DATABASE)
         if _copy_files_of_jobs(settings, blobs, folder / DATABASE, copy, last=attempt == _TRIES - 1):
             break
+    if is_shared(settings):
+        for key in (key for prefix in ("versions", "datasets", "runs") for key in blobs.keys(prefix)):
+            with contextlib.suppress(FileNotFoundError):  # it was deleted or replaced meanwhile
+                copy.add_blob(blobs, key)
     _copy_state(settings.state, database.name, copy)
     copy.add_written(DATABASE)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")

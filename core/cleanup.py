@@ -17,12 +17,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from core.blobs import Blobs, remove_tree
-from core.catalog.versions import Versions
-from core.datasets.store import Datasets
+from core.catalog.shared_versions import SharedVersions
+from core.datasets.shared_store import SharedDatasets
 from core.files import LOCK, in_use
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
-from core.settings import Settings, StatePaths
+from core.runs import SharedRuns
+from core.settings import Settings
+from core.shared import open_datasets, open_runs, open_versions
 from core.webhooks.deliveries import Deliveries
 
 log = logging.getLogger(__name__)
@@ -57,9 +59,9 @@ class Cleanup:
         self._job_store = job_store
         self._blobs = blobs
         self._deliveries = Deliveries(job_store.engine)
-        paths = StatePaths(settings.state)
-        self._datasets = Datasets(paths.datasets)
-        self._versions = Versions(paths.checkpoints)
+        self._datasets = open_datasets(settings, job_store.engine, blobs)
+        self._versions = open_versions(settings, job_store.engine, blobs)
+        self._runs = open_runs(settings, job_store.engine, blobs)
         self._min_age_s = 0.9 * settings.sweep_s
         self._candidates: set[str] = set()
 
@@ -151,6 +153,9 @@ class Cleanup:
         # runs are kept until the training is deleted
         yield from self._job_folders("runs", lambda _state: True)
         yield from self._unfinished_files()
+        for store in (self._datasets, self._versions, self._runs):
+            if isinstance(store, SharedDatasets | SharedVersions | SharedRuns):
+                yield from self._shared_blobs(store)
         for path in self._versions.leftovers(self._may_publish):
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
@@ -164,6 +169,14 @@ class Cleanup:
             is_needed = partial(self._is_needed, job_id, needs_blobs)
             remove = partial(self._blobs.delete, f"jobs/{job_id}")
             yield f"jobs/{job_id}", _Orphan(written_at, is_needed, remove, self._blobs.upload_s)
+
+    def _shared_blobs(self, store: SharedDatasets | SharedVersions | SharedRuns) -> Iterator[tuple[str, _Orphan]]:
+        """Yield (unique name, orphan) for each blob that no dataset, version or training has."""
+        for key in store.orphans():
+            folder, _, name = key.rpartition("/")
+            written_at = self._blobs.names(folder).get(name, time.time())
+            is_needed = partial(_is_not_among, key, store.orphans)
+            yield key, _Orphan(written_at, is_needed, partial(self._blobs.delete, key), self._blobs.upload_s)
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each job folder that no job needs and no process uses.
@@ -227,3 +240,7 @@ class Cleanup:
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", COMPLETION_TTL_S)
+
+
+def _is_not_among(key: str, orphans: Callable[[], list[str]]) -> bool:
+    return key not in orphans()

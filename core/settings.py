@@ -249,6 +249,8 @@ class Settings(BaseSettings):
     """
     training_stall_s: float = Field(1800.0, gt=1)
     """A training that writes no progress for this long is killed and retried."""
+    cache_bytes: int = Field(20 << 30, ge=1 << 20)
+    """Maximum size of the copies of versions and datasets that each host keeps of an object store."""
     max_version_bytes: int = Field(4 << 30, ge=1024)
     """Maximum size of a version file to import."""
 

@@ -1,10 +1,10 @@
-"""Check settings, state folder, job database and queue server before a program starts.
+"""Check settings, state folder, job database, blob store and queue server before a program starts.
 
 A failed check raises StartupError, whose message is one sentence for the operator. An instance of
-the service is a state folder with its job database and queue server. It marks its queue server: a
-key there has the name of the job database and an id that is also in the state folder. A program
-with another state folder or database is rejected, because it would take jobs of the first instance
-from the queue and lose them.
+the service is a state folder with its job database and queue server, or several state folders that
+share a database. It marks its queue server: a key there has the name of the job database and an id
+that is also in the state folder or database. A program with another one is rejected, because it
+would take jobs of the first instance from the queue and lose them.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from redis.sentinel import MasterNotFoundError
 from core import tracing
 from core.blobs import BlobsUrlError, is_remote, open_blobs
 from core.broker.address import QueueAddress
+from core.instance import instance_id, is_shared, share_webhook_secret
 from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
@@ -91,6 +92,8 @@ def check(settings: Settings) -> bool:
     check_state(settings)
     check_database(settings)
     check_blobs(settings)
+    if is_shared(settings):
+        share_webhook_secret(settings)
     return check_queue(settings)
 
 
@@ -266,6 +269,8 @@ def mark_of(url: str) -> dict[str, Any]:
 def _own_mark(settings: Settings) -> dict[str, Any]:
     folder = settings.state.absolute()
     own_id, database = _instance_id(folder), _database_name(settings)
+    if is_shared(settings) or not database.startswith("sqlite:"):
+        own_id = instance_id(settings.database, own_id)  # of all hosts, which have state folders of their own
     return {"id": own_id, "database": database, "state": str(folder), "host": platform.node()}
 
 

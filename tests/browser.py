@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, WebSocketRoute, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebSocket, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(
@@ -24,9 +23,7 @@ ISOLATED = (
     "--disable-sync",
     "--disable-gpu",
 )
-"""Options of a browser that resolves no host name, so that its own background requests fail,
-too.
-"""
+"""Options of a browser that reaches 127.0.0.1 only, so that its own background requests fail, too."""
 
 RECORD_VIOLATIONS = """
 window.violations = [];
@@ -52,26 +49,28 @@ class Visit:
     page: Page
     url: str
     other_origins: list[str] = field(default_factory=list)
-    """URLs outside the service that the page requested; they are blocked."""
+    """URLs outside the service that the page requested; the browser does not reach them."""
     errors: list[str] = field(default_factory=list)
     """Errors in the console, and exceptions of scripts."""
 
     def __post_init__(self) -> None:
-        """Block what is not the service, and record what the page reports from its first script on."""
+        """Record what is requested, and what the page reports from its first script on.
+
+        Requests are not routed: each would wait for this process, and a measurement would be of it.
+        """
         page = self.page
-        page.route(lambda url: not url.startswith((f"{self.url}/", "blob:", "data:")), self._block)
-        page.route_web_socket(re.compile(""), self._block_web_socket)
+        page.on("request", self._record_request)
+        page.on("websocket", self._record_web_socket)
         page.on("console", self._record)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.add_init_script(RECORD_VIOLATIONS)
 
-    def _block(self, route: Route) -> None:
-        self.other_origins.append(route.request.url)
-        route.abort()
+    def _record_request(self, request: Request) -> None:
+        if not request.url.startswith((f"{self.url}/", "blob:", "data:")):
+            self.other_origins.append(request.url)
 
-    def _block_web_socket(self, socket: WebSocketRoute) -> None:
+    def _record_web_socket(self, socket: WebSocket) -> None:
         self.other_origins.append(socket.url)
-        socket.close()
 
     def _record(self, message: ConsoleMessage) -> None:
         if message.type == "error":

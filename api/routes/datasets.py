@@ -177,7 +177,8 @@ async def list_datasets(
 ) -> DatasetPage:
     """Return a page of the datasets that the caller may use, sorted by name."""
     await state.permissions.refresh()
-    known = state.datasets.get(after) is not None and state.permissions.can_use("dataset", after, caller)
+    known = state.permissions.can_use("dataset", after, caller)
+    known = known and await asyncio.to_thread(state.datasets.get, after) is not None
     check_cursor(after, known=known)
     datasets = await asyncio.to_thread(
         state.datasets.listing, after, limit + 1, lambda name: state.permissions.can_use("dataset", name, caller)
@@ -240,7 +241,8 @@ async def find_dataset(state: AppState, caller: Caller, name: str) -> dict[str, 
     Raises NotFoundError if there is no such dataset.
     """
     await state.permissions.refresh()
-    about = state.datasets.get(name) if state.permissions.can_use("dataset", name, caller) else None
+    usable = state.permissions.can_use("dataset", name, caller)
+    about = await asyncio.to_thread(state.datasets.get, name) if usable else None
     if about is None:
         raise NotFoundError(f"no dataset {name[:120]!r}; GET {PATH} lists them")
     return about

@@ -4,8 +4,6 @@ A training is a job of kind "training".
 """
 
 import asyncio
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
@@ -127,7 +125,7 @@ async def list_training_checkpoints(state: State, job: CurrentTraining) -> schem
             fields = {"object": "training.checkpoint", **event.data, "metrics": metrics, "kept": False}
             checkpoints.append(schemas.CheckpointResponse.model_validate(fields))
     if checkpoints:
-        checkpoints[-1].kept = (state.paths.run(job.id) / "state.pt").exists()
+        checkpoints[-1].kept = await asyncio.to_thread(state.runs.has_checkpoint, job.id)
     return schemas.CheckpointPage.of(checkpoints, "step_number")
 
 
@@ -147,9 +145,8 @@ async def get_training_curves(state: State, job: CurrentTraining) -> Response:
 )
 async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     """Return the newest preview of a training, a PNG. The status is 404 if there is none yet."""
-    file = state.paths.run(job.id) / "preview.png"
     try:
-        picture = await asyncio.to_thread(file.read_bytes)
+        picture = await asyncio.to_thread(state.runs.preview, job.id)
     except FileNotFoundError as error:
         raise NotFoundError(f"the training is {job.status} and has no preview yet") from error
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
@@ -159,7 +156,7 @@ async def get_training_preview(state: State, job: CurrentTraining) -> Response:
 async def list_training_previews(state: State, job: CurrentTraining) -> schemas.PreviewPage:
     """Return the previews that are kept of a training, at most 64, about evenly spaced over its epochs."""
     path = f"/v1/trainings/{job.id}/previews"
-    sizes = await asyncio.to_thread(_preview_sizes, state.paths.previews(job.id))
+    sizes = await asyncio.to_thread(state.runs.preview_sizes, job.id)
     previews = []
     for epoch, size in sorted(sizes.items()):
         fields = {"object": "training.preview", "epoch": epoch, "bytes": size, "links": {"image": f"{path}/{epoch}"}}
@@ -167,24 +164,13 @@ async def list_training_previews(state: State, job: CurrentTraining) -> schemas.
     return schemas.PreviewPage.of(previews, "epoch")
 
 
-def _preview_sizes(folder: Path) -> dict[int, int]:
-    """Return the sizes in bytes of the previews in a folder, keyed by epoch."""
-    sizes = {}
-    for file in folder.glob("*.png"):
-        with suppress(FileNotFoundError):  # the training may remove it now
-            if file.stem.isdecimal():
-                sizes[int(file.stem)] = file.stat().st_size
-    return sizes
-
-
 @router.get("/{job_id}/previews/{epoch}", summary="The preview of an epoch", **bytes_response(PICTURE, 404, 422))
 async def get_epoch_preview(
     state: State, job: CurrentTraining, epoch: Annotated[int, PathParameter(ge=0, lt=1 << 62)]
 ) -> Response:
     """Return the preview of a training after an epoch, a PNG. The status is 404 if none is kept of that epoch."""
-    file = state.paths.previews(job.id) / f"{epoch}.png"
     try:
-        picture = await asyncio.to_thread(file.read_bytes)
+        picture = await asyncio.to_thread(state.runs.preview, job.id, epoch)
     except FileNotFoundError as error:
         detail = f"the training has no preview of epoch {epoch}; GET /v1/trainings/{job.id}/previews lists those kept"
         raise NotFoundError(detail) from error
@@ -252,7 +238,7 @@ async def publish_training(
     if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
         raise ConflictError(f"the training is {job.status}; {rule}", job_status=job.status)
-    if not (state.paths.run(job.id) / "state.pt").exists():
+    if not await asyncio.to_thread(state.runs.has_checkpoint, job.id):
         raise ConflictError("the training has left no checkpoint", job_status=job.status)
     if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
         detail = "no inference worker is running, which would load the version before it is activated; start one "

@@ -27,13 +27,14 @@ from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from api.training_jobs import auxiliary_row, run_auxiliary_job
 from api.versions import find_version, is_created_here, remove_versions
+from core.blob_cache import digest_of
 from core.catalog.checkpoint_file import ImportRejectedError, check_import, read_preview
 from core.catalog.families import load_families
 from core.catalog.recipes import NAME
 from core.catalog.registry import ModelVersion
 from core.catalog.versions import FILE
 from core.files import work_folder
-from core.jobs.records import Job
+from core.jobs.records import Job, import_key
 
 router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"], route_class=JsonRoute)
 
@@ -79,7 +80,7 @@ async def get_version(state: State, caller: CurrentCaller, name: str, version: s
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the preview image in a version's checkpoint. The status is 404 if it has none."""
     entry = await find_version(state, caller, name, version)
-    picture = await asyncio.to_thread(read_preview, entry.path)
+    picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
     if picture is None:
         raise NotFoundError(f"{name[:120]}@{version[:40]} has no preview; ask for samples")
     return Response(picture, 200, {"Cache-Control": "private, immutable"}, PNG)
@@ -91,7 +92,7 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     entry = await find_version(state, caller, name, version)
     headers = {"Cache-Control": "private, immutable"}
     filename = f"{entry.name}-{entry.version}.safetensors"
-    return LimitedFileResponse(state.responses, entry.path, headers, RAW, filename)
+    return LimitedFileResponse(state.responses, await asyncio.to_thread(entry.file), headers, RAW, filename)
 
 
 @router.delete("/{version}", summary="Delete a version that is not active", **no_content(403, 404, 409))
@@ -148,9 +149,14 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         await state.quotas.check_room(caller, file.stat().st_size)
         if (same := await asyncio.to_thread(_check_import, state, file, name)) is not None:
             return json_response(version_response(state, caller, same))
-        file.rename(folder.path / FILE)
+        if state.shared:  # any training worker may run the job
+            await asyncio.to_thread(state.blobs.take, import_key(row.id), file)
+        else:
+            file.rename(folder.path / FILE)
         await state.permissions.claim("model", name, caller, shared=shared)
-        result, job = await run_auxiliary_job(state, caller, row, IMPORT_TIMEOUT_S, folder.hand_over)
+        result, job = await run_auxiliary_job(
+            state, caller, row, IMPORT_TIMEOUT_S, folder.hand_over if not state.shared else _nothing
+        )
     if result is None:
         return json_response(JobResponse.of(job), {"Location": f"/v1/jobs/{job.id}"}, 202)
     state.registry.scan()
@@ -158,6 +164,10 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
     audit.describe(request, version=entry.version)
     headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
     return json_response(version_response(state, caller, entry), headers, 201)
+
+
+def _nothing() -> None:
+    """Do nothing when an import is committed whose file is in the blob store."""
 
 
 async def _with_webhook(state: AppState, caller: Caller, row: Job, text: str) -> Job:
@@ -201,8 +211,13 @@ def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None
     if active is not None and (active.card.family, active.image) != (card.family, card.image):
         detail = f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another"
         raise InvalidError.in_fields(["file"], detail)
+    uploaded = ""
     for version in state.registry.versions(name):
         entry = state.registry.find(f"{name}@{version}")
-        if entry is not None and filecmp.cmp(file, entry.path, shallow=False):
+        if entry is None or entry.size_bytes != file.stat().st_size:
+            continue
+        if entry.shared is not None and not uploaded:
+            uploaded = digest_of(file)
+        if entry.shared.sha256 == uploaded if entry.shared else filecmp.cmp(file, entry.path, shallow=False):
             return entry
     return None

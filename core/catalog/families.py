@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from core.blobs import is_remote, open_blobs
 from core.settings import Settings, StatePaths
 
 JsonObject = Mapping[str, Any]
@@ -48,6 +49,8 @@ class FamilyDescription(BaseModel):
     recipe: dict[Literal["config", "training"], dict[str, Any]]
 
 
+FAMILIES_KEY = "families.json"  # of the blob with descriptions of extra families, where hosts share the blob store
+
 _DESCRIPTIONS = TypeAdapter(dict[str, FamilyDescription])
 
 
@@ -61,7 +64,11 @@ def load_families(settings: Settings) -> Mapping[str, FamilyDescription]:
     if settings.extra_models is None:
         return shipped
     try:
-        return {**_DESCRIPTIONS.validate_json(StatePaths(settings.state).families.read_bytes()), **shipped}
+        if is_remote(settings.blobs):
+            described = open_blobs(settings.blobs).get(FAMILIES_KEY)
+        else:
+            described = StatePaths(settings.state).families.read_bytes()
+        return {**_DESCRIPTIONS.validate_json(described), **shipped}
     except FileNotFoundError:  # no training worker has written it yet
         return shipped
 

@@ -1,20 +1,24 @@
 """Find models and their versions, and read the cards in their checkpoint files."""
 
 import logging
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 
-from core.catalog.cards import Card, CardError, CodeFormat, ImageShape, OperationSpec
+from core.catalog.cards import Card, CardError, CodeFormat, ImageShape, OperationSpec, parse_card
 from core.catalog.checkpoint_file import read_card
 from core.catalog.operations import BY_METHOD, Operation
+from core.catalog.shared_versions import SharedFile, SharedVersions
 from core.catalog.validation import InvalidOptionsError, option_errors, whole_numbers
 from core.catalog.versions import FILE, Versions
+from core.files import modified_at_ns
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +62,35 @@ class ModelOperation:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model: its card, and the path of its checkpoint file."""
+    """One version of a model: its card, and the path of its checkpoint file.
+
+    The file of a version in the blob store, `shared`, is not at `path` but must be fetched.
+    """
 
     name: str
     version: str
     card: Card
     path: Path
     operations: Mapping[str, ModelOperation] = field(default_factory=dict)
+    shared: SharedFile | None = None
+    fetch: Callable[[SharedFile], Path] | None = field(default=None, repr=False, compare=False)
+
+    def file(self) -> Path:
+        """Return the path of the checkpoint file on this host.
+
+        Blocks while a version in the blob store is downloaded. Raises OSError if that fails.
+        """
+        return self.fetch(self.shared) if self.fetch is not None and self.shared is not None else self.path
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the checkpoint file. Raises FileNotFoundError if it was deleted from a folder."""
+        return self.shared.size_bytes if self.shared is not None else self.path.stat().st_size
+
+    @property
+    def content_id(self) -> str:
+        """A text that changes if another file takes the place of this version's."""
+        return self.shared.sha256 if self.shared is not None else str(modified_at_ns(self.path))
 
     @cached_property
     def ref(self) -> str:
@@ -94,8 +120,16 @@ def read_version(path: Path) -> ModelVersion:
     damaged or its card describes no model that this service can run.
     """
     version, name = path.parent.name, path.parent.parent.name
+    return _model_version(name, version, path, lambda: read_card(path))
+
+
+def _model_version(name: str, version: str, path: Path, read: Callable[[], Card]) -> ModelVersion:
+    """Return a version, whose card `read` returns.
+
+    Raises ValueError if that fails or the card describes no model that this service can run.
+    """
     try:
-        card = read_card(path)
+        card = read()
         known = {method: spec for method, spec in card.operations.items() if method in BY_METHOD}
         operations = {method: _model_operation(method, spec) for method, spec in known.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # a schema may be anything
@@ -116,38 +150,66 @@ class Registry:
     the newest.
     """
 
-    def __init__(self, folder: Path, made: Path | None = None) -> None:
-        """Read the cards of all versions in `folder` and, if it is not None, in `made`."""
+    def __init__(self, folder: Path, made: Path | Versions | None = None) -> None:
+        """Read the cards of all versions in `folder` and, if it is not None, in `made`.
+
+        If the versions are in the job database, a thread reads changes from there.
+        """
         self._folder = folder
-        self._made = Versions(made) if made is not None else None
+        self._made = Versions(made) if isinstance(made, Path) else made
         self._entries: dict[str, dict[str, ModelVersion]] = {}
         self._pointers: dict[str, dict[str, str]] = {}
         self._stamp = self._checked_at = 0.0
         self._scanned_at = 0.0
+        self._scanning = threading.Lock()
         self.scan()
+        self._closed = threading.Event()
+        if isinstance(self._made, SharedVersions):
+            arguments = weakref.ref(self), self._closed
+            threading.Thread(target=_watch, args=arguments, name="registry", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop reading changes from the job database."""
+        self._closed.set()
 
     def scan(self) -> None:
         """Read the folders of versions again; read only the cards of new files.
 
         Files that are damaged or cannot be read are skipped, with a warning in the log.
         """
+        with self._scanning:
+            self._scan()
+
+    def _scan(self) -> None:
         versions: dict[str, dict[str, ModelVersion]] = {}
-        folders = [self._folder, *([self._made.folder] if self._made else [])]
-        if self._made:
-            self._stamp, self._pointers = self._made.stamp(), self._made.pointers()
-        for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):
-            version, name = path.parent.name, path.parent.parent.name
+        stamp, pointers = (self._made.stamp(), self._made.pointers()) if self._made else (0, {})
+        for name, version, path, read in self._sources():
             if version in versions.get(name, {}):
                 continue  # shipped versions go first
             known = self._entries.get(name, {}).get(version)
             try:
-                entry = known or read_version(path)
+                entry = known or read()
             except (OSError, ValueError) as error:
                 log.warning("checkpoint file skipped", extra={"file": str(path), "reason": str(error)})
                 continue
             versions.setdefault(name, {})[version] = entry
-        self._entries = versions
+        self._stamp, self._pointers, self._entries = stamp, pointers, versions
         self._scanned_at = self._checked_at = time.monotonic()
+
+    def _sources(self) -> Iterator[tuple[str, str, Path, Callable[[], ModelVersion]]]:
+        """Yield (name, version, path, function that reads the card) of each version, shipped ones first."""
+        shared = self._made if isinstance(self._made, SharedVersions) else None
+        folders = [self._folder, *([self._made.folder] if self._made and not shared else [])]
+        for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):
+            yield path.parent.parent.name, path.parent.name, path, partial(read_version, path)
+        for file in shared.published() if shared else ():
+            path = shared.path(file.name, file.version) if shared else Path()
+            yield file.name, file.version, path, partial(self._shared_version, file, path)
+
+    def _shared_version(self, file: SharedFile, path: Path) -> ModelVersion:
+        entry = _model_version(file.name, file.version, path, lambda: parse_card(file.card))
+        fetch = self._made.fetch if isinstance(self._made, SharedVersions) else None
+        return replace(entry, shared=file, fetch=fetch)
 
     def refresh(self, *, force: bool = False) -> None:
         """Read the folders again if a version was published or a pointer changed meanwhile.
@@ -157,6 +219,8 @@ class Registry:
         now = time.monotonic()
         if self._made is None or (now - self._checked_at < _CHECK_S and not force):
             return
+        if isinstance(self._made, SharedVersions) and not force:
+            return  # a thread does so, because a request must not wait for the database
         self._checked_at = now
         if self._made.stamp() != self._stamp:
             self.scan()
@@ -170,7 +234,8 @@ class Registry:
         """
         self.refresh()
         entry = self._lookup(ref)
-        if entry is None and time.monotonic() - self._scanned_at > _RESCAN_S:
+        rescans = not isinstance(self._made, SharedVersions)
+        if entry is None and rescans and time.monotonic() - self._scanned_at > _RESCAN_S:
             self.scan()
             entry = self._lookup(ref)
         return entry
@@ -197,9 +262,24 @@ class Registry:
         staged = [self._entries.get(name, {}).get(pointer.get("next", "")) for name, pointer in self._pointers.items()]
         return [entry for entry in staged if entry is not None]
 
+    def is_made(self, entry: ModelVersion) -> bool:
+        """Return whether a version was made by this service; others are files of the operator."""
+        return entry.shared is not None or (self._made is not None and entry.path.is_relative_to(self._made.folder))
+
     def versions(self, name: str) -> list[str]:
         """Return all version numbers of a model, oldest first; an empty list if it is unknown."""
         return sorted(self._entries.get(name, {}), key=_version_order)
+
+
+def _watch(reference: "weakref.ref[Registry]", closed: threading.Event) -> None:
+    """Read changes from the job database until the registry is closed or deleted."""
+    while not closed.wait(_CHECK_S) and (registry := reference()) is not None:
+        try:
+            registry.refresh(force=True)
+        except Exception as error:  # noqa: BLE001 - the database may be away for a while
+            log.warning("versions not read", extra={"reason": str(error)[:300]})
+            closed.wait(_RESCAN_S)
+        del registry
 
 
 def _version_order(version: str) -> tuple[int, str]:

@@ -154,10 +154,10 @@ class Versions:
 
     # --- new versions ---
 
-    def reserve(self, name: str, known: list[str]) -> str:
+    def reserve(self, name: str, known: list[str], job_id: str = "") -> str:  # noqa: ARG002 - see SharedVersions
         """Reserve and return a version number above all in `known` and all reserved ones.
 
-        Creates the folder of the version.
+        Creates the folder of the version. The caller keeps the number that its job has reserved.
         """
         while True:
             # a cleanup may remove an empty folder meanwhile
@@ -198,6 +198,10 @@ class Versions:
     def path(self, name: str, version: str) -> Path:
         """Return the path of a version's checkpoint file, whether it exists or not."""
         return self.folder / name / version / FILE
+
+    def exists(self, name: str, version: str) -> bool:
+        """Return whether a version exists that requests may use."""
+        return self.path(name, version).exists()
 
     def publish(self, made: Path, name: str, version: str) -> Path:
         """Move the file `made` to the path of a version atomically; return this path.

@@ -25,7 +25,7 @@ from core.files import locked, sync_folder, write_durably
 from core.imaging.pictures import Pixels, grid
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DESCRIPTION = "dataset.json"
+DESCRIPTION = "dataset.json"
 _USES = "uses"
 _SCRATCH_NAME = re.compile(r"\.[0-9a-f]{32}")
 SPLITS = ("train", "validation", "test")  # in the order of `labels.npy`
@@ -126,7 +126,7 @@ class Datasets:
                 return existing, False
             created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
             description = {"name": name, "created_at": created_at, **description}
-            write_durably(made / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+            write_durably(made / DESCRIPTION, json.dumps(description, indent=2) + "\n")
             (made / _USES).mkdir()
             made.rename(self.folder / name)
             sync_folder(self.folder)
@@ -137,7 +137,7 @@ class Datasets:
         if not NAME.fullmatch(name):
             return None
         try:
-            description: dict[str, Any] = json.loads((self.folder / name / _DESCRIPTION).read_bytes())
+            description: dict[str, Any] = json.loads((self.folder / name / DESCRIPTION).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         return description
@@ -153,7 +153,7 @@ class Datasets:
 
         `visible(name)` returns whether a dataset is listed.
         """
-        existing = (path.parent.name for path in self.folder.glob(f"[!.]*/{_DESCRIPTION}"))
+        existing = (path.parent.name for path in self.folder.glob(f"[!.]*/{DESCRIPTION}"))
         names = sorted(name for name in existing if name > after and visible(name))
         return [description for name in names[:limit] if (description := self.get(name)) is not None]
 
@@ -198,6 +198,23 @@ class Datasets:
         folder = self.folder / name / _USES
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
+    def uses(self) -> list[tuple[str, str]]:
+        """Return (dataset, id of a job that protects it) for all datasets."""
+        return [(path.parent.parent.name, path.name) for path in self.folder.glob(f"[!.]*/{_USES}/job_*")]
+
+    # --- files on this host ---
+
+    def file(self, name: str, file: str) -> Path:
+        """Return the path of a file of a dataset, such as `train.npy`, whether it exists or not."""
+        return self.folder / name / file
+
+    def data_folder(self, name: str, work: Path) -> Path:  # noqa: ARG002 - see SharedDatasets
+        """Return a folder with the dataset's files in the subfolder `name`, for a child process.
+
+        `work` is a folder of the job, where they may be put.
+        """
+        return self.folder
+
     # --- images ---
 
     def images(self, name: str, split: str, first: int, count: int) -> ImagePage | None:
@@ -206,23 +223,23 @@ class Datasets:
         There are fewer at the end of the split, and if they are large. None if there is no such
         dataset.
         """
-        folder = self.folder / name
         try:
-            images = np.load(folder / f"{split}.npy", mmap_mode="r")
+            images = np.load(self.file(name, f"{split}.npy"), mmap_mode="r")
             pixels = np.array(images[first : first + min(count, _most_images(images))])
-            labels = self._labels(folder, split, first, len(pixels))
+            labels = self._labels(name, split, first, len(pixels))
         except FileNotFoundError:  # it was deleted
             return None
         return ImagePage(first, len(images), pixels, labels)
 
-    @staticmethod
-    def _labels(folder: Path, split: str, first: int, count: int) -> np.ndarray[Any, Any] | None:
+    def _labels(self, name: str, split: str, first: int, count: int) -> np.ndarray[Any, Any] | None:
         """Return the labels of `count` images of a split from the index `first` on; None without labels."""
-        if not (folder / "labels.npy").exists():
+        try:
+            labels = np.load(self.file(name, "labels.npy"), mmap_mode="r")
+        except FileNotFoundError:
             return None
         before = SPLITS[: SPLITS.index(split)]
-        start = first + sum(len(np.load(folder / f"{one}.npy", mmap_mode="r")) for one in before)
-        return np.array(np.load(folder / "labels.npy", mmap_mode="r")[start : start + count])
+        start = first + sum(len(np.load(self.file(name, f"{one}.npy"), mmap_mode="r")) for one in before)
+        return np.array(labels[start : start + count])
 
     def preview(self, name: str, split: str, count: int) -> bytes | None:
         """Return a PNG grid of at most `count` images, evenly spaced in the split.
@@ -230,7 +247,7 @@ class Datasets:
         None if the split has no images, or if there is no such dataset.
         """
         try:
-            images = np.load(self.folder / name / f"{split}.npy", mmap_mode="r")
+            images = np.load(self.file(name, f"{split}.npy"), mmap_mode="r")
         except FileNotFoundError:
             return None
         if not len(images):

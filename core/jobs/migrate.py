@@ -15,9 +15,9 @@ from typing import Literal
 import sqlalchemy as sa
 
 from core.files import locked
-from core.jobs.schema import metadata, resource_changes, transaction
+from core.jobs.schema import instance, metadata, resource_changes, transaction
 
-HEAD = "0005"  # the newest revision in `migrations/versions`
+HEAD = "0006"  # the newest revision in `migrations/versions`
 
 _POSTGRESQL_LOCK = 0x72657665
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -52,6 +52,7 @@ def migrate(engine: sa.Engine) -> None:
             if new:
                 metadata.create_all(connection)
                 connection.execute(resource_changes.insert().values(count=0))
+                connection.execute(instance.insert().values(id="", version_changes=0))
                 _alembic_version.create(connection)
                 connection.execute(_alembic_version.insert().values(version_num=HEAD))
             else:

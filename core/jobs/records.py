@@ -137,6 +137,11 @@ class JobState:
         return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
 
 
+def import_key(job_id: str) -> str:
+    """Return the key of the blob with the file that a job imports as a version."""
+    return f"jobs/{job_id}/import"
+
+
 @dataclass(frozen=True)
 class SliceReport:
     """What a worker reports after one slice of a claimed job.

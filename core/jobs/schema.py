@@ -170,6 +170,71 @@ resources = sa.Table(
 # One row: the number of changes to `resources`, so that processes notice one cheaply.
 resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.BigInteger, nullable=False))
 
+# The next tables describe what hosts without a common folder share; see `core.shared`. One host has
+# folders instead, and leaves them empty.
+
+# Versions of models made by this service. A number that was reserved is not used twice.
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("version", sa.String(40), primary_key=True),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("job_id", sa.String(40)),
+    sa.Column("blob_key", sa.String(300)),
+    sa.Column("sha256", sa.String(64)),
+    sa.Column("bytes", sa.BigInteger),
+    sa.Column("card", sa.Text),
+    sa.Column("changed_at", sa.Float, nullable=False),
+)
+
+# The active version and the candidate of each model.
+version_pointers = sa.Table(
+    "version_pointers",
+    metadata,
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("serves", sa.String(40)),
+    sa.Column("next", sa.String(40)),
+)
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("description", Json(), nullable=False),
+    sa.Column("files", Json(), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+# Unfinished jobs that use a dataset, which cannot be deleted meanwhile.
+dataset_uses = sa.Table(
+    "dataset_uses",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("job_id", sa.String(40), primary_key=True),
+)
+
+# Files of training runs: the last checkpoint, and what belongs to it.
+run_files = sa.Table(
+    "run_files",
+    metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(80), primary_key=True),
+    sa.Column("blob_key", sa.String(300), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+
+# One row: the id of the instance of the service to which hosts belong, and the number of changes to
+# `versions` and `version_pointers`.
+instance = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("id", sa.String(40), nullable=False),
+    sa.Column("webhook_secret", sa.Text),
+    sa.Column("version_changes", sa.BigInteger, nullable=False, default=0),
+)
+
 # Jobs of inference workers; the others are for training workers, or their inputs must be fetched.
 RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS)) & jobs.c.input_urls.is_(None)
 

@@ -25,7 +25,7 @@ function json(body: unknown, status: number, headers: Record<string, string> = {
 }
 
 function answers(...responses: (Response | Error)[]) {
-  const fake = vi.fn<(sent: Request) => Promise<Response>>(() => {
+  const fake = vi.fn<(path: string, init: { headers: Record<string, string> }) => Promise<Response>>(() => {
     const next = responses.shift() ?? new Error("no more responses");
     return next instanceof Error ? Promise.reject(next) : Promise.resolve(next);
   });
@@ -78,7 +78,7 @@ describe("send", () => {
     enterKey("secret");
     await both;
     expect(keyNeeded.value).toBeNull();
-    expect(fake.mock.calls.at(-1)?.[0].headers.get("authorization")).toBe("Bearer secret");
+    expect(fake.mock.calls.at(-1)?.[1].headers.Authorization).toBe("Bearer secret");
   });
 });
 
@@ -101,7 +101,7 @@ describe("events", () => {
       ["progress", { progress: 0.5 }],
       ["status", { status: "succeeded" }],
     ]);
-    expect(fake.mock.calls.at(-1)?.[0].headers.get("last-event-id")).toBe("1");
+    expect(fake.mock.calls.at(-1)?.[1].headers["Last-Event-ID"]).toBe("1");
   });
 });
 

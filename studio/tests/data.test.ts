@@ -38,8 +38,14 @@ describe("pages", () => {
 
 describe("gridOf", () => {
   it("enlarges by whole factors, and reduces what is too wide", () => {
-    expect(gridOf(16, { width: 28, height: 28 }, 500)).toEqual({ columns: 4, shown: { width: 112, height: 112 } });
-    expect(gridOf(16, { width: 96, height: 96 }, 150).columns).toBe(1);
-    expect(gridOf(4, { width: 180, height: 1 }, 150).shown.height).toBe(12);
+    const space = { width: 500, height: 700 };
+    expect(gridOf(16, { width: 28, height: 28 }, space)).toEqual({ columns: 4, shown: { width: 112, height: 112 } });
+    expect(gridOf(16, { width: 96, height: 96 }, { ...space, width: 150 }).columns).toBe(1);
+    expect(gridOf(4, { width: 180, height: 1 }, { ...space, width: 150 }).shown.height).toBe(12);
+  });
+  it("has fewer columns where pictures become larger and all are seen", () => {
+    const narrow = { width: 300, height: 700 };
+    expect(gridOf(16, { width: 28, height: 28 }, narrow)).toEqual({ columns: 3, shown: { width: 84, height: 84 } });
+    expect(gridOf(16, { width: 28, height: 28 }, { ...narrow, height: 400 }).columns).toBe(4);
   });
 });

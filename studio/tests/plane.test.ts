@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Model } from "../src/api/types";
-import { codeOf, codeShape, formatChanges, parseChanges, parseCode, withChanges } from "../src/areas/plane/codes";
+import { codeOf, codeShape, decodingOf, formatChanges, parseChanges, parseCode, withChanges } from "../src/areas/plane/codes";
 import { frameAt } from "../src/areas/plane/frames";
 import { probability, quantile } from "../src/areas/plane/normal";
 import { beside, cellsFor } from "../src/areas/plane/place";
@@ -24,6 +24,12 @@ describe("quantile", () => {
 const SHAPE = { length: 3, minimum: -3.5, maximum: 3.5, active: [2, 0, 1] };
 
 describe("codes", () => {
+  it("are not drawn as 0 or 1 where a model can do without", () => {
+    const model = (properties: object) => ({ operations: { decodings: { options: { properties } } } }) as unknown as Model;
+    const binary = model({ binarization: { enum: ["draw", "threshold", "none"] } });
+    expect(decodingOf(binary, "bihm@2")).toEqual({ model: "bihm@2", seed: 1, options: { binarization: "none" } });
+    expect(decodingOf(model({ output: { enum: ["means", "draws"] } }), "vae")).toEqual({ model: "vae", seed: 1 });
+  });
   it("are the same for the same seed, and in the middle of the range without one", () => {
     expect(codeOf(SHAPE, null)).toEqual([0, 0, 0]);
     expect(codeOf(SHAPE, 5)).toEqual(codeOf(SHAPE, 5));

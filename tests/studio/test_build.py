@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -78,3 +79,15 @@ def test_the_page_is_small() -> None:
     sizes = {file.name: file.stat().st_size for file in FOLDER.glob("assets/*.gz")}
     assert len(sizes) >= 5
     assert sum(sizes.values()) <= MAX_BYTES, sizes
+
+
+def test_every_area_is_described() -> None:
+    """docs/studio.md has a section with a picture for each area; no picture is larger than 120 kB."""
+    areas = re.findall(r'label: "(\w+)"', (ROOT / "studio" / "src" / "areas.ts").read_text())
+    assert len(areas) == 9
+    page = (ROOT / "docs" / "studio.md").read_text()
+    for area in areas:
+        assert re.search(rf"\n## {area}\n\n!\[[^]]+\]\(images/studio/{area.lower()}\.webp\)\n", page), area
+    sizes = {file.name: file.stat().st_size for file in (ROOT / "docs" / "images" / "studio").iterdir()}
+    assert set(re.findall(r"\(images/studio/([\w.-]+)\)", page)) == set(sizes)
+    assert {name: size for name, size in sizes.items() if size > 120_000} == {}

@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, FloatRect, Locator, expect
 
-from tests.stack import Stack
-from tests.studio.visits import PHONE, needs_chromium, visit
+from tests.studio.visits import PHONE, Service, StudioVisit, needs_chromium, visit
 from tests.uploads import png
 
 pytestmark = needs_chromium
@@ -27,43 +26,57 @@ def pictures(folder: Path, count: int, side: int = 8) -> Path:
     return folder
 
 
-def test_data(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Path) -> None:
+def bounds(locator: Locator) -> FloatRect:
+    """Return where an element is, and its size."""
+    box = locator.bounding_box()
+    assert box is not None
+    return box
+
+
+def reject(visited: StudioVisit, folder: Path, bad: Path) -> None:
+    """Upload a folder with a file that is no picture, then without it under a name that is none."""
+    page = visited.page
+    expect(page.get_by_role("heading", name="Add a dataset")).to_be_visible()
+    visited.check_accessibility()
+    page.get_by_label("Folder of a dataset").set_input_files(folder)
+    expect(page.get_by_text("151 files")).to_be_visible()
+    expect(page.get_by_label("name", exact=True)).to_have_value("noise")
+    page.get_by_role("button", name="Upload").click()
+    expect(page.locator(".problem")).to_contain_text("bad.png")
+    bad.unlink()
+    page.get_by_label("Folder of a dataset").set_input_files(folder)
+    page.get_by_label("name", exact=True).fill("no spaces")
+    page.get_by_role("button", name="Upload").click()
+    expect(page.locator(".field-error").filter(has_text=re.compile("."))).to_be_visible()
+
+
+def test_data(browser: Browser, service: Service, client: httpx.Client, tmp_path: Path) -> None:
     """A folder with a damaged picture is rejected by its name; without it, its pictures are shown by split and page."""
     folder = pictures(tmp_path / "Noise", 150)
     bad = folder / "bad.png"
     bad.write_bytes(b"no picture")
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/data")
-        expect(page.get_by_role("heading", name="Add a dataset")).to_be_visible()
-        visited.check_accessibility()
-        page.get_by_label("Folder of a dataset").set_input_files(folder)
-        expect(page.get_by_text("151 files")).to_be_visible()
-        expect(page.get_by_label("name", exact=True)).to_have_value("noise")
-        page.get_by_role("button", name="Upload").click()
-        expect(page.locator(".problem")).to_contain_text("bad.png")
-        visited.errors.clear()  # Chromium's own line about the status 422
-
-        bad.unlink()
-        page.get_by_label("Folder of a dataset").set_input_files(folder)
-        page.get_by_label("name", exact=True).fill("no spaces")
-        page.get_by_role("button", name="Upload").click()
-        expect(page.locator(".field-error").filter(has_text=re.compile("."))).to_be_visible()
-        visited.errors.clear()
+        reject(visited, folder, bad)
         page.get_by_label("name", exact=True).fill("studio-noise")
         page.get_by_role("button", name="Upload").click()
 
         expect(page).to_have_url(re.compile("name=studio-noise"))
+        visited.errors.clear()  # Chromium's own lines about the status 422
         expect(page.get_by_role("radio", name=re.compile("train"))).to_be_checked()
         train = client.get("/v1/datasets/studio-noise").json()["counts"]["train"]
         assert 100 < train < 150
         expect(page.locator(".picture")).to_have_count(100)
+        assert bounds(page.get_by_role("radiogroup", name="Split"))["height"] > 24  # a long page squeezes nothing
         page.get_by_role("button", name="Next").click()
         expect(page.locator(".picture")).to_have_count(train - 100)
         expect(page).to_have_url(re.compile("from=100"))
+        pictures_before = bounds(page.locator(".pictures"))
         page.get_by_role("button", name="Picture 101").click()
         expect(page.get_by_role("img", name="Picture 101 of studio-noise")).to_be_visible()
+        assert bounds(page.locator(".pictures")) == pictures_before
         visited.check_accessibility()
-        visited.shoot(tmp_path, "data-pictures")
+        visited.shoot("data-pictures")
         page.reload()
         expect(page.get_by_role("img", name="Picture 101 of studio-noise")).to_be_visible()
         page.get_by_role("radio", name=re.compile("^test ")).check()
@@ -72,23 +85,24 @@ def test_data(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
         page.get_by_role("link", name="All datasets").click()
         card = page.get_by_role("article", name="studio-noise")
         expect(card).to_contain_text("8 × 8, grey")
-        visited.shoot(tmp_path, "data")
+        visited.shoot("data")
         card.get_by_role("link", name="studio-noise").click()
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
         expect(page.get_by_role("heading", name="Add a dataset")).to_be_visible()
         expect(card).to_have_count(0)
         assert client.get("/v1/datasets/studio-noise").status_code == 404
+        visited.check_on_a_phone("data")
 
 
 @pytest.mark.slow
-def test_archives_and_sources(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Path) -> None:
+def test_archives_and_sources(browser: Browser, service: Service, client: httpx.Client, tmp_path: Path) -> None:
     """Pictures of two sizes are resized when that is asked for; an address that may not be fetched is an error."""
     with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
         for side in (8, 12):
             for file in pictures(tmp_path / str(side), 40, side).iterdir():
                 archive.write(file, f"{side}-{file.name}")
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/data")
         page.get_by_label("Files of a dataset").set_input_files(tmp_path / "mixed.zip")
         page.get_by_role("button", name="Upload").click()
@@ -109,10 +123,11 @@ def test_archives_and_sources(browser: Browser, stack: Stack, client: httpx.Clie
         visited.errors.clear()
 
 
-def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_on_a_phone(browser: Browser, service: Service) -> None:
     """Nothing is wider than the screen."""
-    with visit(browser, stack.url, PHONE) as visited:
+    with visit(browser, service, PHONE) as visited:
         page = visited.open("/data")
         expect(page.get_by_role("heading", name="Add a dataset")).to_be_visible()
-        visited.shoot(tmp_path, "data-phone")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        visited.shoot("data-phone")
+        visited.check_width()

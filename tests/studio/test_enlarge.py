@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from core.imaging.pictures import png
-from tests.stack import Stack
-from tests.studio.visits import PHONE, needs_chromium, visit
+from tests.studio.visits import PHONE, Service, needs_chromium, visit
 
 pytestmark = needs_chromium
-
-RECORD_LONG_TASKS = """
-window.longTasks = [];
-new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) window.longTasks.push(entry.duration);
-}).observe({ type: "longtask" });
-"""
 
 
 def photograph(height: int, width: int) -> bytes:
@@ -35,13 +24,15 @@ def choose(page: Page, name: str, data: bytes) -> None:
     page.get_by_label("Choose a file…").last.set_input_files({"name": name, "mimeType": "image/png", "buffer": data})
 
 
-def test_enlarge(browser: Browser, stack: Stack, tmp_path: Path) -> None:
-    """A photograph is enlarged by two methods, compared, zoomed and saved."""
-    with visit(browser, stack.url) as visited:
+def test_enlarge(browser: Browser, service: Service) -> None:
+    """A photograph is enlarged by two methods, compared, zoomed and saved; what is no picture is named."""
+    with visit(browser, service) as visited:
         page = visited.open("/enlarge?model=enlarge")
         expect(page.get_by_text("Drop or paste a photograph")).to_be_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "enlarge-empty")
+        visited.shoot("enlarge-empty")
+        choose(page, "letter.png", b"Dear reader")
+        expect(page.get_by_role("alert")).to_contain_text("letter.png is not a picture")
         choose(page, "view.png", photograph(60, 90))
         expect(page.get_by_role("button", name="Download nearest")).to_be_visible()
         page.get_by_role("checkbox", name="smooth").check()
@@ -58,25 +49,25 @@ def test_enlarge(browser: Browser, stack: Stack, tmp_path: Path) -> None:
         page.mouse.wheel(0, -400)
         expect(page.get_by_role("button", name="fit")).to_be_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "enlarge")
+        visited.shoot("enlarge")
         page.get_by_role("radio", name="side by side").check()
         expect(page.locator(".pane")).to_have_count(3)
         visited.check_accessibility()
-        visited.shoot(tmp_path, "enlarge-side")
+        visited.shoot("enlarge-side")
 
         with page.expect_download() as downloaded:
             page.get_by_role("button", name="Download nearest").click()
         assert downloaded.value.suggested_filename == "view-nearest-x4.png"
         with Image.open(downloaded.value.path()) as saved:
             assert saved.size == (360, 240)
+        visited.check_on_a_phone("enlarge-side")
 
 
-def test_bad_input_and_cancelling(browser: Browser, stack: Stack) -> None:
-    """What is no picture is named; a wrong option is explained beside its control; what runs is cancelled."""
-    with visit(browser, stack.url) as visited:
+@pytest.mark.slow
+def test_bad_options_and_cancelling(browser: Browser, service: Service) -> None:
+    """A wrong option is explained beside its control; what runs is cancelled."""
+    with visit(browser, service) as visited:
         page = visited.open("/enlarge?model=enlarge&seconds=0.1")
-        choose(page, "letter.png", b"Dear reader")
-        expect(page.get_by_role("alert")).to_contain_text("letter.png is not a picture")
         choose(page, "large.png", photograph(200, 300))
         expect(page.get_by_role("progressbar", name="Progress of nearest")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
@@ -88,41 +79,15 @@ def test_bad_input_and_cancelling(browser: Browser, stack: Stack) -> None:
         visited.check_accessibility()
 
 
-def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_on_a_phone(browser: Browser, service: Service) -> None:
     """The bundled picture is enlarged; nothing is wider than the screen."""
-    with visit(browser, stack.url, PHONE) as visited:
+    with visit(browser, service, PHONE) as visited:
         page = visited.open("/enlarge?model=enlarge")
         page.get_by_role("button", name="Try the bundled picture").click()
         expect(page.get_by_role("slider", name="Divider")).to_be_visible()
-        visited.shoot(tmp_path, "enlarge-phone")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        visited.shoot("enlarge-phone")
+        visited.check_width()
         page.get_by_role("button", name="Options").click()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "enlarge-phone-options")
-
-
-@pytest.mark.slow
-def test_twelve_megapixels(browser: Browser, stack: Stack) -> None:
-    """Opening, zooming and panning a large photograph stops the page for at most 100 ms at a time."""
-    noise = np.random.default_rng(3).integers(0, 256, (300, 400, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
-    with visit(browser, stack.url) as visited:
-        page = visited.page
-        page.add_init_script(RECORD_LONG_TASKS)
-        visited.open("/enlarge?model=enlarge&scale=2&seconds=0")
-        page.get_by_label("Choose a file…").last.set_input_files(
-            {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
-        )
-        expect(page.get_by_text("4000 × 3000")).to_be_visible()
-        page.wait_for_timeout(500)
-        page.mouse.move(500, 500)
-        for _ in range(10):
-            page.mouse.wheel(0, -200)
-            page.wait_for_timeout(50)
-        page.mouse.down()
-        page.mouse.move(300, 300, steps=10)
-        page.mouse.up()
-        longest = max(page.evaluate("window.longTasks"), default=0)
-        assert longest <= 100, f"a task of {longest:.0f} ms"
-        page.keyboard.press("Escape")
+        visited.shoot("enlarge-phone-options")

@@ -1,31 +1,20 @@
-"""Studio on a service that wants keys: it asks once, keeps the key in the session, and shows what a key may not do."""
+"""Studio on a service that wants keys: it asks once, keeps the key in the session, and shows what a key may not do.
+
+The journeys of the areas run with a key, too: they are slow tests, as `test_paint[keyed]`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.api.callers import key_file, key_line
-from tests.stack import Stack
-from tests.studio.visits import needs_chromium, visit
+from tests.studio.visits import Service, needs_chromium, visit
 
 pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service that asks for keys and knows `ann-key`."""
-    folder = tmp_path_factory.mktemp("keyed")
-    keys = str(key_file(folder, key_line("ann", "read,run")))
-    with Stack(folder, workers=["inference"], api_keys=keys, sync_timeout_s="60") as running:
-        yield running
-
-
-def test_a_key_is_asked_for_once(browser: Browser, keyed: Stack) -> None:
+def test_a_key_is_asked_for_once(browser: Browser, keyed: str) -> None:
     """A wrong one is rejected in the service's words; the right one serves pictures, events and downloads."""
-    with visit(browser, keyed.url) as visited:
+    with visit(browser, Service(keyed)) as visited:
         page = visited.open("/models")
         prompt = page.get_by_label("API key")
         expect(page.get_by_text("Authorization: Bearer KEY")).to_be_visible()
@@ -40,7 +29,7 @@ def test_a_key_is_asked_for_once(browser: Browser, keyed: Stack) -> None:
         page.reload()
         expect(card.get_by_role("img")).to_be_visible()
 
-        page.goto(f"{keyed.url}/draw?model=vae-mnist-2d")
+        page.goto(f"{keyed}/draw?model=vae-mnist-2d")
         expect(page.locator(".gallery-cell")).to_have_count(64)
         expect(page.locator(".code")).to_contain_text("Bearer $REVERIE_KEY")
         assert "ann-key" not in page.content()

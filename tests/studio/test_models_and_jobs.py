@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from core.imaging.pictures import png
-from tests.stack import Stack
-from tests.studio.visits import PHONE, needs_chromium, visit
+from tests.studio.visits import PHONE, Service, needs_chromium, visit
 from tests.version_files import SHIPPED, import_version, with_card, with_other_weights
 
 pytestmark = needs_chromium
@@ -32,9 +30,9 @@ def two_versions(client: httpx.Client) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_versions")
-def test_models(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Path) -> None:
+def test_models(browser: Browser, service: Service, client: httpx.Client) -> None:
     """Each model has a card with its samples; another version is activated after a confirmation, and rolled back."""
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/models")
         expect(page.get_by_role("article", name="enlarge")).to_contain_text("no samples")
         visited.errors.clear()  # Chromium logs the status 404 of its sheet
@@ -43,7 +41,7 @@ def test_models(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: 
         expect(card).to_contain_text("100 epochs")
         expect(card.get_by_role("img", name=f"Samples of {MODEL}")).to_be_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "models")
+        visited.shoot("models")
 
         card.get_by_role("button", name="2", exact=True).click()
         dialog = page.get_by_role("dialog")
@@ -56,6 +54,7 @@ def test_models(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: 
         assert client.get(f"/v1/models/{MODEL}").json()["version"] == "2"
         card.get_by_role("button", name="Roll back to 1").click()
         expect(card).to_contain_text("Version 1 · active")
+        visited.check_on_a_phone("models")
 
         card.get_by_role("link", name="Draw").click()
         expect(page.get_by_label("model", exact=True)).to_have_value(MODEL)
@@ -69,13 +68,13 @@ def post_job(client: httpx.Client, operation: str = "samples", **fields: Any) ->
     return str(response.json()["id"])
 
 
-def test_jobs(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Path) -> None:
+def test_jobs(browser: Browser, service: Service, client: httpx.Client) -> None:
     """A running job is cancelled, a failed one shows its error, and the result of another one is shown and deleted."""
     failed = post_job(client, model="faulty", count=1, seed=14)
     done = post_job(client, model="vae-mnist-2d", count=4, seed=3)
     picture = base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()
     running = post_job(client, "likelihoods", model="faulty", images=[picture], options={"k": 10_000, "seconds": 0.01})
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/jobs")
         rows = {job: page.locator(f"article[title={job}]") for job in (failed, done, running)}
         expect(rows[done]).to_contain_text("succeeded")
@@ -85,11 +84,12 @@ def test_jobs(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
         rows[done].get_by_role("button", name="Show").click()
         expect(rows[done].get_by_role("img", name="Result of samples")).to_be_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "jobs")
+        visited.shoot("jobs")
 
         expect(rows[running]).to_contain_text("running")
         rows[running].get_by_role("button", name="Cancel").click()
         expect(rows[running]).to_contain_text("cancelled")
+        visited.check_on_a_phone("jobs")
         for row in rows.values():
             row.get_by_role("button", name="Delete").click()
             expect(row).to_have_count(0)
@@ -97,14 +97,14 @@ def test_jobs(browser: Browser, stack: Stack, client: httpx.Client, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+def test_on_a_phone(browser: Browser, service: Service) -> None:
     """Nothing is wider than the screen."""
-    with visit(browser, stack.url, PHONE) as visited:
+    with visit(browser, service, PHONE) as visited:
         for area in ("models", "jobs"):
             page = visited.open(f"/{area}")
             expect(page.get_by_role("heading", name=area.title())).to_be_visible()
             page.wait_for_timeout(500)
             visited.errors.clear()  # Chromium logs the status 404 of a sheet
-            visited.shoot(tmp_path, f"{area}-phone")
+            visited.shoot(f"{area}-phone")
             visited.check_accessibility()
-            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+            visited.check_width()

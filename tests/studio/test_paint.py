@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.stack import Stack
-from tests.studio.visits import PHONE, needs_chromium, visit
+from tests.studio.visits import PHONE, Service, needs_chromium, visit
 
 pytestmark = needs_chromium
 
@@ -25,9 +24,9 @@ def paint(page: Page, grid: Locator, *places: tuple[float, float]) -> None:
     page.mouse.up()
 
 
-def test_paint(browser: Browser, stack: Stack, digit: bytes, tmp_path: Path) -> None:
+def test_paint(browser: Browser, service: Service, digit: bytes) -> None:
     """Each stroke changes what the model says; undo returns; a file is loaded, and what is no picture is named."""
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/paint")
         row = page.get_by_role("article", name="vae-mnist-2d")
         grid = page.get_by_role("application", name="Picture of 28 × 28")
@@ -36,7 +35,7 @@ def test_paint(browser: Browser, stack: Stack, digit: bytes, tmp_path: Path) -> 
         expect(row.get_by_role("img", name="Reconstruction")).to_be_visible()
         expect(row.get_by_role("img", name="Encoding")).to_be_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "paint")
+        visited.shoot("paint")
 
         energy = row.locator("dd").first
         first = energy.inner_text()
@@ -55,12 +54,13 @@ def test_paint(browser: Browser, stack: Stack, digit: bytes, tmp_path: Path) -> 
         expect(energy).not_to_have_text(second)
         load.set_input_files({"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear reader"})
         expect(page.get_by_role("alert")).to_contain_text("letter.txt is not a picture")
-        visited.check_accessibility()
+        visited.check_on_a_phone("paint-error")
 
 
-def test_inpaintings_appear_while_the_chain_runs(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_inpaintings_appear_while_the_chain_runs(browser: Browser, service: Service) -> None:
     """Pictures are there before the job has ended; a new mask cancels the old job; without a mask there are none."""
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open("/paint?size=8x8&model=tiny&steps=8&seconds=0.5")
         grid = page.get_by_role("application", name="Picture of 8 × 8")
         page.get_by_role("radio", name="mask", exact=True).check()
@@ -70,20 +70,21 @@ def test_inpaintings_appear_while_the_chain_runs(browser: Browser, stack: Stack,
         expect(page.get_by_role("img", name="Inpainting 8 of 8")).to_be_visible()
         assert running.is_visible()
         visited.check_accessibility()
-        visited.shoot(tmp_path, "inpaintings")
+        visited.shoot("inpaintings")
         expect(running).to_have_count(0)
         page.get_by_role("button", name="Clear").click()
         expect(page.locator(".inpaintings")).to_have_count(0)
 
 
-def test_on_a_phone(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_on_a_phone(browser: Browser, service: Service) -> None:
     """The grid is as large as on a desk; nothing is wider than the screen."""
-    with visit(browser, stack.url, PHONE) as visited:
+    with visit(browser, service, PHONE) as visited:
         page = visited.open("/paint")
         expect(page.get_by_role("img", name="Reconstruction").first).to_be_visible()
         grid = page.get_by_role("application").bounding_box()
         assert grid is not None
         assert round(grid["width"]) == 280
-        visited.shoot(tmp_path, "paint-phone")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        visited.shoot("paint-phone")
+        visited.check_width()
         visited.check_accessibility()

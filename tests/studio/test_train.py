@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.stack import Stack
-from tests.studio.visits import PHONE, needs_chromium, visit
+from tests.studio.visits import PHONE, Service, needs_chromium, visit
 from tests.uploads import DIGITS
 
 pytestmark = needs_chromium
@@ -23,25 +21,24 @@ SMALL = "config.hidden=16&config.latents=2&training.batch_size=100&count=40&k=10
 EPOCHS = 10_000
 
 
-@pytest.fixture(scope="module")
-def dataset(stack: Stack) -> Iterator[str]:
+@pytest.fixture
+def dataset(client: httpx.Client) -> Iterator[str]:
     """The name of a dataset of 2000 digits."""
-    with httpx.Client(base_url=stack.url, timeout=60) as client:
-        form = {"name": "studio-digits", "validation": "0.1", "test": "0.1"}
-        client.post("/v1/datasets", data=form, files={"file": DIGITS.read_bytes()}).raise_for_status()
-        yield "studio-digits"
-        for training in client.get("/v1/trainings?limit=100").json()["data"]:
-            client.post(f"/v1/jobs/{training['id']}/cancel")
-        client.delete("/v1/datasets/studio-digits")
+    form = {"name": "studio-digits", "validation": "0.1", "test": "0.1"}
+    client.post("/v1/datasets", data=form, files={"file": DIGITS.read_bytes()}).raise_for_status()
+    yield "studio-digits"
+    for training in client.get("/v1/trainings?limit=100").json()["data"]:
+        client.post(f"/v1/jobs/{training['id']}/cancel")
+    client.delete("/v1/datasets/studio-digits")
 
 
-def test_train(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -> None:
+def test_train(browser: Browser, service: Service, dataset: str) -> None:
     """An error stands beside its option; curves, previews and log of a training are shown until its end."""
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         page = visited.open(f"/train?data={dataset}&{SMALL}&training.epochs=0")
         expect(page.get_by_label("family")).to_have_value("vae")
         visited.check_accessibility()
-        visited.shoot(tmp_path, "train")
+        visited.shoot("train")
         page.get_by_label("name", exact=True).fill("studio-first")
         page.get_by_role("button", name="Start", exact=True).click()
         expect(page.locator(".field-error").filter(has_text="less than the minimum of 1")).to_be_visible()
@@ -60,20 +57,25 @@ def test_train(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -> 
         page.get_by_text("log scale").click()
         expect(page).to_have_url(re.compile("scale=log"))
         visited.check_accessibility()
-        visited.shoot(tmp_path, "train-run")
+        for theme in ("light", "dark"):  # a chart is drawn again in the colours of the theme
+            old = page.locator(".chart canvas").first.evaluate("canvas => canvas.toDataURL()")
+            visited.set_theme(theme)
+            page.wait_for_function("old => document.querySelector('.chart canvas')?.toDataURL() !== old", arg=old)
+        visited.shoot("train-run")
+        visited.check_on_a_phone("train-run")
         page.get_by_role("link", name="Draw with it").click()
         expect(page.locator(".gallery-cell").first).to_be_visible()
 
 
 @pytest.mark.slow
-def test_control(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -> None:
+def test_control(browser: Browser, service: Service, dataset: str) -> None:
     """A dry run; then a training is paused, resumed, cancelled and published, and compared with a variant of it."""
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         options = f"{SMALL}&training.epochs=5000&training.save_every_s=0.2"
         page = visited.open(f"/train?data={dataset}&name=studio-long&{options}")
         page.get_by_role("button", name="Dry run").click()
         expect(page.get_by_label("Dry run")).to_contain_text("Memory")
-        visited.shoot(tmp_path, "train-dry-run")
+        visited.shoot("train-dry-run")
         page.get_by_role("button", name="Start", exact=True).click()
         expect(page.get_by_role("img", name=re.compile("Losses by epoch"))).to_be_visible()
         page.get_by_role("button", name="Pause").click()
@@ -97,7 +99,7 @@ def test_control(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -
         expect(table).to_contain_text("epochs")
         expect(table).to_contain_text("best validation loss")
         visited.check_accessibility()
-        visited.shoot(tmp_path, "train-compare")
+        visited.shoot("train-compare")
 
 
 def serve_long_training(page: Page, training: dict[str, object]) -> None:
@@ -116,12 +118,12 @@ def serve_long_training(page: Page, training: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_epochs(browser: Browser, stack: Stack, client: httpx.Client, dataset: str) -> None:
+def test_ten_thousand_epochs(browser: Browser, service: Service, client: httpx.Client, dataset: str) -> None:
     """At most 2000 points are drawn of a training of 10 000 epochs."""
     recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1}}
     body = {"family": "vae", "dataset": dataset, "name": "studio-points", "recipe": recipe}
     training = client.post("/v1/trainings", json=body).json()
-    with visit(browser, stack.url) as visited:
+    with visit(browser, service) as visited:
         serve_long_training(visited.page, training)
         page = visited.open(f"/train?run={training['id']}")
         chart = page.get_by_role("img", name=re.compile(f"Epoch {EPOCHS}"))
@@ -129,10 +131,11 @@ def test_ten_thousand_epochs(browser: Browser, stack: Stack, client: httpx.Clien
         assert 1000 < int(chart.get_attribute("data-points") or 0) <= 2000
 
 
-def test_on_a_phone(browser: Browser, stack: Stack, dataset: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_on_a_phone(browser: Browser, service: Service, dataset: str) -> None:
     """The three choices come first, and nothing is wider than the screen."""
-    with visit(browser, stack.url, PHONE) as visited:
+    with visit(browser, service, PHONE) as visited:
         page = visited.open(f"/train?data={dataset}")
         expect(page.get_by_role("button", name="Start", exact=True)).to_be_visible()
-        visited.shoot(tmp_path, "train-phone")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        visited.shoot("train-phone")
+        visited.check_width()

@@ -20,7 +20,8 @@ from core.imaging.pictures import grid
 from core.jobs.records import HOST_CHARACTERS
 from core.jobs.store import JobStore
 from core.log import best_effort
-from core.settings import Settings, StatePaths
+from core.settings import Settings
+from core.shared import open_versions
 from workers.inference import engine
 from workers.inference.engine import Options, SliceResult, Slices, State
 from workers.inference.loaded_model import LoadedModel
@@ -58,7 +59,8 @@ class InferenceContext:
         self.commands = FireAndForgetClient(self.queue_server)
         self.job_store = JobStore(settings.database)
         self.blobs = open_blobs(settings.blobs)
-        self.registry = Registry(settings.checkpoints, StatePaths(settings.state).checkpoints)
+        versions = open_versions(settings, self.job_store.engine, self.blobs)
+        self.registry = Registry(settings.checkpoints, versions)
         self.watchdog = Watchdog(settings.stall_s)
         self.preemption = Preemption()
         self.model_cache = ModelCache(settings, self._finish_step)
@@ -76,6 +78,9 @@ class InferenceContext:
         one. Raises LookupError if there is no such version, and any exception that loading raises.
         """
         model_version = self.registry.find(f"{name}@{version}")
+        if model_version is None:  # it may have been published just now on another host
+            self.registry.refresh(force=True)
+            model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:
             raise LookupError(f"no checkpoint of {name}@{version} here")
         return self.model_cache.get(model_version, method)

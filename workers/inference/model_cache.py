@@ -137,7 +137,7 @@ class ModelCache:
 
     def _load(self, entry: ModelVersion) -> LoadedModel:
         started = time.perf_counter()
-        model, _ = cards.load(entry.path, self.device)
+        model, _ = cards.load(entry.file(), self.device)
         loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
         self._make_room(loaded_model.size_bytes)
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - started, 3)})

@@ -107,7 +107,7 @@ class ModelLoader:
                 return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
         for version in self._pending():
             self._tried.add(version.ref)
-            if cache.fits(version.path.stat().st_size):
+            if cache.fits(version.size_bytes):
                 return _Loading(version, cache.loading(version), candidate=False)
         return None
 
@@ -120,4 +120,4 @@ class ModelLoader:
         active = [version for version in self._context.registry.active() if not holds(version)]
         pending = [version for version in active if version.ref not in self._tried]
         self.loading = [version.ref for version in pending]
-        return sorted(pending, key=lambda version: version.path.stat().st_size)
+        return sorted(pending, key=lambda version: version.size_bytes)

@@ -9,8 +9,8 @@ from typing import Any
 
 from core.catalog.versions import FILE
 from core.datasets.readers.base import ConversionOptions
-from core.datasets.store import Datasets, NameTakenError
-from core.jobs.records import Job
+from core.datasets.store import NameTakenError
+from core.jobs.records import Job, import_key
 from core.settings import Settings
 from workers.training.child_process import ChildProcesses
 from workers.training.context import JobContext, JobFailedError, message_event
@@ -40,7 +40,7 @@ class AuxiliaryJobs:
         folder = self._context.scratch_folder(job)
         recipe = folder / RECIPE_FILE
         recipe.write_text(json.dumps(job.request["recipe"]))
-        command = self._children.command("estimate", str(recipe), *self._children.common_options())
+        command = self._children.command("estimate", str(recipe), *self._children.common_options(job))
         estimate = self._children.run_json(job, command, folder / "log", self._context.settings.estimate_s)
         self._context.complete(job, estimate)
 
@@ -52,17 +52,22 @@ class AuxiliaryJobs:
         """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
-        file = folder / FILE  # written by the API
+        file = folder / FILE  # written by the API, which may be on another host
         version = self._publisher.reserve_number(name, folder) if (folder / "version").exists() else ""
-        if not version or not versions.path(name, version).exists():
+        if self._context.shared:
+            version = self._publisher.reserve_number(name, folder)
+        if not version or not versions.exists(name, version):
+            if self._context.shared:
+                self._context.blobs.copy_to(import_key(job.id), file)
             self._children.run(job, self._children.command("check", str(file)), folder / "log")
         version = self._publisher.reserve_number(name, folder)
+        self._context.registry.refresh(force=True)
         active = self._context.registry.find(name)
         if active is not None and active.version == version:
             active = None  # published by an earlier attempt of this job
         if active is not None:
             versions.pin(name, active.version)
-        if not versions.path(name, version).exists():
+        if not versions.exists(name, version):
             versions.publish(file, name, version)
         if active is None:
             versions.activate(name, version)
@@ -74,7 +79,12 @@ class AuxiliaryJobs:
         That training was paused or cancelled, or has failed; a training that succeeds publishes a
         version itself.
         """
-        self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
+        folder = self._context.paths.run(job.request["training"])
+        if self._context.shared:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECIPE_FILE).write_text(json.dumps(job.request["recipe"]))
+            self._context.runs.restore(job.request["training"], folder)
+        self._publisher.publish(job, job.request, folder)
 
     def fetch_dataset(self, job: Job) -> None:
         """Download a public dataset by its name, or a file by its URL, and store it as a dataset.
@@ -85,7 +95,7 @@ class AuxiliaryJobs:
         """
         request = job.request
         source, name = request.get("source_url") or request["source"], request["name"]
-        datasets = Datasets(self._context.paths.datasets)
+        datasets = self._context.datasets
         with datasets.scratch_folder() as folder:
             self._context.append_events(job, [message_event(f"fetching {source}")], 0.05)
             if "source_url" in request:

@@ -53,13 +53,15 @@ class ChildProcesses:
         limits = ["--parent", str(os.getpid()), "--memory-bytes", str(settings.training_memory_bytes)]
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
-    def common_options(self, *, device: bool = True) -> list[str]:
-        """Return the options of every command that reads a dataset: threads and data folder.
+    def common_options(self, job: Job, *, device: bool = True) -> list[str]:
+        """Return the options of every command that reads the dataset of a job: threads and data folder.
 
-        With `device`, the option for the training device is included.
+        With `device`, the option for the training device is included. Blocks while a dataset in the
+        blob store is downloaded.
         """
-        settings = self._context.settings
-        options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
+        settings, context = self._context.settings, self._context
+        folder = context.datasets.data_folder(job.request.get("dataset", ""), context.paths.auxiliary_job(job.id))
+        options = ["--threads", str(settings.training_threads), "--data-folder", str(folder)]
         return [*options, "--device", settings.training_device] if device else options
 
     def query(self, command: str) -> bytes | None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import redis
 
+from core.blobs import open_blobs
 from core.broker.codec import pack, unpack
 from core.broker.connection import connect, server_time
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
 from core.catalog.registry import Registry
-from core.catalog.versions import Versions
+from core.instance import is_shared
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
 from core.settings import Settings, StatePaths
+from core.shared import open_datasets, open_runs, open_versions
 from core.storage import INSUFFICIENT_STORAGE
 
 log = logging.getLogger(__name__)
@@ -75,8 +77,13 @@ class JobContext:
         self.settings = settings
         self.paths = StatePaths(settings.state.resolve())
         self.job_store = JobStore(settings.database)
-        self.versions = Versions(self.paths.checkpoints)
-        self.registry = Registry(settings.checkpoints, self.paths.checkpoints)
+        self.blobs = open_blobs(settings.blobs)
+        engine = self.job_store.engine
+        self.versions = open_versions(settings, engine, self.blobs)
+        self.datasets = open_datasets(settings, engine, self.blobs)
+        self.runs = open_runs(settings, engine, self.blobs)
+        self.shared = is_shared(settings)
+        self.registry = Registry(settings.checkpoints, self.versions)
         self.queue_server = connect(settings)
         self.stopping = threading.Event()
 

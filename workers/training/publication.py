@@ -51,18 +51,19 @@ class VersionPublisher:
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
         version = self.reserve_number(name, scratch)
+        self._context.registry.refresh(force=True)
         active = self._context.registry.find(name)
         if active is not None and active.version == version:
             active = None
         measured = scratch / "measured.json"
-        if not self._context.versions.path(name, version).exists():
+        if not self._context.versions.exists(name, version) or not measured.exists():
             event = message_event(f"measuring version {version} on the test split")
             self._context.append_events(job, [event], PROGRESS)
             options = request.get("evaluation", {})
             words = ["--checkpoints", str(scratch), "--version", version, "--job", job.id]
             words += [f"--count={options.get('count', 1000)}", f"--k={options.get('k', 100)}"]
-            words += self._children.common_options(device=False)
-            words += ["--against", str(active.path)] if active else []
+            words += self._children.common_options(job, device=False)
+            words += ["--against", str(active.file())] if active else []
             command = self._children.command("publish", str(folder), *words)
             printed = self._children.run_json(job, command, folder / "log")
             measured.write_bytes(orjson.dumps(printed))
@@ -85,7 +86,9 @@ class VersionPublisher:
         file = folder / "version"
         if not file.exists():
             self._context.registry.scan()
-            write_durably(file, self._context.versions.reserve(name, self._context.registry.versions(name)))
+            write_durably(
+                file, self._context.versions.reserve(name, self._context.registry.versions(name), folder.name)
+            )
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:

@@ -15,6 +15,7 @@ from core.jobs.records import Event, Job
 from workers.training import child_process, limits, run_folder
 from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, message_event
 from workers.training.run_folder import describe_checkpoint
+from workers.training.run_upload import RunUploader
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class TrainingRun:
         self.folder = context.paths.run(job.id)
         self.reported = Reported()
         self._unsure = False  # whether an event may or may not have been written
+        self._uploader = RunUploader(context, job, self.folder)
 
     def run(self) -> None:
         """Run the child process of the training until it succeeds.
@@ -76,10 +78,15 @@ class TrainingRun:
         exceeds a limit; ClaimLostError if the job's claim is lost; and WorkerStoppingError if this
         worker stops.
         """
+        with self._uploader:
+            self._run()
+
+    def _run(self) -> None:
         limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / run_folder.RECIPE_FILE).write_text(json.dumps(self.request["recipe"]))
         run_folder.kill_orphan(self.folder)
+        self._context.runs.restore(self.job.id, self.folder)
         self.restore_reported()
         step = run_folder.checkpoint_step(self.folder) if (self.folder / "state.pt").exists() else None
         text = "training begins" if step is None else f"training resumes from step {step}"
@@ -140,7 +147,9 @@ class TrainingRun:
         """
         gpus = self.request.get("gpus", 1)
         recipe, folder = str(self.folder / run_folder.RECIPE_FILE), str(self.folder)
-        command = self._children.command("train", recipe, "--out", folder, "--resume", *self._children.common_options())
+        command = self._children.command(
+            "train", recipe, "--out", folder, "--resume", *self._children.common_options(self.job)
+        )
         if min(gpus, self._devices) > 1:
             command += ["--gpus", str(min(gpus, self._devices))]
         elif gpus > 1:
@@ -227,6 +236,7 @@ class TrainingRun:
                 position = {name: checkpoint[name] for name in ("epoch", "seconds")}
                 reported.checkpoint = {"step_number": checkpoint["steps"], **position}
                 events.append(Event("checkpoint", reported.checkpoint))
+                self._uploader.request()
             progress = min(0.99, state["steps"] / max(1, state["steps_total"]))
             if events or progress - reported.progress >= MIN_PROGRESS_STEP:
                 reported.progress = max(reported.progress, progress)
@@ -245,6 +255,7 @@ class TrainingRun:
             if written != self.reported.preview_time_ns:
                 self._context.publish_preview(self.job.id, file.read_bytes())
                 self.reported.preview_time_ns = written
+                self._uploader.request()
 
     def _append_events(self, events: list[Event], **attempts: bool) -> None:
         self._context.append_events(self.job, events, self.reported.progress, **attempts)

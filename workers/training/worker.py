@@ -27,12 +27,12 @@ from core.blobs import remove_tree
 from core.broker.codec import pack
 from core.broker.connection import connect, server_time
 from core.broker.keys import TRAINING_WAKEUP
+from core.catalog.families import FAMILIES_KEY
 from core.catalog.recipes import TRAINING_WORKERS
-from core.datasets.store import Datasets
 from core.files import replace_text, write_durably
 from core.histograms import HISTOGRAMS
 from core.jobs.leases import LeaseReaper
-from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job
+from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINING, Job, import_key
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard
@@ -66,7 +66,6 @@ class TrainingWorker:
         self.devices: int | None = None
         self._running: dict[str, Job] = {}
         self._claim_lock = threading.Lock()
-        self._datasets = Datasets(self.context.paths.datasets)
         self._reaper = LeaseReaper(self.context.job_store, settings.job_lease_s, settings.max_attempts)
         self._training_queue = connect(settings, training=True)
         self._cleaned_up = 0.0
@@ -134,10 +133,10 @@ class TrainingWorker:
 
     def _release_datasets(self) -> None:
         """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""
-        for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
-            job = self.context.job_store.get(folder.name)
+        for dataset, job_id in self.context.datasets.uses():
+            job = self.context.job_store.get(job_id)
             if job is None or job.ended:
-                self._datasets.release(folder.parent.parent.name, folder.name)
+                self.context.datasets.release(dataset, job_id)
 
     # --- what this worker can train ---
 
@@ -163,14 +162,17 @@ class TrainingWorker:
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write the descriptions of all families, including the extra ones, to a file for the API.
+        """Write the descriptions of all families, including the extra ones, to a file or blob for the API.
 
         Does nothing if the setting `extra_models` names no folder.
         """
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
             return
-        write_durably(file, printed.decode())
+        if self.context.shared:
+            self.context.blobs.put(FAMILIES_KEY, printed)
+        else:
+            write_durably(file, printed.decode())
 
     # --- jobs ---
 
@@ -281,13 +283,18 @@ class TrainingWorker:
         self.publisher.publish(job, run.request, run.folder)
 
     def remove_scratch(self, job: Job) -> None:
-        """Delete the scratch folder of an auxiliary job if the job has ended.
+        """Delete the scratch folder of a job, and the file that it imports, if the job has ended.
 
         If the job was requeued, its next run needs the files, and they are kept.
         """
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))
+            if self.context.shared and job.kind == "import":
+                self.context.blobs.delete(import_key(job.id))
+            if self.context.shared and job.kind in {TRAINING, "publication"}:
+                # its checkpoint and previews are in the blob store
+                remove_tree(self.context.paths.run(job.request.get("training", job.id)))
 
 
 def run(settings: Settings) -> None:

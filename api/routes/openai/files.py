@@ -3,8 +3,9 @@
 import asyncio
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -77,7 +78,7 @@ async def get_openai_file(state: State, caller: CurrentCaller, file_id: str) -> 
 async def get_openai_file_content(state: State, caller: CurrentCaller, file_id: str) -> Response:
     """Return the splits of a dataset as an NPZ, which can be uploaded again."""
     about = await find_dataset(state, caller, file_id)
-    chunks = _npz_chunks(state.datasets.path(file_id), [about["counts"][split] for split in _SPLITS])
+    chunks = _npz_chunks(partial(state.datasets.file, file_id), [about["counts"][split] for split in _SPLITS])
     name = f'attachment; filename="{file_id}.npz"'
     return StreamingResponse(chunks, 200, {"Content-Disposition": name, "Cache-Control": "no-store"}, NPZ)
 
@@ -124,22 +125,22 @@ class _Buffer:
         return data
 
 
-def _npz_chunks(folder: Path, counts: Sequence[int]) -> Iterator[bytes]:
+def _npz_chunks(path_of: Callable[[str], Path], counts: Sequence[int]) -> Iterator[bytes]:
     """Yield an NPZ file with the pictures and labels of a dataset's splits, except empty splits.
 
-    `folder` is the dataset's folder, and `counts` are the numbers of pictures of the splits. The
-    files are opened before the first chunk, so that the download is complete even if the dataset is
-    deleted meanwhile.
+    `path_of` returns the path of a file of the dataset on this host, and may download it. `counts`
+    are the numbers of pictures of the splits. The files are opened before the first chunk, so that
+    the download is complete even if the dataset is deleted meanwhile.
     """
     buffer = _Buffer()
     with ExitStack() as stack:
         sources: list[tuple[str, IO[bytes]]] = [
-            (f"{split}.npy", stack.enter_context((folder / f"{split}.npy").open("rb")))
+            (f"{split}.npy", stack.enter_context(path_of(f"{split}.npy").open("rb")))
             for split, count in zip(_SPLITS, counts, strict=True)
             if count
         ]
-        if (folder / "labels.npy").exists():
-            parts = np.split(np.load(folder / "labels.npy"), np.cumsum(counts)[:-1])
+        with suppress(FileNotFoundError):
+            parts = np.split(np.load(path_of("labels.npy")), np.cumsum(counts)[:-1])
             sources += [
                 (f"y_{split}.npy", _npy(labels)) for split, labels in zip(_SPLITS, parts, strict=True) if len(labels)
             ]

@@ -47,6 +47,6 @@ async function* messages(body: ReadableStream<Uint8Array>): AsyncGenerator<Strea
       yield { id: value.id, name: value.event ?? "message", data: JSON.parse(value.data) as Record<string, unknown> };
     }
   } finally {
-    void reader.cancel();
+    reader.cancel().catch(() => undefined); // a stream that has failed fails again
   }
 }

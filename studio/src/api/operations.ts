@@ -29,7 +29,7 @@ export type OperationBody = Record<string, unknown> | FormData;
 
 /** Runs an operation and returns its JSON result. Cancelling `signal` stops its work. */
 export async function run<K extends Operation>(operation: K, body: OperationBody, options: RunOptions): Promise<Results[K]> {
-  const response = await runFor(operation, body, "application/json", options);
+  const response = await runForResponse(operation, body, "application/json", options);
   return (await response.json()) as Results[K];
 }
 
@@ -40,10 +40,11 @@ export async function runForFile(
   accept: string,
   options: RunOptions,
 ): Promise<Blob> {
-  return (await runFor(operation, body, accept, options)).blob();
+  return (await runForResponse(operation, body, accept, options)).blob();
 }
 
-async function runFor(operation: Operation, body: OperationBody, accept: string, options: RunOptions): Promise<Response> {
+/** Runs an operation and returns the response with its result, whose body has the media type `accept`. */
+export async function runForResponse(operation: Operation, body: OperationBody, accept: string, options: RunOptions): Promise<Response> {
   const form = body instanceof FormData;
   const response = await request(`/v1/${operation}`, {
     method: "POST",

@@ -10,37 +10,50 @@ const MAX_DELAY_S = 10;
  *
  * After a 401 the user is asked for a key. A 503 with `Retry-After` is sent again, and a GET that could not be sent.
  */
-export async function send(request: Request): Promise<Response> {
-  for (let attempt = 1; ; attempt++) {
-    const used = key.value;
-    const response = await attemptOnce(request, attempt);
-    if (response === null) continue;
-    if (response.status === 401) {
-      await askForKey((await readProblem(response)).detail, used, request.signal);
-      attempt = 0;
-      continue;
-    }
-    const delay = retryDelay(response, attempt);
-    if (delay === null) return response;
-    await sleep(delay, request.signal);
-  }
+export function send(request: Request): Promise<Response> {
+  const attempt = () => {
+    const copy = request.clone();
+    for (const [name, value] of Object.entries(keyHeaders())) copy.headers.set(name, value);
+    return fetch(copy);
+  };
+  return persist(attempt, request.method, request.signal);
 }
 
+/** Options of a request whose header fields are a plain object. */
+type SimpleInit = Omit<RequestInit, "headers"> & { headers?: Record<string, string> };
+
 /** Sends a request to a path of the service, and returns its response. Throws ProblemError for an error response. */
-export async function request(path: string, init: RequestInit = {}): Promise<Response> {
-  const response = await send(new Request(new URL(path, location.origin), init));
+export async function request(path: string, init: SimpleInit = {}): Promise<Response> {
+  // no Request is made and copied: this is the path of what follows the hand
+  const attempt = () => fetch(path, { ...init, headers: { ...init.headers, ...keyHeaders() } });
+  const response = await persist(attempt, init.method ?? "GET", init.signal);
   if (!response.ok) throw new ProblemError(await readProblem(response));
   return response;
 }
 
-async function attemptOnce(request: Request, attempt: number): Promise<Response | null> {
-  const copy = request.clone();
-  for (const [name, value] of Object.entries(keyHeaders())) copy.headers.set(name, value);
+/** Attempts a request until its response is final. */
+async function persist(attempt: () => Promise<Response>, method: string, signal?: AbortSignal | null): Promise<Response> {
+  for (let number = 1; ; number++) {
+    const used = key.value;
+    const response = await attemptOnce(attempt, method, number, signal);
+    if (response === null) continue;
+    if (response.status === 401) {
+      await askForKey((await readProblem(response)).detail, used, signal);
+      number = 0;
+      continue;
+    }
+    const delay = retryDelay(response, number);
+    if (delay === null) return response;
+    await sleep(delay, signal);
+  }
+}
+
+async function attemptOnce(attempt: () => Promise<Response>, method: string, number: number, signal?: AbortSignal | null): Promise<Response | null> {
   try {
-    return await fetch(copy);
+    return await attempt();
   } catch (error) {
-    if (!(error instanceof TypeError) || request.method !== "GET" || attempt >= 3) throw error;
-    await sleep(attempt, request.signal);
+    if (!(error instanceof TypeError) || method !== "GET" || number >= 3) throw error;
+    await sleep(number, signal);
     return null;
   }
 }

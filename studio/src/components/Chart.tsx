@@ -2,7 +2,8 @@
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import type uPlot from "uplot";
 import { countPoints, type CurvePoints, joined } from "../lib/curves";
-import { theme } from "../state/theme";
+import { number } from "../lib/format";
+import { appearance } from "../state/theme";
 import "./chart.css";
 
 export interface Curve extends CurvePoints {
@@ -36,8 +37,8 @@ export function Chart(props: Props) {
   const element = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const rows = useMemo(() => joined(curves), [curves]);
-  const latest = useRef({ rows, marks, mark });
-  latest.current = { rows, marks, mark };
+  const latest = useRef<Shown>({ rows, marks, mark, zoomed: false });
+  latest.current = { ...latest.current, rows, marks, mark };
   const shown = curves.map((curve) => `${curve.label} ${curve.color} ${curve.width ?? 1}`).join();
   useEffect(() => {
     const { current } = element;
@@ -45,6 +46,7 @@ export function Chart(props: Props) {
     let gone = false;
     void Promise.all([import("uplot"), import("uplot/dist/uPlot.min.css")]).then(([{ default: Plot }]) => {
       if (gone) return;
+      latest.current.zoomed = false;
       plot.current = new Plot(optionsOf(props, current, latest), latest.current.rows as uPlot.AlignedData, current);
     });
     const observer = new ResizeObserver(() => plot.current?.setSize({ width: current.clientWidth, height }));
@@ -55,23 +57,17 @@ export function Chart(props: Props) {
       plot.current?.destroy();
       plot.current = null;
     };
-    // the colours are those of the theme
-  }, [theme.value, shown, xLabel, yLabel, logarithmic, height, cursor]);
+    // the canvas has the colours of the time when it was drawn
+  }, [appearance.value, shown, xLabel, yLabel, logarithmic, height, cursor]);
   useEffect(() => {
     const { current } = plot;
     if (current === null) return;
-    current.setData(rows as uPlot.AlignedData, !isZoomed(current));
-    if (isZoomed(current)) current.redraw();
+    const { zoomed } = latest.current;
+    current.setData(rows as uPlot.AlignedData, !zoomed); // a part of the axis that was selected stays selected
+    if (zoomed) current.redraw();
   }, [rows]);
   useEffect(() => plot.current?.redraw(false), [marks.join(), mark]);
   return <div class="chart" ref={element} role="img" aria-label={label} data-points={countPoints(rows)} style={{ minHeight: `${height}px` }} />;
-}
-
-/** Whether a part of the x axis was selected. New data leaves it selected. */
-function isZoomed({ scales, data }: uPlot): boolean {
-  const [axis] = data;
-  const { min, max } = scales.x ?? {};
-  return typeof min === "number" && typeof max === "number" && (min > (axis[0] ?? min) || max < (axis.at(-1) ?? max));
 }
 
 /** Returns a colour as a canvas takes it: variables and `light-dark()` are resolved. */
@@ -83,11 +79,15 @@ function resolved(color: string, within: Element): string {
   return found;
 }
 
-interface Marks {
-  current: { marks: readonly number[]; mark: number | null };
+interface Shown {
+  rows: ReturnType<typeof joined>;
+  marks: readonly number[];
+  mark: number | null;
+  /** Whether a part of the x axis was selected. */
+  zoomed: boolean;
 }
 
-function optionsOf({ xLabel, yLabel, curves, logarithmic, height = 280, cursor }: Props, within: HTMLElement, shown: Marks): uPlot.Options {
+function optionsOf({ xLabel, yLabel, curves, logarithmic, height = 280, cursor }: Props, within: HTMLElement, shown: { current: Shown }): uPlot.Options {
   const color = (name: string) => resolved(name, within);
   const line = color("var(--line)");
   const text = color("var(--muted)");
@@ -103,15 +103,24 @@ function optionsOf({ xLabel, yLabel, curves, logarithmic, height = 280, cursor }
       { ...axis, label: yLabel, size: 56 },
     ],
     series: [
-      { label: xLabel },
-      ...curves.map((curve) => ({ label: curve.label, stroke: color(curve.color), width: curve.width ?? 1, spanGaps: true, points: { show: curve.x.length === 1 } })),
+      { label: xLabel, value: (_plot, value) => legendValue(value) },
+      ...curves.map((curve) => ({ label: curve.label, stroke: color(curve.color), width: curve.width ?? 1, spanGaps: true, points: { show: curve.x.length === 1 }, value: (_plot: uPlot, value: number | null) => legendValue(value) })),
     ],
     cursor: cursor === undefined ? {} : { sync: { key: cursor } },
-    hooks: { draw: [(plot) => drawMarks(plot, shown.current, text, accent)] },
+    hooks: {
+      ready: [(plot) => plot.over.addEventListener("dblclick", () => (shown.current.zoomed = false))],
+      setSelect: [(plot) => (shown.current.zoomed ||= plot.select.width > 0)],
+      draw: [(plot) => drawMarks(plot, shown.current, text, accent)],
+    },
   };
 }
 
-function drawMarks(plot: uPlot, { marks, mark }: Marks["current"], color: string, accent: string): void {
+/** Returns a value under the cursor for the legend; nothing without one. */
+function legendValue(value: number | null): string {
+  return value === null ? "" : number(value);
+}
+
+function drawMarks(plot: uPlot, { marks, mark }: Shown, color: string, accent: string): void {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
   for (const place of marks) {

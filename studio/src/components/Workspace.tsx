@@ -1,6 +1,6 @@
 /** The layout of an area with a result: the result, its options beside it, and a strip below. */
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Icon } from "./Icon";
 
 interface Props {
@@ -9,11 +9,16 @@ interface Props {
   strip?: ComponentChildren;
   /** Whether an option has an error; on a phone it may be hidden in the sheet. */
   attention?: boolean;
+  /** What is shown in detail among the options; on a phone the sheet opens for it. */
+  detail?: object | null;
 }
 
 /** On a phone the options are a sheet that leaves the result visible. */
-export function Workspace({ result, options, strip, attention = false }: Props) {
+export function Workspace({ result, options, strip, attention = false, detail = null }: Props) {
   const [open, setOpen] = useState(false);
+  useEffect(() => {
+    if (detail !== null) setOpen(true);
+  }, [detail]);
   return (
     <div class={`workspace ${open ? "workspace-open" : ""}`}>
       <section class="workspace-result" aria-label="Result">

@@ -1,5 +1,5 @@
 /** What every area knows of the service: its models, whether it is ready, and its jobs. */
-import { computed, signal } from "@preact/signals";
+import { computed, effect, signal } from "@preact/signals";
 import { client, get } from "../api/client";
 import type { Job, Model, Operation, Readiness } from "../api/types";
 import { AREAS } from "../areas";
@@ -30,8 +30,11 @@ export function modelsFor(operation: Operation): Model[] {
   return (models.data ?? []).filter((model) => operation in model.operations);
 }
 
+/** What versions that are not active can do, by `NAME@VERSION`: their options may be others. */
+const cards = signal<ReadonlyMap<string, Model>>(new Map());
+
 /** The model of the address, or the first that can do what the area needs; null while models are being loaded. */
-export const currentModel = computed<Model | null>(() => {
+const chosenModel = computed<Model | null>(() => {
   const { area, params } = address.value;
   const found = AREAS.find(({ id }) => id === area);
   if (found?.operation === undefined) return null;
@@ -40,6 +43,32 @@ export const currentModel = computed<Model | null>(() => {
   const first = able.find(({ operations }) => prefers in operations);
   return able.find(({ name }) => name === params.get("model")) ?? first ?? null;
 });
+
+/** The version of the address, as `NAME@VERSION`; null if it names none, or the active one. */
+const otherVersion = computed<string | null>(() => {
+  const model = chosenModel.value;
+  const version = address.value.params.get("version");
+  return model === null || version === undefined || version === model.version ? null : `${model.name}@${version}`;
+});
+
+/** The model of the area, with the operations of the version that the address names. */
+export const currentModel = computed<Model | null>(() => {
+  const model = chosenModel.value;
+  const card = otherVersion.value === null ? undefined : cards.value.get(otherVersion.value);
+  if (model === null || card === undefined) return model;
+  return { ...model, image: card.image, operations: card.operations, codes: card.codes ?? null };
+});
+
+/** Loads the card of a version, once. What the service has none of is left to the request that names it. */
+async function loadCard(reference: string): Promise<void> {
+  const [name = "", version = ""] = reference.split("@");
+  try {
+    const { card } = await get(client.GET("/v1/models/{name}/versions/{version}", { params: { path: { name, version } } }));
+    cards.value = new Map(cards.peek()).set(reference, card);
+  } catch {
+    // the area's own request shows what is wrong
+  }
+}
 
 /** Models of pictures before models of vectors, fast ones before slow ones, then by name. */
 function inOrder(a: Model, b: Model): number {
@@ -69,6 +98,10 @@ async function checkReadiness(): Promise<void> {
 /** Loads the models, and keeps readiness and jobs current. */
 export function startService(): void {
   void models.reload();
+  effect(() => {
+    const reference = otherVersion.value;
+    if (reference !== null && !cards.peek().has(reference)) void loadCard(reference);
+  });
   poll(checkReadiness, () => (readiness.peek()?.status === "ready" ? 5 : 1));
   poll(
     () => jobs.reload(),

@@ -13,6 +13,23 @@ effect(() => {
   localStorage.setItem(STORAGE_KEY, theme.value);
 });
 
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+
+/** The colours that are shown now. What draws on a canvas reads it, to draw again when they change. */
+export const appearance = signal(appearanceNow());
+
+function appearanceNow(): "light" | "dark" {
+  const { theme: asked } = document.documentElement.dataset;
+  return asked === "dark" || (asked !== "light" && systemDark.matches) ? "dark" : "light";
+}
+
+/** Follows the attribute of the page and the setting of the system. */
+export function watchAppearance(): void {
+  const update = () => (appearance.value = appearanceNow());
+  new MutationObserver(update).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  systemDark.addEventListener("change", update);
+}
+
 /** Takes the next of system, light and dark. */
 export function nextTheme(): void {
   theme.value = THEMES[(THEMES.indexOf(theme.value) + 1) % THEMES.length] ?? "system";

@@ -11,6 +11,9 @@ interface Props {
   label: string;
 }
 
+/** Height of what stands above and below the pictures, in CSS pixels. */
+const AROUND = 200;
+
 export function PictureGrid({ images, picture, label }: Props) {
   const element = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(0);
@@ -22,7 +25,8 @@ export function PictureGrid({ images, picture, label }: Props) {
     setWidth(current.clientWidth);
     return () => observer.disconnect();
   }, []);
-  const { columns, shown } = gridOf(images.length, picture, width, Math.max(1, Math.floor(devicePixelRatio)));
+  const space = { width, height: innerHeight - AROUND };
+  const { columns, shown } = gridOf(images.length, picture, space, Math.max(1, Math.floor(devicePixelRatio)));
   return (
     <div class="picture-grid" ref={element} role="img" aria-label={label} style={{ gridTemplateColumns: `repeat(${columns}, ${shown.width}px)` }}>
       {width > 0 && images.map((image, index) => <img key={index} class="pixelated" src={pngUrl(image)} width={shown.width} height={shown.height} alt="" />)}

@@ -23,7 +23,7 @@ export function AddOptions() {
   const shown: Field[] = source.value === "Public set" ? [VALIDATION] : [KIND, RESIZE, VALIDATION, TEST];
   const failed = shown.some(({ name }) => fieldError(problem.value, name) !== null);
   return (
-    <details class="folded" open={failed}>
+    <details open={failed}>
       <summary>Options</summary>
       <div class="add-options">
         {shown.map((field) => (

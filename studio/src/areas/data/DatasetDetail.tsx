@@ -21,6 +21,7 @@ export function DatasetDetail({ dataset }: { dataset: Dataset }) {
   const remove = async () => {
     try {
       await get(client.DELETE("/v1/datasets/{name}", { params: { path: { name } } }));
+      datasets.state.value = { data: (datasets.data ?? []).filter((one) => one.name !== name), problem: null }; // no card asks for its pictures
       go("data");
       await datasets.reload();
     } catch (error) {

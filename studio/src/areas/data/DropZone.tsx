@@ -25,7 +25,7 @@ export function DropZone({ disabled }: { disabled: boolean }) {
     input.value = ""; // so that the same file can be chosen again
   };
   return (
-    <div class={`drop-zone ${over ? "drop-zone-over" : ""}`} onDrop={(event) => void onDrop(event)} onDragOver={onDragOver} onDragLeave={() => setOver(false)}>
+    <div class={`add-drop ${over ? "add-drop-over" : ""}`} onDrop={(event) => void onDrop(event)} onDragOver={onDragOver} onDragLeave={() => setOver(false)}>
       <p>{chosen.length === 0 ? "Drop a folder of pictures, a ZIP, an NPZ or an IDX file here" : summary()}</p>
       <div class="buttons">
         <button type="button" disabled={disabled} onClick={() => file.current?.click()}>

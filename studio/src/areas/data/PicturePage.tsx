@@ -59,21 +59,23 @@ export function PicturePage({ dataset, split }: Props) {
           {number(from)} to {number(Math.min(from + size, total) - 1)} of {number(total)}
         </p>
       </div>
-      {selected && <PictureDetail dataset={dataset} picture={selected} />}
-      <ul class={columns === 1 ? "pictures pictures-strips" : "pictures"}>
-        {pictures.map(({ index, label }, place) => (
-          <li key={index}>
-            <button
-              type="button"
-              class="picture pixelated"
-              style={cell.style(place)}
-              aria-pressed={index === image}
-              aria-label={`Picture ${index}${label === undefined || label === null ? "" : `, label ${label}`}`}
-              onClick={() => setParams({ image: index === image ? null : index }, { replace: true })}
-            />
-          </li>
-        ))}
-      </ul>
+      <div class="pictures-and-detail">
+        <ul class={columns === 1 ? "pictures pictures-strips" : "pictures"}>
+          {pictures.map(({ index, label }, place) => (
+            <li key={index}>
+              <button
+                type="button"
+                class="picture pixelated"
+                style={cell.style(place)}
+                aria-pressed={index === image}
+                aria-label={`Picture ${index}${label === undefined || label === null ? "" : `, label ${label}`}`}
+                onClick={() => setParams({ image: index === image ? null : index }, { replace: true })}
+              />
+            </li>
+          ))}
+        </ul>
+        {selected ? <PictureDetail dataset={dataset} picture={selected} /> : <p class="picture-hint muted">Choose a picture to enlarge it.</p>}
+      </div>
     </section>
   );
 }

@@ -35,7 +35,7 @@ export default function Draw() {
   ]);
   if (model === null) return <NoModel />;
   const attention = shownFields(model).some((name) => fieldError(problem.value, name) !== null);
-  return <Workspace result={<Result model={model} />} options={<Options model={model} />} strip={<HistoryStrip />} attention={attention} />;
+  return <Workspace result={<Result model={model} />} options={<Options model={model} />} strip={<HistoryStrip />} attention={attention} detail={selection.value} />;
 }
 
 function NoModel() {

@@ -16,7 +16,7 @@ export function SelectedPicture({ selection }: { selection: Selection }) {
   const accepted = drawing.accepted?.[index];
   const download = () => save(new Blob([decodeBase64(image)], { type: "image/png" }), `${drawing.request.model}-${drawing.request.seed}-${index}.png`);
   return (
-    <section class="stack" aria-label="Selected picture">
+    <section class="stack selected-picture" aria-label="Selected picture">
       <div class="row">
         <h2 class="section-name">
           Picture {index} of seed {drawing.request.seed}

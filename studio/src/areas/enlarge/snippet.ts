@@ -8,7 +8,8 @@ export function upscaleSnippet(language: Language, { body: { file, ...fields }, 
   const stem = name.replace(/\.\w+$/, "");
   if (language === "curl") {
     return [
-      `curl -sS --fail-with-body ${origin}/v1/upscales`,
+      "curl -sS --fail-with-body",
+      `${origin}/v1/upscales`,
       ...(withKey ? [`-H "Authorization: Bearer $REVERIE_KEY"`] : []),
       `-H 'Prefer: wait=60'`,
       `-F image=@${quoted(name)}`,

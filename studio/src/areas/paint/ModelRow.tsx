@@ -17,7 +17,7 @@ export function ModelRow({ reader }: { reader: Reader }) {
     <article class="reading" aria-label={model.name}>
       <div class="reading-picture" style={{ width: `${model.image.width * scale}px`, height: `${model.image.height * scale}px` }}>
         {reconstruction === undefined ? (
-          <span class="muted small">{"reconstructions" in model.operations ? "" : "—"}</span>
+          <span class="muted small">{"reconstructions" in model.operations ? "" : "no recon\u00adstruction"}</span>
         ) : (
           <img class="pixelated" src={pngUrl(reconstruction)} width={model.image.width * scale} height={model.image.height * scale} alt={`Reconstruction by ${model.name}`} />
         )}

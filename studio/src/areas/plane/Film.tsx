@@ -14,7 +14,7 @@ import { Workspace } from "../../components/Workspace";
 import { save, zipOf } from "../../lib/files";
 import { address, setParams } from "../../router";
 import { useDebounce } from "../../state/timing";
-import { SEED } from "./decoder";
+import { SEED } from "./codes";
 import { FilmEnd } from "./FilmEnd";
 import { FilmPlayer } from "./FilmPlayer";
 

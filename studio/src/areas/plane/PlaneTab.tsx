@@ -10,9 +10,9 @@ import { Workspace } from "../../components/Workspace";
 import { address, setParams } from "../../router";
 import { useShortcuts } from "../../state/shortcuts";
 import { useDebounce } from "../../state/timing";
-import { parseCode, round } from "./codes";
+import { decodingOf, parseCode, round } from "./codes";
 import { DecodedPicture } from "./DecodedPicture";
-import { type Decoder, SEED, useDecoder } from "./decoder";
+import { type Decoder, useDecoder } from "./decoder";
 import { Manifold } from "./Manifold";
 import { probability, quantile } from "./normal";
 
@@ -30,7 +30,7 @@ const LARGE = 8;
 export function PlaneTab({ model, reference }: Props) {
   const asked = parseCode(address.value.params.get("z"), 2) ?? [0, 0];
   const code = useSignal(asked);
-  const decoder = useDecoder(reference);
+  const decoder = useDecoder(model, reference);
   const debounce = useDebounce(300);
   const written = useRef("");
   const show = (next: number[], at?: number) => {
@@ -68,7 +68,7 @@ export function PlaneTab({ model, reference }: Props) {
           <DecodedPicture decoder={decoder} image={model.image} scale={LARGE} label="The decoded picture, enlarged" />
           <Age decoder={decoder} />
           <hr />
-          <RequestCode operation="decodings" body={{ model: reference, seed: SEED, codes: [asked] }} />
+          <RequestCode operation="decodings" body={{ ...decodingOf(model, reference), codes: [asked] }} />
         </>
       }
     />

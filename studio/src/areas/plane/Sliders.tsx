@@ -11,9 +11,9 @@ import { address, setParams } from "../../router";
 import { useBox } from "../../state/box";
 import { useShortcuts } from "../../state/shortcuts";
 import { useDebounce } from "../../state/timing";
-import { codeOf, codeShape, formatChanges, parseChanges, round, withChanges } from "./codes";
+import { codeOf, codeShape, decodingOf, formatChanges, parseChanges, round, withChanges } from "./codes";
 import { DecodedPicture } from "./DecodedPicture";
-import { SEED, useDecoder } from "./decoder";
+import { useDecoder } from "./decoder";
 
 const SHOWN = 12;
 
@@ -24,7 +24,7 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
   const written = params.get("z");
   const [all, setAll] = useState(false);
   const changes = useSignal<ReadonlyMap<number, number>>(new Map());
-  const decoder = useDecoder(reference);
+  const decoder = useDecoder(model, reference);
   const debounce = useDebounce(300);
   const area = useRef<HTMLDivElement>(null);
   const box = useBox(area);
@@ -97,7 +97,7 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
           )}
           <p class="muted small">{model.codes?.measure ? `In the order of the ${model.codes.measure}.` : ""}</p>
           <hr />
-          <RequestCode operation="decodings" body={{ model: reference, seed: SEED, codes: [withChanges(base, parseChanges(written, shape))] }} />
+          <RequestCode operation="decodings" body={{ ...decodingOf(model, reference), codes: [withChanges(base, parseChanges(written, shape))] }} />
         </>
       }
     />

@@ -10,6 +10,9 @@ export interface CodeShape {
   active: readonly number[];
 }
 
+/** Seed of decodings: the same code is always the same picture. */
+export const SEED = 1;
+
 /** Most standard deviations that a slider covers. */
 const REACH = 3.5;
 
@@ -28,6 +31,16 @@ export function codeShape(model: Model): CodeShape | null {
     maximum: Math.min(format.maximum, REACH),
     active: listed.length > 0 ? listed : Array.from({ length }, (_, index) => index),
   };
+}
+
+/**
+ * Returns the fields of a request for pictures of codes. States between 0 and 1 are not drawn as 0 or 1, where the
+ * model can do without: the picture follows a slider all the way.
+ */
+export function decodingOf(model: Model, reference: string): Record<string, unknown> {
+  const properties = (model.operations.decodings?.options.properties ?? {}) as Record<string, { enum?: readonly unknown[] } | undefined>;
+  const body = { model: reference, seed: SEED };
+  return properties.binarization?.enum?.includes("none") ? { ...body, options: { binarization: "none" } } : body;
 }
 
 /** Returns the code that a seed stands for: a draw of the prior. Without a seed, the middle of the range. */

@@ -2,12 +2,11 @@
 import { type Signal, signal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { Latest } from "../../api/latest";
-import { runForFile } from "../../api/operations";
+import { runForResponse } from "../../api/operations";
 import { problemOf } from "../../api/problem";
-import type { Problem } from "../../api/types";
-
-/** Seed of decodings: the same code is always the same picture. */
-export const SEED = 1;
+import type { Model, Problem } from "../../api/types";
+import { readPng } from "../../lib/png";
+import { decodingOf } from "./codes";
 
 interface Input {
   code: readonly number[];
@@ -18,17 +17,25 @@ interface Input {
 /** Name of the measurement that each shown picture makes: its age, from the hand's movement on. */
 export const MEASURE = "studio-decoding";
 
+/** Changes of `Decoder.age` come no faster than a reader can follow, in milliseconds. */
+const AGE_MS = 200;
+
+/** A picture that is ready to be drawn. */
+type Drawable = ImageBitmap | ImageData;
+
 export class Decoder {
-  /** How old the last picture was when it was shown, in milliseconds. */
+  /** How old a picture of the last moments was when it was shown, in milliseconds. */
   readonly age: Signal<number | null> = signal(null);
   readonly problem: Signal<Problem | null> = signal(null);
-  readonly #model: string;
+  readonly #request: Readonly<Record<string, unknown>>;
   readonly #latest: Latest<Input>;
   readonly #canvases = new Set<HTMLCanvasElement>();
-  #picture: ImageBitmap | null = null;
+  #picture: Drawable | null = null;
+  #ageAt = 0;
 
-  constructor(model: string) {
-    this.#model = model;
+  /** `request`: its fields besides the codes. */
+  constructor(request: Readonly<Record<string, unknown>>) {
+    this.#request = request;
     this.#latest = new Latest((input, abort) => this.#decode(input, abort));
   }
 
@@ -50,14 +57,18 @@ export class Decoder {
 
   async #decode({ code, at }: Input, abort: AbortSignal): Promise<void> {
     try {
-      const file = await runForFile("decodings", { model: this.#model, seed: SEED, codes: [code] }, "image/png", { signal: abort });
-      const picture = await createImageBitmap(file);
-      this.#picture?.close();
+      const response = await runForResponse("decodings", { ...this.#request, codes: [code] }, "image/png", { signal: abort });
+      const picture = await drawableOf(await response.arrayBuffer());
+      if (this.#picture instanceof ImageBitmap) this.#picture.close();
       this.#picture = picture;
       for (const canvas of this.#canvases) paint(canvas, picture);
-      performance.measure(MEASURE, { start: at, end: performance.now() });
+      const now = performance.now();
+      performance.measure(MEASURE, { start: at, end: now });
       performance.clearMeasures(MEASURE); // observers have it; the page does not collect them
-      this.age.value = performance.now() - at;
+      if (now - this.#ageAt > AGE_MS) {
+        this.#ageAt = now;
+        this.age.value = now - at;
+      }
       this.problem.value = null;
     } catch (error) {
       this.problem.value = problemOf(error);
@@ -65,15 +76,22 @@ export class Decoder {
   }
 }
 
-function paint(canvas: HTMLCanvasElement, picture: ImageBitmap): void {
-  if (canvas.width !== picture.width) canvas.width = picture.width;
-  if (canvas.height !== picture.height) canvas.height = picture.height;
-  canvas.getContext("2d")?.drawImage(picture, 0, 0);
+async function drawableOf(file: ArrayBuffer): Promise<Drawable> {
+  return (await readPng(new Uint8Array(file))) ?? createImageBitmap(new Blob([file]));
 }
 
-/** Returns the decoder of a model, while a component is shown. `model` is a name, or NAME@VERSION. */
-export function useDecoder(model: string): Decoder {
-  const decoder = useMemo(() => new Decoder(model), [model]);
+function paint(canvas: HTMLCanvasElement, picture: Drawable): void {
+  if (canvas.width !== picture.width) canvas.width = picture.width;
+  if (canvas.height !== picture.height) canvas.height = picture.height;
+  const context = canvas.getContext("2d");
+  if (picture instanceof ImageData) context?.putImageData(picture, 0, 0);
+  else context?.drawImage(picture, 0, 0);
+}
+
+/** Returns the decoder of a model, while a component is shown. `reference` is its name, or NAME@VERSION. */
+export function useDecoder(model: Model, reference: string): Decoder {
+  const request = decodingOf(model, reference);
+  const decoder = useMemo(() => new Decoder(request), [JSON.stringify(request)]);
   useEffect(() => () => decoder.cancel(), [decoder]);
   return decoder;
 }

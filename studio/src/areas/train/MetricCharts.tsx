@@ -28,7 +28,7 @@ export function MetricCharts({ epochs, marks, mark }: Props) {
       </div>
       <Chart label={summary(epochs)} xLabel="epoch" yLabel="loss" curves={losses} logarithmic={logarithmic} height={320} cursor="train" marks={marks} mark={mark} />
       {others.length > 0 && (
-        <details class="folded">
+        <details>
           <summary>More metrics: {others.map(({ label }) => label).join(", ")}</summary>
           <div class="small-charts">
             {others.map((curve) => (

@@ -6,7 +6,7 @@ export function RecipeFacts({ training }: { training: Training }) {
   const { recipe, seed } = training;
   const options = ["config", "training"].flatMap((part) => Object.entries((recipe[part] ?? {}) as Record<string, unknown>));
   return (
-    <details class="folded">
+    <details>
       <summary>Recipe</summary>
       <dl class="recipe-facts">
         {[["seed", seed] as const, ...options].map(([name, value]) => (

@@ -70,7 +70,7 @@ function Section({ title, options, params }: { title: string; options: readonly 
   const failed = options.some(({ error }) => fieldError(problem.value, error) !== null);
   const reset = () => setParams(Object.fromEntries(changed.map(({ path }) => [path, null])));
   return (
-    <details class="folded" open={failed}>
+    <details open={failed}>
       <summary>
         {title} {changed.length > 0 && <span class="muted">{changed.map(({ path, field }) => `${field.name} ${params.get(path) ?? ""}`).join(", ")}</span>}
       </summary>

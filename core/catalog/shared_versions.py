@@ -1,0 +1,235 @@
+"""Store the versions made by this service for hosts without a common folder.
+
+Their cards, states and pointers are rows in the job database, their files blobs. A version is
+written in this order: its number is reserved by a row, the file is uploaded, the row is completed.
+So a process that dies leaves a reserved number, or a blob without a row, which the cleanup deletes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from core.blob_cache import BlobCache, digest_of
+from core.blobs import Blobs
+from core.catalog.checkpoint_file import read_metadata
+from core.catalog.versions import FILE, VersionActiveError, Versions
+from core.jobs.database import NOW, dialect_insert
+from core.jobs.schema import instance, transaction, version_pointers, versions
+
+PREFIX = "versions"  # of the keys of blobs
+
+_RESERVED, _PUBLISHED, _HIDDEN, _DELETED = "reserved", "published", "hidden", "deleted"
+_TRIES = 20
+
+Pointers = dict[str, str]
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A version's file in the blob store, and the text of its card."""
+
+    name: str
+    version: str
+    key: str
+    sha256: str
+    size_bytes: int
+    card: str
+
+
+class SharedVersions(Versions):
+    """The versions in the job database and the blob store. Its methods block."""
+
+    def __init__(self, folder: Path, engine: sa.Engine, blobs: Blobs, cache: BlobCache) -> None:
+        """Use the stores of this process. Nothing is written to `folder`, which makes up paths."""
+        super().__init__(folder)
+        self._engine = engine
+        self._blobs = blobs
+        self._cache = cache
+
+    def fetch(self, file: SharedFile) -> Path:
+        """Return the path of a local copy of a version's file; download it if there is none."""
+        return self._cache.fetch(file.key, file.sha256)
+
+    # --- the active version ---
+
+    def stamp(self) -> int:
+        """Return the number of changes of versions and pointers."""
+        with self._engine.connect() as connection:
+            return int(connection.scalar(sa.select(instance.c.version_changes)) or 0)
+
+    def pointers(self) -> dict[str, Pointers]:
+        """Return each model's active version (`serves`) and candidate (`next`), keyed by model."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(version_pointers)).all()
+        return {row.name: _pointer(row) for row in rows if _pointer(row)}
+
+    def published(self) -> list[SharedFile]:
+        """Return the files of all versions that requests may use."""
+        columns = (versions.c.name, versions.c.version, versions.c.blob_key, versions.c.sha256, versions.c.bytes)
+        query = sa.select(*columns, versions.c.card).where(versions.c.status == _PUBLISHED)
+        with self._engine.connect() as connection:
+            return [SharedFile(*row) for row in connection.execute(query.order_by(versions.c.name, versions.c.version))]
+
+    def stage(self, name: str, version: str) -> None:
+        """Make a version the candidate of its model."""
+        with self._update_pointer(name) as pointer:
+            pointer["next"] = version
+
+    def unstage(self, name: str, version: str) -> None:
+        """Remove the pointer to a model's candidate, if the candidate is still this version."""
+        with self._update_pointer(name) as pointer:
+            if pointer.get("next") == version:
+                del pointer["next"]
+
+    def activate(self, name: str, version: str) -> None:
+        """Make a version active; if it was the candidate, the model has no candidate any more."""
+        with self._update_pointer(name) as pointer:
+            pointer["serves"] = version
+            if pointer.get("next") == version:
+                del pointer["next"]
+
+    def pin(self, name: str, version: str) -> None:
+        """Make a version active if the model has no pointer to an active version."""
+        with self._update_pointer(name) as pointer:
+            pointer.setdefault("serves", version)
+
+    @contextmanager
+    def _update_pointer(self, name: str) -> Iterator[Pointers]:
+        """Lock the pointers of a model, yield them, and store what the block has made of them."""
+        with transaction(self._engine) as connection:
+            pointer = _lock_pointer(connection, name)
+            yield pointer
+            _store_pointer(connection, name, pointer)
+
+    # --- removal ---
+
+    def hide(self, name: str, versions_: Sequence[str], *, model: bool = False) -> Pointers:
+        """Hide versions from new requests before they are deleted; return the model's pointers."""
+        with transaction(self._engine) as connection:
+            pointer = _lock_pointer(connection, name)
+            if pointer.get("next") in versions_ or (pointer.get("serves") in versions_ and not model):
+                raise VersionActiveError(f"{name}@{pointer.get('next') or pointer['serves']}")
+            _set_status(connection, name, versions_, _PUBLISHED, _HIDDEN)
+            _store_pointer(connection, name, {} if model else pointer)
+        return pointer
+
+    def unhide(self, name: str, versions_: Sequence[str], pointer: Mapping[str, str]) -> None:
+        """Make hidden versions available again; restore the pointers if the model has none now."""
+        with transaction(self._engine) as connection:
+            current = _lock_pointer(connection, name)
+            _set_status(connection, name, versions_, _HIDDEN, _PUBLISHED)
+            _store_pointer(connection, name, current or dict(pointer))
+
+    def discard(self, name: str, versions_: Sequence[str]) -> None:
+        """Delete hidden versions. Their rows stay, so that no version number is used twice."""
+        with transaction(self._engine) as connection:
+            _set_status(connection, name, versions_, _HIDDEN, _DELETED)
+        for version in versions_:
+            with self._engine.connect() as connection:
+                deleted = _is_version(name, version) & (versions.c.status == _DELETED)
+                if connection.scalar(sa.select(versions.c.name).where(deleted)) is None:
+                    continue
+            self._blobs.delete(f"{PREFIX}/{name}/{version}")
+
+    def discard_interrupted(self, older_than_s: float) -> None:
+        """Delete versions that have been hidden for more than `older_than_s` seconds."""
+        old = (versions.c.status == _HIDDEN) & (versions.c.changed_at < NOW - older_than_s)
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(versions.c.name, versions.c.version).where(old)).all()
+        for name, version in rows:
+            self.discard(name, [version])
+
+    # --- new versions ---
+
+    def reserve(self, name: str, known: list[str], job_id: str = "") -> str:
+        """Reserve and return a version number above all in `known` and all reserved ones.
+
+        The same job gets the same number again, also on another host.
+        """
+        for _ in range(_TRIES):
+            with self._engine.connect() as connection:
+                query = sa.select(versions.c.version, versions.c.job_id).where(versions.c.name == name)
+                rows = connection.execute(query).all()
+            if job_id and (own := [row.version for row in rows if row.job_id == job_id]):
+                return str(own[0])
+            numbers = [int(version) for version in (*known, *(row.version for row in rows)) if version.isdecimal()]
+            version = str(max(numbers, default=0) + 1)
+            row = {"name": name, "version": version, "status": _RESERVED, "job_id": job_id or None, "changed_at": NOW}
+            with transaction(self._engine) as connection:
+                insert = dialect_insert(connection, versions).values(row).on_conflict_do_nothing()
+                if connection.execute(insert).rowcount:
+                    return version
+        raise RuntimeError(f"no version number of {name} could be reserved in {_TRIES} tries")
+
+    def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:  # noqa: ARG002 - of the folder's
+        """Return an empty list: reserved numbers stay, and blobs are found by `orphans`."""
+        return []
+
+    def orphans(self) -> list[str]:
+        """Return the keys of blobs that belong to no version."""
+        keys = self._blobs.keys(PREFIX)
+        with self._engine.connect() as connection:
+            needed = sa.select(versions.c.blob_key).where(versions.c.status.in_((_PUBLISHED, _HIDDEN)))
+            known = set(connection.scalars(needed))
+        return [key for key in keys if key not in known]
+
+    def exists(self, name: str, version: str) -> bool:
+        """Return whether a version was published and is not deleted."""
+        there = _is_version(name, version) & versions.c.status.in_((_PUBLISHED, _HIDDEN))
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(versions.c.name).where(there)) is not None
+
+    def publish(self, made: Path, name: str, version: str) -> Path:
+        """Upload the file `made` and make it a version; return the path of a local copy.
+
+        Raises FileExistsError if the version exists.
+        """
+        card, sha256 = read_metadata(made)["card"], digest_of(made)
+        key = f"{PREFIX}/{name}/{version}/{sha256}/{FILE}"
+        if self.exists(name, version):
+            raise FileExistsError(self.path(name, version))
+        values = {"blob_key": key, "sha256": sha256, "bytes": made.stat().st_size, "card": card}
+        self._blobs.take(key, made)
+        with transaction(self._engine) as connection:
+            row = {"name": name, "version": version, "status": _RESERVED, "changed_at": NOW}
+            connection.execute(dialect_insert(connection, versions).values(row).on_conflict_do_nothing())
+            reserved = _is_version(name, version) & (versions.c.status == _RESERVED)
+            change = versions.update().where(reserved).values(status=_PUBLISHED, changed_at=NOW, **values)
+            if not connection.execute(change).rowcount:
+                raise FileExistsError(self.path(name, version))
+            _count_change(connection)
+        return self._cache.add(made, sha256) if made.exists() else self._cache.fetch(key, sha256)
+
+
+def _is_version(name: str, version: str) -> sa.ColumnElement[bool]:
+    return (versions.c.name == name) & (versions.c.version == version)
+
+
+def _set_status(connection: sa.Connection, name: str, numbers: Sequence[str], old: str, new: str) -> None:
+    changed = (versions.c.name == name) & versions.c.version.in_(numbers) & (versions.c.status == old)
+    connection.execute(versions.update().where(changed).values(status=new, changed_at=NOW))
+    _count_change(connection)
+
+
+def _pointer(row: sa.Row[tuple[str, str | None, str | None]]) -> Pointers:
+    return {key: value for key, value in (("serves", row.serves), ("next", row.next)) if value is not None}
+
+
+def _lock_pointer(connection: sa.Connection, name: str) -> Pointers:
+    """Lock the row with the pointers of a model, which is inserted if it is missing; return them."""
+    connection.execute(dialect_insert(connection, version_pointers).values(name=name).on_conflict_do_nothing())
+    query = sa.select(version_pointers).where(version_pointers.c.name == name).with_for_update()
+    return _pointer(connection.execute(query).one())
+
+
+def _store_pointer(connection: sa.Connection, name: str, pointer: Mapping[str, str]) -> None:
+    values = {"serves": pointer.get("serves"), "next": pointer.get("next")}
+    connection.execute(version_pointers.update().where(version_pointers.c.name == name).values(**values))
+    _count_change(connection)
+
+
+def _count_change(connection: sa.Connection) -> None:
+    connection.execute(instance.update().values(version_changes=instance.c.version_changes + 1))

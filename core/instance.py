@@ -1,0 +1,49 @@
+"""What the hosts of one instance of the service have in common: its id, and the secret of webhooks.
+
+This module imports little, because every program imports it before its settings are checked.
+"""
+
+from functools import lru_cache
+
+import sqlalchemy as sa
+
+from core.blobs import is_remote
+from core.files import write_durably
+from core.jobs.schema import instance, transaction
+from core.jobs.store import JobStore
+from core.settings import Settings, StatePaths
+from core.webhooks.signature import secret_of_file
+
+
+# See docs/decisions.md#hosts-share-the-job-database-and-the-blob-store-and-no-folder
+def is_shared(settings: Settings) -> bool:
+    """Return whether the job database and the blob store hold what would else be in folders."""
+    return is_remote(settings.blobs)
+
+
+@lru_cache(maxsize=16)
+def instance_id(database_url: str, first_id: str) -> str:
+    """Return the id of the instance that uses a job database; it is `first_id` if none is stored yet."""
+    engine = JobStore(database_url).engine
+    try:
+        with transaction(engine) as connection:
+            # two hosts may start at the same time; the row of `migrate` is locked
+            connection.execute(instance.update().where(instance.c.id == "").values(id=first_id))
+            return str(connection.scalar(sa.select(instance.c.id)))
+    finally:
+        engine.dispose()
+
+
+def share_webhook_secret(settings: Settings) -> None:
+    """Let all hosts sign webhooks without an owner by one secret: that of the first one."""
+    file = StatePaths(settings.state).webhook_secret
+    engine = JobStore(settings.database).engine
+    try:
+        with transaction(engine) as connection:
+            missing = instance.c.webhook_secret.is_(None)
+            connection.execute(instance.update().where(missing).values(webhook_secret=secret_of_file(file)))
+            secret = str(connection.scalar(sa.select(instance.c.webhook_secret)))
+    finally:
+        engine.dispose()
+    if secret != secret_of_file(file):
+        write_durably(file, secret + "\n", mode=0o600)

@@ -1,0 +1,227 @@
+"""Keep the files of training runs: on one host in the state folder, else in the job database and blob store.
+
+A run's checkpoint consists of the files in `CHECKPOINT_FILES`. Hosts share them as blobs, which rows
+of the job database name. All rows of a run change in one transaction, and only while the worker's
+claim is valid or nobody has claimed the job since. So another host resumes from a complete
+checkpoint. Previews are blobs without rows: the same training makes the same pictures again.
+"""
+
+import contextlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from core.blob_cache import digest_of
+from core.blobs import Blobs, remove_tree, size_of
+from core.jobs.records import Claim
+from core.jobs.schema import jobs, run_files, transaction
+from core.settings import StatePaths
+
+PREFIX = "runs"  # of the keys of blobs
+# In the order in which they are copied: progress never names a later checkpoint than `state.pt` is.
+CHECKPOINT_FILES = ("recipe.json", "provenance.json", "progress.json", "metrics.jsonl", "state.pt")
+_PREVIEW = "preview.png"
+_TRIES = 3  # to read a checkpoint that may be replaced
+
+
+class Runs:
+    """The run folders in the state folder of this host, which is the only one."""
+
+    def __init__(self, paths: StatePaths) -> None:
+        """Use the run folders of a state folder."""
+        self._paths = paths
+
+    def has_checkpoint(self, job_id: str) -> bool:
+        """Return whether the last checkpoint of a training is kept."""
+        return (self._paths.run(job_id) / "state.pt").exists()
+
+    def preview(self, job_id: str, epoch: int | None = None) -> bytes:
+        """Return the newest preview of a training, or that of an epoch, a PNG.
+
+        Raises FileNotFoundError if there is none.
+        """
+        folder = self._paths.run(job_id)
+        return (folder / _PREVIEW if epoch is None else self._paths.previews(job_id) / f"{epoch}.png").read_bytes()
+
+    def preview_sizes(self, job_id: str) -> dict[int, int]:
+        """Return the sizes in bytes of the previews by epoch that are kept of a training."""
+        sizes = {}
+        for file in self._paths.previews(job_id).glob("*.png"):
+            with contextlib.suppress(FileNotFoundError):  # the training may remove it now
+                if file.stem.isdecimal():
+                    sizes[int(file.stem)] = file.stat().st_size
+        return sizes
+
+    def sizes(self) -> Counter[str]:
+        """Return the size in bytes of each run, keyed by the id of its training."""
+        runs = self._paths.state / PREFIX
+        return Counter({run.name: size_of(run) for run in (runs.iterdir() if runs.is_dir() else ())})
+
+    def remove(self, job_id: str) -> None:
+        """Delete all files of a run."""
+        remove_tree(self._paths.run(job_id))
+
+    def upload(self, claim: Claim, folder: Path) -> bool:  # noqa: ARG002 - see SharedRuns
+        """Keep the checkpoint and the previews that are in the run folder now; return whether it was kept."""
+        return True
+
+    def restore(self, job_id: str, folder: Path) -> None:
+        """Write the kept checkpoint to the run folder, if the folder has no later one."""
+
+
+class SharedRuns(Runs):
+    """The checkpoints and previews in the job database and the blob store. Its methods block."""
+
+    def __init__(self, paths: StatePaths, engine: sa.Engine, blobs: Blobs) -> None:
+        """Use the stores of this process."""
+        super().__init__(paths)
+        self._engine = engine
+        self._blobs = blobs
+
+    def has_checkpoint(self, job_id: str) -> bool:
+        """Look for the row of the checkpoint."""
+        return "state.pt" in self._files(job_id)
+
+    def preview(self, job_id: str, epoch: int | None = None) -> bytes:
+        """Read the blob of a preview."""
+        return self._blobs.get(f"{PREFIX}/{job_id}/{_PREVIEW if epoch is None else f'previews/{epoch}.png'}")
+
+    def preview_sizes(self, job_id: str) -> dict[int, int]:
+        """List the blobs of previews."""
+        sizes = {
+            name.removesuffix(".png"): size for name, size in self._blobs.sizes(f"{PREFIX}/{job_id}/previews").items()
+        }
+        return {int(epoch): size for epoch, size in sizes.items() if epoch.isdecimal()}
+
+    def sizes(self) -> Counter[str]:
+        """List the blobs of all runs."""
+        return Counter(self._blobs.sizes(PREFIX))
+
+    def remove(self, job_id: str) -> None:
+        """Delete the blobs, then the rows, and what this host has of the run."""
+        self._blobs.delete(f"{PREFIX}/{job_id}")
+        with transaction(self._engine) as connection:
+            connection.execute(run_files.delete().where(run_files.c.job_id == job_id))
+        super().remove(job_id)
+
+    def upload(self, claim: Claim, folder: Path) -> bool:
+        """Upload what has changed. Raises OSError or an error of the database if that fails."""
+        self._upload_previews(claim.job_id, folder)
+        old = self._files(claim.job_id)
+        made = self._upload_checkpoint(claim.job_id, folder, old)
+        if made == old or "state.pt" not in made:
+            return True
+        with transaction(self._engine) as connection:
+            # whoever claims the job increments the token; a pause does so too
+            unclaimed = (jobs.c.token == claim.token) | (
+                (jobs.c.token == claim.token + 1) & (jobs.c.status == "paused")
+            )
+            query = sa.select(jobs.c.id).where((jobs.c.id == claim.job_id) & unclaimed).with_for_update()
+            kept = connection.scalar(query) is not None
+            if kept:
+                connection.execute(run_files.delete().where(run_files.c.job_id == claim.job_id))
+                connection.execute(run_files.insert(), list(made.values()))
+        for entry in (old if kept else made).values():
+            if entry not in (made if kept else old).values():
+                self._blobs.delete(entry["blob_key"])
+        return kept
+
+    def _upload_checkpoint(self, job_id: str, folder: Path, old: dict[str, Any]) -> dict[str, Any]:
+        """Upload the files of the checkpoint that differ from `old`; return their rows, keyed by name."""
+        made = {}
+        for name in CHECKPOINT_FILES:
+            # the training replaces its files by new ones: a second name keeps this one
+            copy = folder / f".{name}.{uuid4().hex}"
+            try:
+                if name == "metrics.jsonl":  # which is not replaced but grows
+                    copy.write_bytes((folder / name).read_bytes())
+                else:
+                    os.link(folder / name, copy)
+                sha256 = digest_of(copy)
+                if name in old and old[name]["sha256"] == sha256:
+                    made[name] = old[name]
+                    continue
+                key, size = f"{PREFIX}/{job_id}/checkpoint/{uuid4().hex}/{name}", copy.stat().st_size
+                made[name] = {"job_id": job_id, "name": name, "blob_key": key, "sha256": sha256, "bytes": size}
+                self._blobs.take(key, copy)
+            except FileNotFoundError:
+                continue
+            finally:
+                copy.unlink(missing_ok=True)
+        return made
+
+    def _upload_previews(self, job_id: str, folder: Path) -> None:
+        prefix = f"{PREFIX}/{job_id}"
+        with contextlib.suppress(FileNotFoundError):
+            self._blobs.put(f"{prefix}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())
+        stored = self._blobs.sizes(f"{prefix}/previews")
+        names = {path.name for path in (folder / "previews").glob("*.png")}
+        for name in names - set(stored):
+            with contextlib.suppress(FileNotFoundError):
+                self._blobs.put(f"{prefix}/previews/{name}", (folder / "previews" / name).read_bytes())
+        for name in set(stored) - names if names else ():
+            self._blobs.delete(f"{prefix}/previews/{name}")
+
+    def restore(self, job_id: str, folder: Path) -> None:
+        """Download the checkpoint, if it is of a later step than that in the folder. Raises OSError."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # the checkpoint was replaced meanwhile
+                self._restore(self._files(job_id), job_id, folder)
+                return
+
+    def _restore(self, files: dict[str, dict[str, Any]], job_id: str, folder: Path) -> None:
+        if "state.pt" not in files:
+            return
+        parts: dict[str, Path] = {}
+        try:
+            for name, entry in files.items():
+                parts[name] = folder / f".{name}.{uuid4().hex}"
+                self._blobs.copy_to(entry["blob_key"], parts[name])
+                if digest_of(parts[name]) != entry["sha256"]:
+                    raise OSError(f"{name} of the checkpoint does not have the digest that was recorded for it")
+            if (folder / "state.pt").exists() and _step(folder / "progress.json") >= _step(parts.get("progress.json")):
+                return
+            for name in reversed([name for name in CHECKPOINT_FILES if name in parts]):
+                parts[name].replace(folder / name)
+            self._restore_previews(job_id, folder)
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+
+    def _restore_previews(self, job_id: str, folder: Path) -> None:
+        (folder / "previews").mkdir(exist_ok=True)
+        for epoch in self.preview_sizes(job_id):
+            (folder / "previews" / f"{epoch}.png").write_bytes(self.preview(job_id, epoch))
+
+    def orphans(self) -> list[str]:
+        """Return the keys of blobs of trainings that do not exist."""
+        keys = self._blobs.keys(PREFIX)
+        with self._engine.connect() as connection:
+            known = set(connection.scalars(sa.select(jobs.c.id).where(jobs.c.kind == "training")))
+            current = set(connection.scalars(sa.select(run_files.c.blob_key)))
+        return [
+            key
+            for key in keys
+            if key.split("/")[1] not in known or (key.split("/")[2] == "checkpoint" and key not in current)
+        ]
+
+    def _files(self, job_id: str) -> dict[str, dict[str, Any]]:
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(run_files).where(run_files.c.job_id == job_id)).mappings()
+            return {row["name"]: dict(row) for row in rows}
+
+
+def _step(progress: Path | None) -> int:
+    """Return the step of the checkpoint that a file with a training's progress names; 0 without one."""
+    if progress is None:
+        return 0
+    try:
+        checkpoint = json.loads(progress.read_bytes()).get("checkpoint")
+    except (OSError, ValueError):
+        return 0
+    return int(checkpoint["steps"]) if checkpoint else 0
