@@ -378,11 +378,17 @@ def describe(measured: dict[str, Any], costs: Costs) -> str:
         send=1e6 * costs.heartbeat_send_s,
         read=1e6 * costs.heartbeat_read_s,
         pass_ms=1000 * PASS_S,
-        workers="\n".join(
-            f"| {one['workers']} | {one['rate']:.0f} | {one['of_ideal']:.2f} |" for one in measured["workers"]
-        ),
+        workers=workers_table(measured),
         plan="\n".join(plan(costs)),
     )
+
+
+def workers_table(measured: dict[str, Any]) -> str:
+    """Return the table of passes per second by number of workers; a sentence if others used the machine."""
+    if measured["load"] > 2 * measured["machine"]["cores"]:
+        return f"Not shown: other programs used the machine (load {measured['load']:.0f}), so the rates say nothing."
+    rows = [f"| {one['workers']} | {one['rate']:.0f} | {one['of_ideal']:.2f} |" for one in measured["workers"]]
+    return "\n".join(["| workers | passes/s | of what the workers could do |", "| ---: | ---: | ---: |", *rows])
 
 
 _PAGE = """# Capacity: unit costs, more workers, and a larger load
@@ -394,7 +400,8 @@ Made by `python benchmarks/capacity.py measure` and `plan --write`. What follows
 
 ## Unit costs
 
-CPU time in microseconds, `vae-mnist-2d`, {clients} connections, {rows_per_batch:.1f} requests a batch.
+CPU time in microseconds, `vae-mnist-2d`, {clients} connections, {rows_per_batch:.1f} requests a batch. Each part's
+background work is included; on a busy machine the numbers are upper bounds.
 
 | | API | queue server | worker | PostgreSQL |
 | --- | ---: | ---: | ---: | ---: |
@@ -410,8 +417,6 @@ and to parse it costs that process {read:.0f} µs.
 Each request is a forward pass of its own that takes {pass_ms:.0f} ms and no CPU time, as on an accelerator. All
 processes and the client share the cores of this machine.
 
-| workers | passes/s | of what the workers could do |
-| ---: | ---: | ---: |
 {workers}
 
 ## A larger load
