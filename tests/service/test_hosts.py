@@ -16,6 +16,8 @@ from tests.uploads import DIGITS
 from tests.version_files import with_card
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 END_S = 200.0
 TRAINING = {"epochs": 12, "batch_size": 2, "save_every_s": 0.2, "average": 0.9}
 RECIPE = {"config": {"hidden": [48], "latents": 4}, "training": TRAINING, "seed": 5}
