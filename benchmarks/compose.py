@@ -182,7 +182,8 @@ def check(project: Project, report: Report, *, build: bool) -> None:
     with report.step("the README's command") as remark:
         (command,) = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:1]
         words = command.replace("http://127.0.0.1:8000", project.url).replace("digits.png", os.devnull)
-        remark.append(subprocess.run(["bash", "-c", words], check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(["bash", "-c", words], check=True, capture_output=True, text=True)
+        remark.append(done.stdout.strip())
         assert remark == ["200 image/png"]
     with report.step("dataset, training, a sample of the new model"):
         model = train(client)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -52,7 +52,7 @@ def requests() -> list[Request]:
     mask = base64.b64encode(half.getvalue()).decode()
     made = []
     for number in range(JOBS_OF_A_KIND):
-        one = {"seed": number, "images": [picture(number)]}
+        one = {"seed": 1000 + number, "images": [picture(number)]}
         made += [
             Request("/v1/samples", {"model": "vae-mnist-2d", "seed": number, "count": 300}, "image/png"),
             Request("/v1/samples", {"model": "faulty", "seed": 10_000 + number, "seconds": 0.2}),
@@ -77,6 +77,13 @@ class Client:
         ]
         self._turn = 0
         self.retries = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
 
     def send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """Return the first response that is no failure of a server."""
@@ -189,8 +196,12 @@ def test_jobs_end_once_while_hosts_fail(cluster: Cluster) -> None:
     of an undisturbed run.
     """
     digits(cluster.state / "datasets")
-    everything = requests()
-    client = Client(cluster)
+    with Client(cluster) as client:
+        _check(cluster, client, requests())
+
+
+def _check(cluster: Cluster, client: Client, everything: list[Request]) -> None:
+    """Create all jobs while members fail, then check each."""
     jobs: dict[int, str] = {}
     trainings: dict[int, str] = {}
     remarks: list[str] = []
