@@ -334,7 +334,7 @@ def test_labels_are_part_of_the_content(api: OpenAI, client: httpx.Client) -> No
     [
         ({"purpose": "batch"}, "purpose", ["fine-tune"]),
         ({"file": ("chat.jsonl", b'{"messages": []}')}, "file", ["IDX", "NPZ", "ZIP"]),
-        ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, None, ["no such field", "purpose"]),
+        ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, "expires_after[anchor]", ["no such field"]),
         ({"extra_body": {"name": "../x"}}, "name", ["pattern"]),
     ],
 )

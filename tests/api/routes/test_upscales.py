@@ -241,7 +241,7 @@ def test_a_picture_is_made_once_under_its_key(client: httpx.Client) -> None:
 
 def test_progress_goes_by_tile(client: httpx.Client) -> None:
     """Progress is reported by tile; the result has an ETag and supports 304, 206 and 416."""
-    job_id = create_upscale_job(client, png(noise(10 * CORE, 10 * CORE)), scale=2, seconds=0.03)
+    job_id = create_upscale_job(client, png(noise(12 * CORE, 12 * CORE)), scale=2, seconds=0.03)
     stream = client.get(f"/v1/jobs/{job_id}/events").text
     reached_ = [float(one) for one in re.findall(r'"progress":([\d.]+)', stream)]
     assert len(reached_) >= 4
