@@ -33,7 +33,7 @@ class UpscaleOptions:
     method: str = option(
         "nearest", choices=("nearest", "smooth"), description="copies of a pixel, or of a mean around it"
     )
-    seconds: float = option(0.002, minimum=0.0, maximum=1.0, description="time that a tile sleeps")
+    seconds: float = option(0.01, minimum=0.0, maximum=1.0, description="time that a tile sleeps")
     inverted: bool = option(False, description="whether dark and light change places")
 
 
@@ -55,6 +55,7 @@ class Model(nn.Module):
 
     def upscale(self, images: torch.Tensor, rows: RowStreams, options: UpscaleOptions) -> dict[str, Any]:
         """Return the tiles without their margins, `scale` times larger."""
+        # the default is long beside the cost of a pass, so that larger batches do not pay on a busy machine either
         time.sleep(options.seconds * len(rows))
         torch.zeros(1).expand(len(rows), VALUES)  # a view: the worker counts its values, which take no time
         if options.method == "smooth":
