@@ -2,10 +2,9 @@
 
     python benchmarks/compose.py [--no-build] [--postgresql] [--write]
 
-Needs a Docker engine (`DOCKER_HOST`) with the base images, or access to their registry; where there
-is none, `benchmarks/stand_in_images.sh` builds stand-ins from Debian's packages. Uses a project name
-and a port of its own, and removes what it started, volumes included. `--postgresql` runs the job
-database of the profile `cluster` (after `deploy/compose/prepare`).
+Needs a Docker engine (`DOCKER_HOST`) with the base images, or access to their registry. Uses a
+project name and a port of its own, and removes what it started, volumes included. `--postgresql`
+runs the job database of the profile `cluster` (after `deploy/compose/prepare`).
 """
 
 from __future__ import annotations

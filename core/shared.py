@@ -6,6 +6,7 @@ If the blob store is remote, hosts share it and the job database and need no com
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -74,7 +75,7 @@ def import_state(settings: Settings) -> dict[str, int]:
         name = description["name"]
         with datasets.scratch_folder() as folder:
             for path in old.path(name).glob("*.npy"):
-                (folder / path.name).write_bytes(path.read_bytes())
+                shutil.copyfile(path, folder / path.name)
             counts["datasets"] += datasets.add(folder, name, description)[1]
         for job_id in old.users(name):
             datasets.use(name, job_id)
@@ -90,7 +91,7 @@ def import_state(settings: Settings) -> dict[str, int]:
 
 def _copy(file: Path, paths: StatePaths) -> Path:
     copy = paths.state / f".{uuid4().hex}"
-    copy.write_bytes(file.read_bytes())
+    shutil.copyfile(file, copy)
     return copy
 
 

@@ -5,6 +5,8 @@ the service is a state folder with its job database and queue server, or several
 share a database. It marks its queue server: a key there has the name of the job database and an id
 that is also in the state folder or database. A program with another one is rejected, because it
 would take jobs of the first instance from the queue and lose them.
+
+This file has more than 400 lines because all its checks raise the same error, in the order in which a program starts.
 """
 
 import contextlib

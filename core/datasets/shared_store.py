@@ -74,8 +74,10 @@ class SharedDatasets(Datasets):
         with self._engine.connect() as connection:
             # sorted here, because databases sort by their locale
             names = sorted(name for name in connection.scalars(sa.select(datasets.c.name)) if name > after)
-        shown = [name for name in names if visible(name)][:limit]
-        return [description for name in shown if (description := self.get(name)) is not None]
+            shown = [name for name in names if visible(name)][:limit]
+            query = sa.select(datasets.c.name, datasets.c.description).where(datasets.c.name.in_(shown))
+            descriptions = {row.name: row.description for row in connection.execute(query)}
+        return [descriptions[name] for name in shown if name in descriptions]
 
     def delete(self, name: str) -> bool:
         """Delete a dataset and return True; return False if it does not exist."""
