@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from core.imaging.pictures import png
 from tests.studio.visits import PHONE, Service, needs_chromium, visit
+from tests.waiting import wait_until
 
 pytestmark = needs_chromium
 
@@ -24,6 +27,13 @@ def choose(page: Page, name: str, data: bytes) -> None:
     page.get_by_label("Choose a file…").last.set_input_files({"name": name, "mimeType": "image/png", "buffer": data})
 
 
+def shows(page: Page, share: float, colour: tuple[int, int]) -> bool:
+    """Return whether the picture has this red and green, nearly, at a share of its width."""
+    with Image.open(io.BytesIO(page.locator(".pane").screenshot())) as shot:
+        pixel = np.asarray(shot.convert("RGB"))[shot.height // 2, int(share * shot.width)]
+    return bool((np.abs(pixel[:2].astype(int) - colour) < 30).all())
+
+
 def test_enlarge(browser: Browser, service: Service) -> None:
     """A photograph is enlarged by two methods, compared, zoomed and saved; what is no picture is named."""
     with visit(browser, service) as visited:
@@ -35,6 +45,7 @@ def test_enlarge(browser: Browser, service: Service) -> None:
         expect(page.get_by_role("alert")).to_contain_text("letter.png is not a picture")
         choose(page, "view.png", photograph(60, 90))
         expect(page.get_by_role("button", name="Download nearest")).to_be_visible()
+        wait_until(lambda: shows(page, 0.25, (64, 128)) and shows(page, 0.75, (191, 128)), "both pictures are drawn")
         page.get_by_role("checkbox", name="smooth").check()
         expect(page.get_by_role("button", name="Download smooth")).to_be_visible()
         assert "method=nearest%2Csmooth" in page.url

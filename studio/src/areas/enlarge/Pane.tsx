@@ -2,9 +2,8 @@
 import { useEffect, useRef } from "preact/hooks";
 import { type Box, useBox } from "../../state/box";
 import { Divider } from "./Divider";
-import type { Picture } from "./decode";
-import { drawPicture, prepare } from "./draw";
 import { useGestures } from "./gestures";
+import { attach, type Painter, type Picture } from "./pictures";
 import { fit, type Viewport } from "./viewport";
 
 interface Props {
@@ -22,20 +21,19 @@ interface Props {
 export function Pane({ label, before, after, divider, onDivider, viewport, onViewport }: Props) {
   const element = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
+  const painter = useRef<Painter | null>(null);
   const view = useBox(element);
   const original: Box = { width: before.width, height: before.height };
   const shown = viewport ?? fit(original, view);
   const gestures = useGestures({ element, picture: original, view, viewport: shown, onChange: onViewport });
   useEffect(() => {
-    const frame = requestAnimationFrame(() => {
-      if (canvas.current === null || view.width === 0) return;
-      const context = prepare(canvas.current, view);
-      if (context === null) return;
-      const at = after === null ? view.width : divider * view.width;
-      drawPicture(context, { picture: before, original, viewport: shown, view }, 0, at);
-      if (after !== null) drawPicture(context, { picture: after, original, viewport: shown, view }, at, view.width);
-    });
-    return () => cancelAnimationFrame(frame);
+    if (canvas.current === null) return;
+    painter.current = attach(canvas.current);
+    return () => painter.current?.detach();
+  }, []);
+  useEffect(() => {
+    if (view.width === 0) return;
+    painter.current?.draw({ before: before.id, after: after?.id ?? null, divider, original, viewport: shown, view, ratio: devicePixelRatio });
   }, [before, after, divider, view, shown.scale, shown.x, shown.y]);
   return (
     <div class="pane" ref={element} role="group" tabIndex={0} aria-label={`${label}. Plus and minus zoom, 0 shows all, arrow keys move.`} {...gestures}>

@@ -4,7 +4,7 @@ import { type JobProgress, runForFile } from "../../api/operations";
 import { problemOf } from "../../api/problem";
 import type { Problem } from "../../api/types";
 import type { Value } from "../../components/form/fields";
-import { decodePicture, type Picture, release } from "./decode";
+import { decodePicture, type Picture, release } from "./pictures";
 import { fieldsFor } from "./request";
 
 export interface Photograph {
