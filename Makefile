@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
-# pip compiles on one core, also the tests that packages bring; COMPILE takes all cores, and leaves those out
+# pip compiles on one core, also what is never imported; COMPILE takes all cores, and leaves that out. What only tests
+# need is compiled when it is imported.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
-COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+NOT_IMPORTED := tests?|testing|_inductor|_dynamo|onnx|ao|sympy|networkx|pip|setuptools
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/($(NOT_IMPORTED))/' $(VENV)/lib || true
 
 # Tests start some hundred Python processes: without this each would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +33,9 @@ studio: studio/dist/index.html ## build Studio, the page of the service
 screenshots: $(VENV)/.dev studio/node_modules/.dev studio ## make the pictures of docs/studio.md anew (Chromium, minutes)
 	REMAKE_SCREENSHOTS=1 $(BIN)/python -m pytest -m slow -k screenshots tests/studio/test_shipped.py
 
-test: $(VENV)/.dev studio/node_modules/.dev studio ## every check that belongs on a change
+test: ## every check that belongs on a change
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.dev studio/node_modules/.dev
+	@$(MAKE) --no-print-directory studio
 	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
@@ -101,11 +105,10 @@ studio/node_modules/.serve: studio/package-lock.json studio/.npmrc | $(VENV)/.se
 	$(NPM_CI) --omit=dev
 	@touch $@
 
-studio/node_modules/.dev: studio/package-lock.json studio/.npmrc | $(VENV)/.dev
+studio/node_modules/.dev: studio/package-lock.json studio/.npmrc | $(VENV)/.serve
 	$(NPM_CI)
 	@touch studio/node_modules/.serve $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --require-hashes -r $<
-	$(COMPILE)
 	@touch $@

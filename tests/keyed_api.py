@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
+from tests.forked import ForkedProcess
 from tests.stack import READY_S, ROOT, Stack, free_port, succeeds
 from tests.waiting import wait_until
 
@@ -20,10 +19,7 @@ def keyed_api(stack: Stack, keys: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {**stack.environment, "REVERIE_PORT": str(port), "REVERIE_API_KEYS": str(keys)}
-    with (stack.state / f"api-{port}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "api"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+    process = ForkedProcess("api", ROOT, environment, stack.state / f"api-{port}.log")
     try:
         wait_until(
             lambda: succeeds(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code == 200),

@@ -24,6 +24,7 @@ import redis
 from core.broker.codec import unpack
 from core.broker.keys import WORKERS
 from core.settings import Settings
+from tests.forked import ForkedProcess
 from tests.waiting import wait_until
 from workers.devserver import queue_command
 
@@ -106,8 +107,11 @@ class Stack:
 
     As a context manager it starts all of them, waits until the service is ready, and stops them.
     Inference workers have the families of the tests; `extra_models=FAMILIES` gives them to all
-    processes.
+    processes. Processes are forked from one that has imported their packages; `forked = False`
+    starts new interpreters.
     """
+
+    forked = True
 
     def __init__(self, state: Path, workers: Sequence[str] = ("inference", "training"), **settings: str) -> None:
         """Write the folders of a service; `workers` are the kinds that `up` starts, one of each."""
@@ -130,7 +134,7 @@ class Stack:
         if create_database is not None:
             name = f"stack_{hashlib.sha256(str(state).encode()).hexdigest()[:20]}"
             self.environment.setdefault("REVERIE_DATABASE_URL", create_database(name))
-        self.parts: dict[str, subprocess.Popen[bytes]] = {}
+        self.parts: dict[str, subprocess.Popen[bytes] | ForkedProcess] = {}
         share_plans(state / "state", state)
 
     @property
@@ -152,7 +156,11 @@ class Stack:
         environment = dict(self.environment)
         if part == "inference":  # a training worker would need torch to describe them
             environment.setdefault("REVERIE_EXTRA_MODELS", FAMILIES)
-        with (self.state / f"{name or part}.log").open("ab") as log:
+        log_file = self.state / f"{name or part}.log"
+        if part != "queue" and self.forked:
+            self.parts[name or part] = ForkedProcess(modules[part], ROOT, environment, log_file)
+            return
+        with log_file.open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:

@@ -100,6 +100,7 @@ def test_an_upscale_stops_at_its_deadline(client: httpx.Client, digit: bytes) ->
     problem(response, 504)
 
 
+@pytest.mark.slow
 def test_a_training_ends_at_its_deadline_and_keeps_its_checkpoint(client: httpx.Client, stack: Stack) -> None:
     """A training fails with 504 at its deadline, and its process stops."""
     digits(stack.state / "state" / "datasets", "late-digits")

@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ import redis
 
 from core import startup
 from core.settings import Settings
+from tests.forked import ForkedProcess
 from tests.stack import ROOT, free_port, succeeds
 from tests.waiting import wait_until
 from workers.devserver import queue_command
@@ -37,11 +40,19 @@ END_S = 90.0
 """Long, because importing torch takes time on a busy machine."""
 
 
-def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
-    """Start a program with these settings only."""
+Program = subprocess.Popen[str] | ForkedProcess
+
+
+def start(module: list[str], *, forked: bool = False, **settings: object) -> Program:
+    """Start a program with these settings only, in a new interpreter or, if `forked`, in a process
+    that has imported its packages.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     chosen = {f"REVERIE_{name.upper()}": str(value) for name, value in settings.items()}
     environment = {**kept, "OMP_NUM_THREADS": "1", **chosen}
+    if forked:
+        with tempfile.NamedTemporaryFile(suffix=".log", delete=False) as log:
+            return ForkedProcess(module[0], ROOT, environment, Path(log.name))
     command = [sys.executable, "-m", *module]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -51,8 +62,13 @@ def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
 def refusals(*programs: str, **settings: object) -> dict[str, str]:
     """Start programs at the same time; check that each exits with status 1 and one sentence, and
     return the sentences.
+
+    All programs together are started in new interpreters; fewer are forked, where that is possible.
     """
-    running = {name: start(PROGRAMS[name], **{"port": free_port(), **settings}) for name in programs or PROGRAMS}
+    running = {}
+    for name in programs or PROGRAMS:
+        forked = 0 < len(programs) < len(PROGRAMS) and PROGRAMS[name][0] != "workers.devserver"
+        running[name] = start(PROGRAMS[name], forked=forked, **{"port": free_port(), **settings})
     output = {}
     try:
         for name, process in running.items():
@@ -265,7 +281,7 @@ def test_a_queue_server_of_another_instance(tmp_path: Path, programs: tuple[str,
 def test_a_service_that_runs_already(tmp_path: Path) -> None:
     """A second `make serve` with the same state folder is rejected, whatever its ports."""
     state = tmp_path / "state"
-    quiet = {"state": state, "checkpoints": tmp_path / "none"}
+    quiet: dict[str, Any] = {"state": state, "checkpoints": tmp_path / "none"}
     first = start(["workers.devserver"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
     try:
         wait_until((state / "supervisord.pid").exists, "the first service runs", END_S)
@@ -279,10 +295,10 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
 # --- an API can be stopped at any time ---
 
 
-def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], str]:
+def serving(folder: Path, **settings: object) -> tuple[Program, str]:
     """Start an API; return its process and its URL once it responds."""
     port = free_port()
-    process = start(["api"], state=folder, port=port, shutdown_grace_s=1, **settings)
+    process = start(["api"], forked=True, state=folder, port=port, shutdown_grace_s=1, **settings)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: succeeds(lambda: httpx.get(f"{address}/healthz").is_success), "the API is up", END_S)
@@ -292,7 +308,7 @@ def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], st
     return process, address
 
 
-def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
+def ended_in_time(process: Program, limit_s: float = 10.0) -> str:
     """Send SIGTERM; return the process's output, and fail if it does not exit in time."""
     process.send_signal(signal.SIGTERM)
     try:

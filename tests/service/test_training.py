@@ -257,7 +257,7 @@ def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -
             for version in ("1", "2", "3")
             for seed in seeds
         }
-    responses = asyncio.run(_switched(app_state.url, 20))
+    responses = asyncio.run(_switched(app_state.url, 9))
     assert len(responses) >= 100
     versions = set()
     for seed, status, response in responses:

@@ -1,12 +1,14 @@
 """Datasets over HTTP: uploads, rejections, limits, and what is left after a failure."""
 
 import asyncio
+import contextlib
 import gzip
 import io
 import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from PIL import Image
 
 from api import streaming_upload as spool
 from api.app import create_app
-from core.datasets.store import Datasets
+from core.datasets.store import Datasets, InUseError
 from core.settings import Settings
 from tests.api.helpers import decode_image, encode_image, finished_job, problem
 from tests.stack import Stack, free_port
@@ -35,17 +37,27 @@ def sent(client: httpx.Client, file: bytes, labels: bytes | None = None, **field
 
 
 @pytest.fixture
-def datasets(stack: Stack) -> Iterator[Datasets]:
+def datasets(stack: Stack, client: httpx.Client) -> Iterator[Datasets]:
     """The dataset store of the shared service, empty before and after the test."""
     folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
-    _delete_all(folder)
+    _delete_all(folder, client)
     yield folder
-    _delete_all(folder)
+    _delete_all(folder, client)
 
 
-def _delete_all(datasets: Datasets) -> None:
+def _delete_all(datasets: Datasets, client: httpx.Client) -> None:
+    """Delete all datasets; cancel jobs of other modules that still use one."""
+
+    def delete(name: str) -> bool:
+        for job_id in datasets.users(name):
+            client.post(f"/v1/jobs/{job_id}/cancel")
+        with contextlib.suppress(InUseError):
+            datasets.delete(name)
+            return True
+        return False
+
     for about in datasets.listing(limit=100):
-        datasets.delete(about["name"])
+        wait_until(partial(delete, about["name"]), f"dataset {about['name']} is deleted")
 
 
 def at_work(datasets: Datasets) -> list[Path]:

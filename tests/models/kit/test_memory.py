@@ -66,7 +66,7 @@ def test_a_huge_network_is_rejected_without_being_allocated(family: str) -> None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
-@pytest.mark.parametrize("name", ["train", "estimate"])
+@pytest.mark.parametrize("name", ["train", pytest.param("estimate", marks=pytest.mark.slow)])
 def test_a_process_ends_at_its_limit_with_the_reason(tmp_path: Path, name: str) -> None:
     """A network too large by its weights or by its activations ends the process with status 5."""
     started = time.monotonic()
