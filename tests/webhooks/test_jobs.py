@@ -132,7 +132,10 @@ def test_imports_and_publications_send_webhooks(hooked: Stack, service: httpx.Cl
     assert ended(service, job["id"])[0]["status"] == "delivered"
 
     digits(hooked.state / "state" / "datasets", "paused")
-    recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 100000, "batch_size": 50}}
+    recipe = {
+        "config": {"hidden": [8], "latents": 2},
+        "training": {"epochs": 100000, "batch_size": 50, "save_every_s": 0.2},
+    }
     body = {"family": "vae", "dataset": "paused", "name": "paused", "recipe": recipe}
     training = service.post("/v1/trainings", json=body).json()["id"]
     wait_until(lambda: service.get(f"/v1/trainings/{training}").json()["status"] == "running", "it runs", 60)
