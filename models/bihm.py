@@ -20,10 +20,11 @@ q(h|x)))²/Z². The paper trains the bound p̃*(x) = Z² p*(x), which exceeds ne
 loss is −log p̃*, one number per image, in nats.
 
 Departs from the paper: q's weights have the baseline 1/K of the authors' code by default; no L1
-penalty by default. The Gibbs sampler draws each proposal from an equal mixture of p(hₗ|hₗ₊₁) and
-q(hₗ|hₗ₋₁) instead of half from each, and the current state is one of the proposals, which leaves p*
-invariant whatever their number. The weight of a proposal for x has the factor √p̃*(x), estimated
-again in every sweep with `inner` samples; its bias decreases with their number.
+penalty by default; the sleep phase and the weight of log Z² are our own options. The Gibbs sampler
+draws each proposal from an equal mixture of p(hₗ|hₗ₊₁) and q(hₗ|hₗ₋₁) instead of half from each,
+and the current state is one of the proposals, which leaves p* invariant whatever their number. The
+weight of a proposal for x has the factor √p̃*(x), estimated again in every sweep with `inner`
+samples; its bias decreases with their number.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -53,7 +54,7 @@ Layers = list[Tensor]
 
 SAMPLES_PER_CALL, POOL_PER_CALL = 200, 10  # importance samples, and draws of p for "block", of one call
 IMAGES_PER_BATCH = 20  # of `evaluate`
-SLEEP_SAMPLES = 10  # draws of p per image of a training batch, in the sleep phase
+MODEL_SAMPLES = 10  # draws of p per image of a training batch, for the sleep phase and for log Z
 HIDDEN, VISIBLE, INNER = range(FIRST_FREE, FIRST_FREE + 3)  # streams: draws of q, of p, and for p̃* in a sweep
 SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
 DECODE = 128  # stream of layer 0 in a decoding; layer l has DECODE + l
@@ -94,6 +95,9 @@ class Config:
     )
     sleep: float = option(
         0.0, minimum=0.0, maximum=10.0, description="weight of the sleep phase, which the paper lacks"
+    )
+    z_weight: float = option(
+        0.0, minimum=0.0, maximum=10.0, description="weight of log Z² in the objective; the paper has none"
     )
 
 
@@ -366,7 +370,7 @@ class Model(nn.Module):
 
         K is `config.samples`, or `config.late_samples` from the epoch `config.late_from` on. While
         gradients are recorded, the L1 penalty of `config.l1` and `config.prior` is added, and also
-        the gradient of the sleep phase.
+        the gradients of the sleep phase and of −`config.z_weight` log Z².
         """
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
@@ -382,17 +386,37 @@ class Model(nn.Module):
         if self.config.sleep and torch.is_grad_enabled():
             sleep = self.config.sleep * self.sleep_loss(rows)
             loss = loss + sleep - sleep.detach()
+        if self.config.z_weight and torch.is_grad_enabled():
+            log_z = self.config.z_weight * self.log_z_surrogate(rows)
+            loss = loss - (log_z - log_z.detach())
         return loss
 
     def sleep_loss(self, rows: RowStreams) -> PerImage:
-        """Return −log q(h|x) in nats, per row the mean of `SLEEP_SAMPLES` draws (x, h) ~ p.
+        """Return −log q(h|x) in nats, per row the mean of `MODEL_SAMPLES` draws (x, h) ~ p.
 
         This is the sleep phase of wake-sleep (Hinton et al., 1995); only q has a gradient. The
         gradient makes q(h|x) cover p(h|x) on the images that p draws, which raises Z (BiHM eq. 7).
         """
         with torch.no_grad():
-            x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, SLEEP_SAMPLES, VISIBLE))
+            x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, MODEL_SAMPLES, VISIBLE))
         return -self.log_inferred(x, h).mean(1)
+
+    def log_z_surrogate(self, rows: RowStreams) -> Float[Tensor, ""]:
+        """Return a number whose gradient is an estimate of ∇ log Z² (BiHM eq. 7); its value has no meaning.
+
+        With w = √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))) of draws (x, h) ~ p and h′ ~ q(h′|x), the mean
+        of w is Z² = Σ √(p(x,h) q(h|x) p(x,h′) q(h′|x)). So ∇ log Z² is the mean of the gradient
+        ½∇[log p(x,h) + log q(h|x) + log p(x,h′) + log q(h′|x)], weighted by w over the sum of all w.
+        Each row has `MODEL_SAMPLES` draws.
+        """
+        with torch.no_grad():
+            x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, MODEL_SAMPLES, VISIBLE))
+        log_p, log_q = self.log_joint(x, h), self.log_inferred(x, h)
+        other, log_q_other = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, MODEL_SAMPLES, INNER))
+        log_p_other = self.log_joint(x, other)
+        log_w = z_squared_log_weight(log_p_other - log_q_other, log_p - log_q).detach()
+        weights = torch.softmax(log_w.flatten(), 0).view_as(log_w)
+        return 0.5 * (weights * (log_p + log_q + log_p_other + log_q_other)).sum()
 
     # Sampling
 
