@@ -262,6 +262,34 @@ def test_the_weight_of_the_sleep_phase_changes_gradients_and_not_the_loss() -> N
     assert not any(torch.equal(a, b) for a, b in zip(gradients[0][2:], gradients[1][2:], strict=True))
 
 
+def test_the_gradient_of_log_z_is_exact_on_average() -> None:
+    """The gradient of `log_z_surrogate` is ∇ log Z² = ∇ log Σ p̃*(x), summed over every state."""
+    model = tiny().requires_grad_(requires_grad=True)
+    parameters = list(model.parameters())
+    x, h1, h2 = (states(n) for n in model.sizes)
+    h = [h1.repeat_interleave(len(h2), 0), h2.repeat(len(h1), 1)]
+    h = [layer[None].expand(len(x), -1, -1) for layer in h]
+    roots = 0.5 * (model.log_joint(x[:, None], h) + model.log_inferred(x[:, None], h))
+    log_z_squared = (2.0 * roots.logsumexp(1)).logsumexp(0)
+    exact = torch.autograd.grad(log_z_squared, parameters)
+    estimate = torch.autograd.grad(model.log_z_surrogate(RowStreams.range(5, 0, 40_000)), parameters)
+    for expected, actual in zip(exact, estimate, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.01)
+
+
+def test_the_weight_of_log_z_changes_gradients_and_not_the_loss() -> None:
+    """The option `z_weight` adds −∇ log Z² times the weight to the mean gradient of a batch."""
+    images, rows, gradients, losses = states(4)[:12].view(12, 1, 1, 4), RowStreams.range(2, 0, 12), [], []
+    for weight in (0.0, 0.5):
+        model = tiny(config=dataclasses.replace(TINY, samples=10, z_weight=weight)).requires_grad_(requires_grad=True)
+        loss = model.loss(images, rows)
+        gradients.append(torch.autograd.grad(loss.mean(), model.top))
+        losses.append(loss.detach())
+    (added,) = torch.autograd.grad(model.log_z_surrogate(rows), model.top)
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[1][0], gradients[0][0] - 0.5 * added)
+
+
 def test_the_prior_is_an_l1_penalty_by_the_size_of_the_data() -> None:
     """Per image the prior adds its rate over the number of training images, times Σ|w|."""
     images, losses = states(4)[:12].view(12, 1, 1, 4), []
