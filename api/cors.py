@@ -19,7 +19,7 @@ CORS_REQUEST_HEADERS = (
 CORS_RESPONSE_HEADERS = (
     *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),
     *("RateLimit", "RateLimit-Policy", "traceresponse"),
-    *("Reverie-Model", "Reverie-Seed", "X-Request-ID"),
+    *("Reverie-Model", "Reverie-Seed", "Reverie-Device-Kind", "Reverie-Restarts", "X-Request-ID"),
 )
 
 

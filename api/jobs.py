@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from api.adopted_jobs import INLINE_BYTES, AdoptedJobs
 from api.batching.batch_sender import BatchSender
 from api.batching.requests import PendingRequest
+from api.batching.scheduler import QueueFullError
 from api.errors import OverloadedError, storage_error
 from api.job_events import JobEvents, JobUpdates
 from api.requests import InferenceRequest
@@ -61,7 +62,7 @@ class JobService:
         self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
         self.training_workers = TrainingWorkers(settings.training_queue)
         self.wait_estimates = WaitEstimator(
-            job_store.engine, self._threads.read, lambda: len(batch_sender.live_workers()), self.training_workers.count
+            job_store.engine, self._threads.read, batch_sender.missing_worker, self.training_workers.count
         )
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,9 +110,13 @@ class JobService:
     async def create(self, inference_request: InferenceRequest) -> Job:
         """Create a queued job, wake a worker, and return the job when it is committed.
 
-        Jobs that are created at the same time share a transaction. Raises a ProblemError if the
-        inputs or the job cannot be stored.
+        A large job is spread over the workers at once (see `spread`). Jobs that are created at the
+        same time share a transaction. Raises a ProblemError if the inputs or the job cannot be
+        stored.
         """
+        if (pending := self.spread(inference_request)) is not None:
+            with self._dropped_on_error(pending):
+                return await self.adopt(inference_request, pending)
         job = await self._new_job(inference_request)
         committed = asyncio.get_running_loop().create_future()
         self._uncommitted.append((job, committed))
@@ -119,7 +124,7 @@ class JobService:
             self._run(self._commit())
         async with self._keeping_inputs(job):
             await committed
-        self._batch_sender.wake()
+        self._wake(job)
         return job
 
     async def _commit(self) -> None:
@@ -148,32 +153,80 @@ class JobService:
         routes stands for two jobs. Returns an Insertion with the id of the job and the fingerprint
         of the request that created it.
         """
-        job = await self._new_job(inference_request)
         ttl_s = self._settings.idempotency_key_ttl_s
         idempotency_key = IdempotencyKey(route, key, inference_request.content.fingerprint, ttl_s)
-        async with self._keeping_inputs(job):
-            insertion = await self.write(lambda job_store: job_store.insert(job, idempotency_key=idempotency_key))
+        pending = self.spread(inference_request)
+        with self._dropped_on_error(pending):
+            job = await self._new_job(inference_request)
+            if pending is not None:
+                job = self._held(job)
+            async with self._keeping_inputs(job):
+                insertion = await self.write(lambda job_store: job_store.insert(job, idempotency_key=idempotency_key))
+        if insertion.job_id == job.id and pending is not None:
+            self._complete(job, pending)
+            return insertion
+        if pending is not None:
+            self._batch_sender.drop(pending)
         if insertion.job_id == job.id:
             self._count("queued")
-            self._batch_sender.wake()
+            self._wake(job)
         elif job.items_blob:
             await self._threads.read(self._blobs.delete, f"jobs/{job.id}")
         return insertion
+
+    def spread(self, inference_request: InferenceRequest) -> PendingRequest | None:
+        """Queue the rows of a large job for all workers that can run it; return the pending request.
+
+        Returns None for a job that a worker is to claim: a small one, one that a single worker can
+        run, or one that is over the limits on waiting requests.
+        """
+        operation, rows = inference_request.operation, inference_request.rows
+        if operation.tiled or inference_request.input_urls or inference_request.webhook:
+            return None
+        ref = inference_request.entry.ref
+        if not self._batch_sender.should_spread(ref, operation.method, rows):
+            return None
+        pending = inference_request.pending()
+        try:
+            self._batch_sender.submit(pending)
+        except (QueueFullError, OverloadedError):
+            return None
+        inference_request.device_kind = pending.device_kind
+        return pending
+
+    @contextlib.contextmanager
+    def _dropped_on_error(self, pending: PendingRequest | None) -> Iterator[None]:
+        """Cancel a pending request, if there is one, when the block fails."""
+        try:
+            yield
+        except BaseException:
+            if pending is not None:
+                self._batch_sender.drop(pending)
+            raise
 
     async def adopt(self, inference_request: InferenceRequest, pending: PendingRequest) -> Job:
         """Create a job for a request that is already running; this process holds the job's lease.
 
         The job is inserted as running, because a worker would compute a queued job a second time.
         """
-        job = await self._new_job(inference_request)
-        lease = {"lease_holder": self._adopted.holder, "lease_until": time.time() + self._settings.job_lease_s}
-        job = replace(job, status="running", token=1, started_at=time.time(), **lease)  # type: ignore[arg-type]
+        inference_request.device_kind = pending.device_kind
+        job = self._held(await self._new_job(inference_request))
         async with self._keeping_inputs(job):
             await self._threads.write(self._job_store.insert, job)
+        self._complete(job, pending)
+        return job
+
+    def _held(self, job: Job) -> Job:
+        """Return a new job as running, with a lease of this process."""
+        now = time.time()
+        lease = {"lease_holder": self._adopted.holder, "lease_until": now + self._settings.job_lease_s}
+        return replace(job, status="running", token=1, started_at=now, **lease)  # type: ignore[arg-type]
+
+    def _complete(self, job: Job, pending: PendingRequest) -> None:
+        """Store the result of an adopted job when its pending request has ended."""
         self._count("running")
         self._adopted.pending[job.id] = pending
         self._run(self._adopted.complete(job, pending))
-        return job
 
     def _count(self, status: str) -> None:
         """Add 1 to the cached number of jobs with a status.
@@ -204,6 +257,7 @@ class JobService:
             traceparent=inference_request.traceparent or None,
             webhook=inference_request.webhook.as_dict() if inference_request.webhook else None,
             input_urls=inference_request.input_urls or None,
+            device_kind=inference_request.device_kind or self._batch_sender.device_kind(inference_request.entry.ref),
         )
         return await self._store_items(job, inference_request, f"jobs/{job.id}/items")
 
@@ -243,7 +297,11 @@ class JobService:
         )
         new = await self._store_items(new, inference_request, f"jobs/{job.id}/items-{job.token}")
         if await self.write(lambda job_store: job_store.set_inputs(job.claim, new)):
-            self._batch_sender.wake()
+            self._wake(job)
+
+    def _wake(self, job: Job) -> None:
+        """Wake an inference worker that can run a queued job."""
+        self._batch_sender.wake(f"{job.model}@{job.version}", job.device_kind)
 
     def notify(self, job_id: str) -> None:
         """Wake the requests and event streams of this process that wait for a job to change."""
@@ -395,14 +453,22 @@ class JobService:
                     self._updates.notify(job_id)
                 await self._end_overdue()
                 self.counts = await self._threads.read(self._job_store.count_by_status)
-                waiting = await self._threads.read(self._job_store.count_claimable, 1.0)
-                if waiting and (await self._batch_sender.queue_lengths())["bulk"] == 0:
-                    for _ in range(min(waiting, max(1, len(self._batch_sender.live_workers())))):
-                        self._batch_sender.wake()
+                if waiting := await self._threads.read(self._job_store.count_claimable, 1.0):
+                    await self._batch_sender.wake_idle(waiting)
+                    await self._leave_lost_kinds()
             except (redis.RedisError, OSError):
                 continue
             except Exception:
                 log.exception("maintaining the job store")
+
+    async def _leave_lost_kinds(self) -> None:
+        """Let waiting jobs begin again on another device kind if theirs has no worker any more."""
+        for model, version, kind in await self._threads.read(self._job_store.waiting_kinds):
+            if self._batch_sender.lost_kind(f"{model}@{version}", kind):
+                reason = f"no worker of device kind {kind} is left; it starts again at row 0 on another kind"
+                log.warning("device kind lost", extra={"model": f"{model}@{version}", "device_kind": kind})
+                for key in await self._threads.write(self._job_store.leave_kind, model, version, kind, reason):
+                    await self._threads.read(self._blobs.delete, key)
 
     async def _clean_up(self) -> None:
         """Delete expired results, results over the disk quota, and files without a job.

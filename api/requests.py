@@ -77,6 +77,9 @@ class InferenceRequest:
     webhook: Webhook | None = None  # the checked `webhook_body`
     # URLs of images that must be fetched before the request can run, keyed by field.
     input_urls: dict[str, list[str]] = field(default_factory=dict)
+    # The kind of device on which its rows are computed, and how often another kind had to start anew.
+    device_kind: str = ""
+    restarts: int = 0
     output_kind: str = ""  # file format of an upscaled image whose input is a URL
 
     @property

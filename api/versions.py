@@ -11,12 +11,19 @@ from api.auth import Caller
 from api.errors import ConflictError, NotFoundError, OverloadedError
 from api.state import AppState
 from core.catalog.registry import ModelVersion
-from core.catalog.rollout import is_loaded, load_error, missing_workers
+from core.catalog.rollout import (
+    drain_reason,
+    has_loaded,
+    is_loaded,
+    load_error,
+    may_be_loaded,
+    missing_workers,
+    slow_workers,
+)
 from core.catalog.versions import VersionActiveError
 
 log = logging.getLogger(__name__)
 
-LOAD_TIMEOUT_S = 60.0  # seconds in which the workers must load a version that is activated
 NO_WORKER_TIMEOUT_S = 3.0  # seconds without a live worker after which an activation fails
 PRUNE_S = 30.0
 _POLL_S = 0.05
@@ -42,40 +49,51 @@ async def find_version(state: AppState, caller: Caller, name: str, version: str 
 # --- activation ---
 
 
-async def activate_version(state: AppState, entry: ModelVersion) -> None:
+async def activate_version(state: AppState, entry: ModelVersion) -> str:
     """Wait until the workers have loaded a version, then activate it.
 
-    Raises ConflictError if a worker cannot load it, and OverloadedError if not all workers have
+    Workers that have not loaded it in time are stopped; returns a sentence that says so, or "" if
+    there are none. Raises ConflictError if a worker cannot load it, and OverloadedError if none has
     loaded it in time; then the previous version stays active.
     """
     versions = state.versions
     await asyncio.to_thread(versions.stage, entry.name, entry.version)
     try:
-        await _wait_until_loaded(state, entry)
+        reason = await _wait_until_loaded(state, entry)
     except BaseException:
         await asyncio.to_thread(versions.unstage, entry.name, entry.version)
         raise
     await asyncio.to_thread(versions.activate, entry.name, entry.version)
     state.registry.refresh(force=True)
+    return reason
 
 
-async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
-    """Wait until every worker has loaded a version.
+async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> str:
+    """Wait until every worker has loaded a version, at most `rollout_timeout_s`.
 
-    Raises OverloadedError if a worker has not loaded it after `LOAD_TIMEOUT_S` seconds, or if no
-    worker is alive; and ConflictError if a worker cannot load it.
+    Then stops the workers that have not, and returns a sentence that says so; "" if there are none.
+    Raises OverloadedError if no worker has loaded it in time, or if none is alive; and ConflictError
+    if a worker cannot load it.
     """
+    timeout_s = state.settings.rollout_timeout_s
     start = last_alive = time.monotonic()
     while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):
         now = time.monotonic()
-        last_alive = now if workers else last_alive
-        if now - start > LOAD_TIMEOUT_S or now - last_alive > NO_WORKER_TIMEOUT_S:
+        last_alive = now if may_be_loaded(workers, entry.ref) else last_alive
+        late = now - start > timeout_s
+        if late and has_loaded(workers, entry.ref) and not load_error(workers, entry.ref):
+            reason = drain_reason(workers, entry.ref, timeout_s)
+            log.warning("workers stopped", extra={"version": entry.ref, "reason": reason})
+            await state.batch_sender.drain_workers(slow_workers(workers, entry.ref), reason)
+            return reason
+        if late or now - last_alive > NO_WORKER_TIMEOUT_S:
             missing = missing_workers(workers, entry.ref)
             detail = f"{missing}, after {now - start:.0f} s; the previous version stays active"
             raise OverloadedError(detail, retry_after_s=10)
         await asyncio.sleep(_POLL_S)
     if reason := load_error(workers, entry.ref):
         raise ConflictError(f"a worker cannot load {entry.ref}: {reason}; the previous version stays active")
+    return ""
 
 
 # --- deletion ---

@@ -65,17 +65,18 @@ class WaitEstimator:
         self,
         engine: Engine,
         read: Callable[..., Awaitable[Any]],
-        inference_workers: Callable[[], int],
+        missing_worker: Callable[[str, str | None], str],
         training_workers: Callable[[], Awaitable[int]],
     ) -> None:
         """Set the job store's `engine`, and how to call functions that read it.
 
-        `read(function, *args)` calls `function` in a thread. `inference_workers` and
-        `training_workers` return the number of live workers of that type.
+        `read(function, *args)` calls `function` in a thread. `missing_worker` returns why no live
+        inference worker can run a version (`name@version`), on a device kind if one is given, or "";
+        `training_workers` returns the number of live training workers.
         """
         self._engine = engine
         self._read = read
-        self._inference_workers = inference_workers
+        self._missing_worker = missing_worker
         self._training_workers = training_workers
         self._snapshot = _Snapshot(clock_offset_s=clock_offset_s(engine))
         self._positions: dict[str, int | None] = {}  # as of the last read, of all jobs that were asked for
@@ -108,9 +109,11 @@ class WaitEstimator:
         if job.input_urls:
             return WaitEstimate(reason="its images are to be fetched by URL")
         queue = queue_of(job.kind)
-        if (self._inference_workers() if queue == "inference" else trainers) == 0:
-            name = "inference" if queue == "inference" else "training"
-            return WaitEstimate(position, f"no {name} worker is running")
+        missing = self._missing_worker(f"{job.model}@{job.version}", job.device_kind) if queue == "inference" else ""
+        if missing:
+            return WaitEstimate(position, missing)
+        if queue != "inference" and trainers == 0:
+            return WaitEstimate(position, "no training worker is running")
         if position is None:
             return UNKNOWN  # it has been claimed meanwhile
         others = f"{position - 1} other job{'s' * (position > 2)} will be started first" if position > 1 else ""

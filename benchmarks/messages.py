@@ -70,7 +70,7 @@ def time_building() -> dict[str, float]:
     producer = Producer(channel, auto_declare=False)
     ways = {
         "send_task": lambda: app.send_task(RUN_BATCH, (BATCH,), queue=queue_key("interactive"), producer=producer),
-        "task_message": lambda: publisher.task_message(RUN_BATCH, "interactive", BATCH),
+        "task_message": lambda: publisher.task_message(RUN_BATCH, queue_key("interactive"), BATCH),
         "by hand": by_hand,
     }
     best = dict.fromkeys(ways, float("inf"))

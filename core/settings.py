@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     """CPU threads of a forward pass; 0: one, or all cores for a large model."""
     memory_budget_bytes: int = Field(4 << 30, ge=1 << 20)
     """Memory for the weights that a worker keeps loaded."""
+    models: str = ""
+    """Models that an inference worker may load: names separated by commas, `*` for any text; empty: all."""
+    pinned_models: str = ""
+    """Models that a worker loads first and never unloads: names separated by commas, `*` for any text."""
     time_slice_s: float = Field(0.04, gt=0, le=5)
     """Time slice: a worker yields to other long work after this many seconds."""
 
@@ -198,6 +202,12 @@ class Settings(BaseSettings):
 
     heartbeat_timeout_s: float = Field(1.5, gt=0.2, le=60)
     """A worker without a heartbeat for this long counts as dead."""
+    device_wait_s: float = Field(10.0, ge=0, le=3600)
+    """A request or job whose device kind has had no worker for this long starts again on another kind."""
+    rollout_timeout_s: float = Field(60.0, gt=0, le=3600)
+    """Workers that have not loaded a new version after this time are stopped (and started again by their
+    supervisor), and the version becomes active on the others.
+    """
     job_lease_s: float = Field(3.0, gt=0.5, le=600)
     """A claim on a job expires after this time unless it is renewed."""
     stall_s: float = Field(120.0, gt=0.5)

@@ -14,21 +14,34 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 import redis
 
 from api.batching.batch_spans import batch_ended, batch_sent, observe_queue_time
+from api.batching.fleet import ANY_KIND
 from api.batching.large_results import LargeResults, discard_rows, take_result
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
-from api.batching.scheduler import BatchScheduler, Limits
+from api.batching.scheduler import UNKNOWN_CAPACITY, BatchScheduler, Limits
 from api.batching.worker_monitor import WorkerMonitor
+from api.errors import OverloadedError
 from core.blobs import Blobs
 from core.broker.codec import Batch, Fields, unpack
 from core.broker.connection import connect_async
-from core.broker.keys import QUEUES, WORKERS, QueueName, dropped_key, new_completion_stream, queue_key, started_key
+from core.broker.keys import (
+    DRAIN_TTL_S,
+    QUEUES,
+    WORKERS,
+    QueueName,
+    catalog_key,
+    drain_key,
+    dropped_key,
+    new_completion_stream,
+    queue_key,
+    started_key,
+)
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
 from core.settings import HEARTBEAT_S, Settings, StatePaths
@@ -43,6 +56,10 @@ _KEEP_LATE = 1000
 # After so many bytes, completions are removed from their stream as soon as they are read; otherwise
 # five times a second, with the check of the workers.
 _TRIM_BYTES = 4 << 20
+
+_NO_WORKER_RETRY_S = 5  # of responses that say that no worker can run a model
+
+_SPREAD_BATCHES = 4  # a job of fewer batches is run by one worker
 
 _JOIN_INLINE_CHUNKS = 16  # more chunks than this are joined in a thread
 
@@ -74,6 +91,7 @@ class BatchSender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching: set[QueueName] = set()
         self._paused_until, self.resent = 0.0, 0
+        self._lost: dict[tuple[str, str], float] = {}  # since when no worker can run a version on a device kind
 
     # --- start and stop ---
 
@@ -125,8 +143,10 @@ class BatchSender:
     def submit(self, request: PendingRequest) -> None:
         """Queue a request for the next batches, and give it a new future, `request.result`.
 
-        Raises QueueFullError if a limit on waiting requests is reached.
+        Its device kind is chosen. Raises QueueFullError if a limit on waiting requests is reached,
+        and OverloadedError if no worker can run its version.
         """
+        request.device_kind = self._device_kind(request.entry.ref)
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
         if request.queue not in self._dispatching:
@@ -134,6 +154,60 @@ class BatchSender:
             # batch
             self._dispatching.add(request.queue)
             self._loop.call_soon(self._dispatch, request.queue)
+
+    def device_kind(self, ref: str) -> str | None:
+        """Return the device kind for a new job of a version, or None if no worker can run it now."""
+        kinds = self._scheduler.fleet.kinds(ref)
+        return (self._least_loaded(ref, kinds) or None) if kinds else None
+
+    def should_spread(self, ref: str, method: str, rows: int) -> bool:
+        """Return whether a job is so large that several workers of one device kind should compute it."""
+        kind = self.device_kind(ref)
+        route = None if kind is None else self._scheduler.fleet.route(ref, kind)
+        largest, _ = self._scheduler.capacity.get((kind or ANY_KIND, ref, method), UNKNOWN_CAPACITY)
+        return route is not None and route.workers > 1 and rows >= _SPREAD_BATCHES * largest
+
+    def missing_worker(self, ref: str, kind: str | None = None) -> str:
+        """Return why no live worker can run a version, on a device kind if one is given; "" if one can."""
+        if not self._monitor.live():
+            return "no inference worker is running"
+        if self._scheduler.fleet.can_run(ref, kind or ANY_KIND):
+            return ""
+        return f"no inference worker that runs has {ref}" + (f" and is of device kind {kind}" if kind else "")
+
+    def lost_kind(self, ref: str, kind: str) -> bool:
+        """Return whether work for a version has to leave a device kind: others can run it, this one not.
+
+        That is so if no worker of the kind that can run it has been alive for `device_wait_s`.
+        """
+        fleet = self._scheduler.fleet
+        if not fleet.kinds(ref) or fleet.can_run(ref, kind) or not self._monitor.live():
+            self._lost.pop((ref, kind), None)
+            return False
+        since = self._lost.setdefault((ref, kind), time.monotonic())
+        return time.monotonic() - since >= self._settings.device_wait_s
+
+    def _device_kind(self, ref: str) -> str:
+        fleet = self._scheduler.fleet
+        kinds = fleet.kinds(ref)
+        if len(kinds) == 1:
+            return kinds[0]
+        if kinds:
+            return self._least_loaded(ref, kinds)
+        if len(fleet) and not self._monitor.may_return(ref):
+            raise OverloadedError(_no_worker(ref), retry_after_s=_NO_WORKER_RETRY_S)
+        return ANY_KIND  # chosen when there is a worker
+
+    def _least_loaded(self, ref: str, kinds: tuple[str, ...]) -> str:
+        """Return the kind that has the fewest waiting requests per worker."""
+        if len(kinds) == 1:
+            return kinds[0]
+        waiting: dict[str, int] = dict.fromkeys(kinds, 0)
+        for (_, kind), number in self._scheduler.waiting_by_kind.items():
+            if kind in waiting:
+                waiting[kind] += number
+        workers = self._scheduler.fleet.workers_by_kind(ref)
+        return min(kinds, key=lambda kind: waiting[kind] / workers[kind])
 
     async def wait(self, request: PendingRequest) -> Fields:
         """Wait at most a second for the result of a request, and return it, keyed by field.
@@ -154,16 +228,44 @@ class BatchSender:
         abandoned = self._scheduler.cancel(request)
         request.result.cancel()
         discard_rows(request)
-        for batch in abandoned:
+        self._stop(abandoned)
+
+    def _stop(self, batches: list[InFlightBatch]) -> None:
+        """Let workers skip or end batches that no request needs any more."""
+        for batch in batches:
             self._later(self._redis.set(dropped_key(batch.id), 1, ex=600))
             self._finish(batch)
 
-    def wake(self) -> None:
-        """Send a message that wakes an inference worker, so that it claims a queued job.
+    async def drain_workers(self, worker_ids: list[str], reason: str) -> None:
+        """Make inference workers stop as they do at SIGTERM; their supervisor starts new ones.
+
+        Raises RedisError while the queue server is unreachable.
+        """
+        for worker_id in worker_ids:
+            await self._redis.set(drain_key(worker_id), reason, ex=DRAIN_TTL_S)
+
+    def wake(self, ref: str, kind: str | None = None) -> None:
+        """Send a message that wakes an inference worker which can run a job of a version.
 
         The message may be lost; the job service then sends another.
         """
-        self._later(self._send(wake_inference_workers()))
+        fleet = self._scheduler.fleet
+        route = fleet.route(ref, kind or ANY_KIND)
+        if route is not None:
+            self._later(self._send(wake_inference_workers(route.preferred[0].name)))
+        elif not len(fleet):
+            self._later(self._send(wake_inference_workers()))
+
+    async def wake_idle(self, most: int) -> None:
+        """Wake workers, at most `most` of each group, if no message waits for the group.
+
+        Raises RedisError while the queue server is unreachable.
+        """
+        groups = self._scheduler.fleet.groups or {"": 1}
+        lengths = await self._lengths([queue_key("bulk", group) for group in groups])
+        for (group, workers), length in zip(groups.items(), lengths, strict=True):
+            for _ in range(0 if length else min(most, workers)):
+                self._later(self._send(wake_inference_workers(group)))
 
     async def ping(self) -> bool:
         """Return whether the queue server replies to a PING."""
@@ -173,11 +275,19 @@ class BatchSender:
             return False
 
     async def queue_lengths(self) -> dict[QueueName, int]:
-        """Return the number of messages on each queue, keyed by queue name.
+        """Return the number of messages for all workers on each queue, keyed by queue name.
 
         Raises RedisError while the queue server is unreachable.
         """
-        return {queue: int(await self._redis.llen(queue_key(queue))) for queue in QUEUES}
+        targets = {"", *self._scheduler.fleet.targets}
+        return {queue: sum(await self._lengths([queue_key(queue, one) for one in targets])) for queue in QUEUES}
+
+    async def _lengths(self, keys: list[str]) -> list[int]:
+        """Return the number of messages below each of these keys."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.llen(key)
+            return [int(length) for length in await pipeline.execute()]
 
     # --- sending ---
 
@@ -190,13 +300,12 @@ class BatchSender:
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
             return
-        workers = max(1, len(self._monitor.live()))
-        while (batch := self._scheduler.next_batch(queue, workers)) is not None:
-            name, version, method, options = batch.key[:4]
+        while (batch := self._scheduler.next_batch(queue)) is not None:
+            name, version, method, options, kind = batch.key[:5]
             model, slices = (name, version, method), [part.to_wire() for part in batch.slices]
             message = Batch(batch.id, self._stream, *model, orjson.loads(options), slices, isolated=batch.isolated)
-            message.traceparent = batch_sent(batch)
-            self._later(self._send(publish_batch(batch.sent_to, message.pack()), batch))
+            message.traceparent, message.device_kind, message.target = batch_sent(batch), kind, batch.target.name
+            self._later(self._send(publish_batch(batch.sent_to, message.pack(), batch.target.name), batch))
         if self._scheduler.wakeup_at is not None:
             delay = self._scheduler.wakeup_at + 0.0005 - time.monotonic()
             if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
@@ -283,10 +392,38 @@ class BatchSender:
             took_s, multithreaded = completion.get("took", 0.0), completion.get("wide", False)
             self._scheduler.record_duration(batch, took_s, multithreaded=multithreaded)
             for part, outcome in zip(batch.slices, completion["outcomes"], strict=True):
+                if part.outdated:
+                    continue
                 if part.rows < part.request.rows and outcome.get("fields"):
                     outcome["fields"] = await self._large_results.move_to_disk(part, outcome["fields"])
                 self._complete(part, batch, outcome)
             self._finish(batch)
+        elif completion["kind"] == "rejected" and batch.id in self._scheduler.in_flight:
+            self._handle_rejection(batch, completion["worker"], completion["reason"], lacks=completion["lacks"])
+
+    def _handle_rejection(self, batch: InFlightBatch, worker_id: str, reason: str, *, lacks: bool) -> None:
+        """Send a batch to another worker, because this one cannot run it.
+
+        `lacks` says that it cannot run the version at all. If no worker can, the requests fail.
+        """
+        log.warning("batch rejected", extra={"batch": batch.id, "worker": worker_id, "reason": reason})
+        ref = f"{batch.key[0]}@{batch.key[1]}"
+        if lacks:
+            self._monitor.reject(worker_id, ref)
+            self._scheduler.fleet = self._monitor.fleet()
+        if self._scheduler.fleet.kinds(ref):
+            self._requeue(batch, isolate=False)
+            return
+        problem = {
+            "type": "about:blank",
+            "title": "Overloaded",
+            "status": 503,
+            "detail": f"{_no_worker(ref)} ({reason})",
+        }
+        self._finish(batch)
+        for part in batch.slices:
+            if not part.outdated:
+                self._fail(part.request, problem)
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
         request = part.request
@@ -319,7 +456,7 @@ class BatchSender:
             await asyncio.sleep(HEARTBEAT_S / 2)
             try:
                 heartbeats = await self._redis.hgetall(WORKERS)
-                lengths = await self.queue_lengths()
+                await self._read_catalogs(heartbeats)
                 await self._redis.expire(self._stream, 3600)
                 if self._read_bytes:
                     await self._trim()
@@ -330,15 +467,45 @@ class BatchSender:
                 continue
             try:
                 self._forget_late_batches()
-                self._monitor.update(heartbeats)
                 self._scheduler.capacity.update(self._monitor.capacity())
-                await self._check_in_flight(lengths)
+                self._scheduler.fleet = self._monitor.fleet()
+                self._replace_kinds()
+                await self._check_in_flight()
                 for queue in QUEUES:
                     self._dispatch(queue)
                 for name in self._monitor.silent():
                     self._later(self._redis.hdel(WORKERS, name))
+                    self._later(self._redis.delete(*(queue_key(queue, name) for queue in QUEUES)))
             except Exception:
                 log.exception("watching the workers")
+
+    async def _read_catalogs(self, heartbeats: Mapping[Any, Any]) -> None:
+        """Take new heartbeats, and read the catalogs of versions that they name and that are unknown."""
+        self._monitor.update(heartbeats)
+        for digest in self._monitor.missing_catalogs():
+            packed = await self._redis.get(catalog_key(digest))
+            if isinstance(packed, bytes):
+                self._monitor.add_catalog(digest, unpack(packed))
+
+    def _replace_kinds(self) -> None:
+        """Choose a device kind for requests without one, and another one for those whose kind is lost.
+
+        The latter begin again at their first row, so that all of their rows are of one kind.
+        """
+        for ref, kind in list(self._scheduler.waiting_by_kind):
+            if kind == ANY_KIND:
+                moved = [one for one in self._scheduler.waiting_on(ref, kind) if one.unsent_rows == one.rows]
+            elif self.lost_kind(ref, kind):
+                moved = self._scheduler.waiting_on(ref, kind)
+            else:
+                continue
+            kinds = self._scheduler.fleet.kinds(ref)
+            if not kinds or kinds == (kind,):
+                continue
+            for request in moved:
+                log.info("device kind chosen", extra={"request_id": request.request_id, "before": kind})
+                discard_rows(request)
+                self._stop(self._scheduler.restart(request, self._least_loaded(ref, kinds)))
 
     def _forget_late_batches(self) -> None:
         """Delete the records of lost batches whose requests have all ended, to free memory.
@@ -350,12 +517,12 @@ class BatchSender:
             if not any(part.request in self._scheduler for part in batch.slices):
                 del self._late[batch.id]
 
-    async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
+    async def _check_in_flight(self) -> None:
         """Resend the batches that were lost: no live worker runs them, and they are not on a queue.
 
-        `lengths` has the number of messages on each queue. Only batches that no worker has reported
-        within the heartbeat time-out are checked. Such a batch is lost if the worker that started
-        it is dead, or if two of these checks in a row find the queue to which it was sent empty.
+        Only batches that no worker has reported within the heartbeat time-out are checked. Such a
+        batch is lost if the worker that started it is dead, if no worker reads the queue to which
+        it was sent any more, or if two of these checks in a row find that queue empty.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -372,10 +539,11 @@ class BatchSender:
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
             died = batch.worker is not None and batch.worker not in live
-            if not died and lengths[batch.sent_to]:
+            unread = bool(live) and not self._scheduler.fleet.has_target(batch.target)
+            if not died and not unread and await self._redis.llen(queue_key(batch.sent_to, batch.target.name)):
                 continue  # may still be on the queue
             batch.missed_checks += 1
-            if (died or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
+            if (died or unread or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
@@ -408,3 +576,11 @@ class BatchSender:
         task = self._loop.create_task(best_effort())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _no_worker(ref: str) -> str:
+    """Return the detail of the problem that no worker can run a version."""
+    return (
+        f"no running inference worker can run {ref}; try again later, or send the request with "
+        "`Prefer: respond-async`: a job waits for a worker"
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from api.batching.fleet import ANY_KIND, Target
 from api.row_files import RowFile
 from core.broker.codec import BatchSlice, Fields, Items, cut_items
 from core.broker.keys import QueueName
@@ -36,7 +37,8 @@ class PendingRequest:
     a wait of one second ends without a result, a new future replaces it. `rows_done` includes
     fractions of rows that run in time slices, `rows_left` counts the rows without a result, and
     `next_row` is the first row that was never sent. `retries` are the slices to be sent again, and
-    `batches` the batches in flight that contain rows of the request.
+    `batches` the batches in flight that contain rows of the request. All rows are computed by workers
+    of one `device_kind`; `restarts` counts how often it was replaced by another.
     """
 
     entry: ModelVersion
@@ -52,6 +54,8 @@ class PendingRequest:
     limits: Mapping[str, int] = field(default_factory=dict)
     deadline_at: float | None = None
     traceparent: str = ""
+    device_kind: str = ANY_KIND
+    restarts: int = field(default=0, init=False)
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     result: "asyncio.Future[Fields]" = field(init=False, repr=False)
     chunks: dict[int, Fields] = field(default_factory=dict)
@@ -69,6 +73,16 @@ class PendingRequest:
     def __post_init__(self) -> None:
         self.rows_left = self.rows
 
+    def restart(self, kind: str) -> None:
+        """Discard all results, so that the request begins again at its first row on another kind."""
+        self.chunks.clear()
+        self.retries.clear()
+        self.batches.clear()
+        self.row_file, self.keep_in_memory = None, False
+        self.restarts += self.next_row > 0  # otherwise no slice of it exists
+        self.rows_done, self.rows_left, self.next_row = 0.0, self.rows, 0
+        self.device_kind = kind
+
     @property
     def progress(self) -> float:
         """Share of the rows that are done, 0 to 1."""
@@ -85,7 +99,8 @@ class RequestSlice:
     """Rows `first` … `first + rows − 1` of a request, for one forward pass.
 
     `isolated` is true if a worker died while it ran the slice: the slice's next batch then has no
-    other slice. `attempts` counts the workers that died while they ran a batch of this slice alone.
+    other slice. `attempts` counts the workers that died while they ran a batch of this slice alone,
+    and `restarts` is that of the request when the slice was made.
     """
 
     request: PendingRequest
@@ -93,6 +108,15 @@ class RequestSlice:
     rows: int
     isolated: bool = False
     attempts: int = 0
+    restarts: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restarts = self.request.restarts
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the request has begun again since: the result of this slice is not used."""
+        return self.restarts != self.request.restarts
 
     def to_wire(self) -> BatchSlice:
         """Return the slice with its input images, in the form that is sent to a worker."""
@@ -105,7 +129,7 @@ class RequestSlice:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that was sent to the workers and has not completed.
+    """A batch that was sent to the workers of `target` and has not completed.
 
     `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
     `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
@@ -117,6 +141,7 @@ class InFlightBatch:
     id: str
     queue: QueueName
     key: GroupKey
+    target: Target
     slices: list[RequestSlice]
     last_seen: float
     waiting: int

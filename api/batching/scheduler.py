@@ -21,12 +21,12 @@ from typing import TypeVar
 
 import orjson
 
+from api.batching.fleet import IN_FLIGHT_PER_WORKER, Fleet, InFlightCounts, Target
 from api.batching.requests import Group, GroupKey, InFlightBatch, OwnerQueue, PendingRequest, RequestSlice
 from core.broker.codec import Fields
 from core.broker.keys import QUEUES, QueueName
 
 T = TypeVar("T")
-IN_FLIGHT_PER_WORKER = 2  # batches in flight per worker and queue: one that runs and one that waits
 
 UNKNOWN_CAPACITY = (8, 8)
 # After a forward pass of at least so many seconds, the next batch of its group waits for more rows.
@@ -111,12 +111,17 @@ class BatchScheduler:
         self._waiting: set[PendingRequest] = set()
         self._requests: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
-        self._queue_count: Counter[QueueName] = Counter()
+        self._counts = InFlightCounts()
         self._group_count: Counter[GroupKey] = Counter()
         self._timings: OrderedDict[GroupKey, PassTiming] = OrderedDict()
         self.in_flight: dict[str, InFlightBatch] = {}
-        self.capacity: dict[tuple[str, str], Capacity] = {}
-        """The capacity that the workers report, keyed by (`name@version`, method)."""
+        self._sizes: dict[str, int] = {}
+        self.fleet = Fleet()
+        """The workers that receive batches. Without workers no batch is formed."""
+        self.waiting_by_kind: Counter[tuple[str, str]] = Counter()
+        """The numbers of waiting requests, keyed by (`name@version`, device kind)."""
+        self.capacity: dict[tuple[str, str, str], Capacity] = {}
+        """The capacity that the workers report, keyed by (device kind, `name@version`, method)."""
         self.wakeup_at: float | None = None
         """When to call `next_batch` again, if a group waits for more rows."""
 
@@ -135,14 +140,21 @@ class BatchScheduler:
 
         Raises QueueFullError if a limit on waiting requests is reached.
         """
-        _, slice_rows = self.capacity.get((request.entry.ref, request.method), UNKNOWN_CAPACITY)
+        ref, kind = request.entry.ref, request.device_kind
+        _, slice_rows = self.capacity.get((kind, ref, request.method), UNKNOWN_CAPACITY)
         small = request.rows <= slice_rows and not _has_large_tiles(request)
         request.queue = "interactive" if small else "bulk"
         self._check(request)
         request.key = _key(request)
         request.arrived = self._clock()
+        if ref not in self._sizes:
+            self._sizes[ref] = _size_bytes(request)
+        self._add(request)
+
+    def _add(self, request: PendingRequest) -> None:
         self._waiting.add(request)
         self._requests[request.owner] += 1
+        self.waiting_by_kind[request.entry.ref, request.device_kind] += 1
         if request.queue == "bulk":
             self._rows[request.owner] += request.rows
         self._enqueue(request, request.rows)
@@ -179,15 +191,36 @@ class BatchScheduler:
         if request not in self._waiting:
             return []
         self._remove(request)
+        self._dequeue(request)
+        return [batch for batch in request.batches if batch.waiting == 0 and batch.id in self.in_flight]
+
+    def restart(self, request: PendingRequest, kind: str) -> list[InFlightBatch]:
+        """Begin a waiting request again at its first row, on another device kind.
+
+        Results of its rows so far are discarded, and those that come later are ignored. Returns the
+        batches in flight that have rows of this request and of no other waiting request.
+        """
+        abandoned = self.cancel(request)
+        request.restart(kind)
+        request.key = _key(request)
+        self._add(request)
+        return abandoned
+
+    def waiting_on(self, ref: str, kind: str) -> list[PendingRequest]:
+        """Return the waiting requests for a version on a device kind."""
+        return [one for one in self._waiting if one.device_kind == kind and one.entry.ref == ref]
+
+    def _dequeue(self, request: PendingRequest) -> None:
+        """Remove the unsent rows of a request from the queues."""
         group = self._groups[request.queue].get(request.key)
         if group is not None and (owner_queue := group.queues.get(request.owner)) and owner_queue.remove(request):
             group.rows -= request.unsent_rows
             self._remove_empty(request.queue, request.key, group, request.owner)
-        return [batch for batch in request.batches if batch.waiting == 0 and batch.id in self.in_flight]
 
     def _remove(self, request: PendingRequest) -> None:
         self._waiting.discard(request)
         _subtract(self._requests, request.owner)
+        _subtract(self.waiting_by_kind, (request.entry.ref, request.device_kind))
         if request.queue == "bulk":
             _subtract(self._rows, request.owner, request.rows)
         for batch in request.batches:
@@ -200,7 +233,7 @@ class BatchScheduler:
         a request that has ended, is ignored.
         """
         request = part.request
-        if request not in self._waiting or part.first in request.chunks:
+        if request not in self._waiting or part.outdated or part.first in request.chunks:
             return False
         request.chunks[part.first] = fields
         request.rows_done += (1 - batch.progress) * part.rows
@@ -212,28 +245,37 @@ class BatchScheduler:
 
     # --- batches ---
 
-    def next_batch(self, queue: QueueName, workers: int) -> InFlightBatch | None:
+    def next_batch(self, queue: QueueName) -> InFlightBatch | None:
         """Form the next batch of a queue, add it to `in_flight`, and return it.
 
         Returns None if no group of the queue has unsent rows, if enough batches are in flight for
-        `workers` workers, or if all groups should wait for more rows; in the last case `wakeup_at`
-        is the time (monotonic, seconds) at which to try again, or None if a completed batch ends
-        the wait.
+        the workers that can run them, or if all groups should wait for more rows; in the last case
+        `wakeup_at` is the time (monotonic, seconds) at which to try again, or None if a completed
+        batch ends the wait.
         """
         if queue == "interactive":
             self.wakeup_at = None
-        if self._queue_count[queue] >= IN_FLIGHT_PER_WORKER * workers:
+        if self._counts.total(queue) >= IN_FLIGHT_PER_WORKER * len(self.fleet):
             return None
+        busy: set[tuple[str, str]] = set()
         for owner, keys in self._turns[queue].items():
             for key in keys:
-                group = self._groups[queue][key]
-                if queue == "interactive" and self._should_wait(key, group, owner, workers):
+                model = (f"{key[0]}@{key[1]}", key[4])
+                if model in busy:
                     continue
-                return self._form_batch(queue, key, group, owner)
+                route = self.fleet.route(*model, self._sizes.get(model[0], 0))
+                target = None if route is None else self._counts.free_target(queue, route)
+                if route is None or target is None:
+                    busy.add(model)
+                    continue
+                group = self._groups[queue][key]
+                if queue == "interactive" and self._should_wait(key, group, owner, route.workers):
+                    continue
+                return self._form_batch(queue, key, group, owner, target)
         return None
 
     # See docs/decisions.md#rows-are-sliced-when-a-batch-is-formed
-    def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
+    def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str, target: Target) -> InFlightBatch:
         """Form a batch of one group, add it to `in_flight`, and return it.
 
         Its first rows are those of a request of `owner`. Then `owner` moves to the end of the order
@@ -245,11 +287,11 @@ class BatchScheduler:
         turns[owner].move_to_end(key)
         for served in {part.request.owner for part in slices}:
             self._remove_empty(queue, key, group, served)
-        batch = InFlightBatch(secrets.token_hex(16), queue, key, slices, self._clock(), len(slices))
+        batch = InFlightBatch(secrets.token_hex(16), queue, key, target, slices, self._clock(), len(slices))
         for part in slices:
             part.request.batches.append(batch)
         self.in_flight[batch.id] = batch
-        self._queue_count[queue] += 1
+        self._counts.add(queue, target)
         self._group_count[key] += 1
         return batch
 
@@ -262,7 +304,7 @@ class BatchScheduler:
         """
         owner_queue = group.queues[owner]
         oldest = owner_queue.oldest()
-        largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
+        largest = self._largest(key)
         if _is_any_size(oldest):
             largest = 1
         slices = [self._cut(group, owner_queue, oldest, largest)]
@@ -305,10 +347,11 @@ class BatchScheduler:
         """
         if self.in_flight.pop(batch.id, None) is None:
             return
-        self._queue_count[batch.queue] -= 1
+        self._counts.add(batch.queue, batch.target, -1)
         _subtract(self._group_count, batch.key)
         for part in batch.slices:
-            part.request.batches.remove(batch)
+            if not part.outdated:
+                part.request.batches.remove(batch)
 
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
         """Record the progress `done`, 0 to 1, of a batch that runs in time slices.
@@ -317,11 +360,12 @@ class BatchScheduler:
         are limited, so that it does not hold back interactive batches.
         """
         for part in batch.slices:
-            part.request.rows_done += (done - batch.progress) * part.rows
+            if not part.outdated:
+                part.request.rows_done += (done - batch.progress) * part.rows
         batch.progress = done
         if batch.queue != "bulk" and batch.id in self.in_flight:
-            self._queue_count[batch.queue] -= 1
-            self._queue_count["bulk"] += 1
+            self._counts.add(batch.queue, batch.target, -1)
+            self._counts.add("bulk", batch.target)
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
@@ -333,7 +377,7 @@ class BatchScheduler:
         self.finish_batch(batch)
         for part in reversed(batch.slices):
             request = part.request
-            if request not in self._waiting or part.first in request.chunks:
+            if request not in self._waiting or part.outdated or part.first in request.chunks:
                 continue
             part.isolated = part.isolated or isolate
             request.retries.insert(0, part)
@@ -381,12 +425,16 @@ class BatchScheduler:
         # merge
         group = self._groups["interactive"].get(key)
         rows = sum(part.rows for part in batch.slices) + (0 if group is None else group.rows)
-        largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
-        self._timings[key] = PassTiming(min(rows, largest), took, self._clock())
+        self._timings[key] = PassTiming(min(rows, self._largest(key)), took, self._clock())
         if len(self._timings) > _TIMINGS:
             self._timings.popitem(last=False)
 
     # --- queues ---
+
+    def _largest(self, key: GroupKey) -> int:
+        """Return the number of rows of a group's largest forward pass."""
+        largest, _ = self.capacity.get((key[4], f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
+        return largest
 
     def _enqueue(self, request: PendingRequest, rows: int, *, front: bool = False) -> None:
         queue, key, owner = request.queue, request.key, request.owner
@@ -426,6 +474,14 @@ def _is_any_size(request: PendingRequest) -> bool:
     return spec is not None and spec.any_size
 
 
+def _size_bytes(request: PendingRequest) -> int:
+    """Return the size of the checkpoint file of a request's version; 0 if it was deleted."""
+    try:
+        return request.entry.size_bytes
+    except OSError:
+        return 0
+
+
 def _has_large_tiles(request: PendingRequest) -> bool:
     """Return whether the request's tiles have more pixels than the images of its model."""
     tiles = request.items.get("images")
@@ -436,10 +492,10 @@ def _has_large_tiles(request: PendingRequest) -> bool:
 
 
 def _key(request: PendingRequest) -> GroupKey:
-    """Return the key of a request's group: model, version, method and options.
+    """Return the key of a request's group: model, version, method, options and device kind.
 
     A request for the bulk queue is a group of its own, so that such requests take turns.
     """
     options = orjson.dumps(request.options, option=orjson.OPT_SORT_KEYS)
-    alike = (request.entry.name, request.entry.version, request.method, options)
+    alike = (request.entry.name, request.entry.version, request.method, options, request.device_kind)
     return alike if request.queue == "interactive" else (*alike, request.id)

@@ -1,14 +1,21 @@
-"""Tracks the live inference workers, and how many rows they can process, by their heartbeats."""
+"""Tracks the inference workers by their heartbeats: who lives, and which versions each can run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from api.batching.fleet import ANY_KIND, Fleet, WorkerState
 from api.batching.scheduler import Capacity
 from core.broker.codec import unpack
 
 FORGET_S = 60.0  # a heartbeat that has not changed for so many seconds is removed from the queue server
+
+# A worker that lived within so many seconds may come back: requests that only it can run wait.
+RETURN_S = 15.0
+
+_REJECTION_S = 5.0  # so long a worker that has rejected a version gets no batch of it
+_CATALOGS = 1000  # known catalogs of versions that are kept
 
 
 @dataclass
@@ -32,6 +39,11 @@ class WorkerMonitor:
         """
         self._timeout_s = timeout_s
         self._heartbeats: dict[str, Heartbeat] = {}
+        self._catalogs: dict[str, frozenset[str]] = {}
+        self._fleet = Fleet()
+        self._rejections: dict[tuple[str, str], float] = {}  # until when, by worker id and version
+        # when workers were last alive that receive batches, keyed by what they can run
+        self._seen: dict[tuple[str, tuple[str, ...], frozenset[str] | None], float] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
         """Replace the known heartbeats by those that were read from the queue server.
@@ -62,17 +74,67 @@ class WorkerMonitor:
         oldest = time.monotonic() - FORGET_S
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
-    def capacity(self) -> dict[tuple[str, str], Capacity]:
-        """Return how many rows a batch may have, keyed by (`name@version`, method).
+    def capacity(self) -> dict[tuple[str, str, str], Capacity]:
+        """Return how many rows a batch may have, keyed by (device kind, `name@version`, method).
 
         Each value is a pair: the number of rows of the largest forward pass, and the number of rows
         that take about one time slice. Where live workers report different numbers, the smallest
-        counts.
+        counts. The device kind `ANY_KIND` has the smallest of all kinds.
         """
-        least: dict[tuple[str, str], Capacity] = {}
+        least: dict[tuple[str, str, str], Capacity] = {}
         for payload in self.live().values():
+            kinds = {ANY_KIND, payload.get("device_kind", ANY_KIND)}
             for ref, methods in payload["capacity"].items():
                 for method, (largest, slice_rows) in methods.items():
-                    known = least.get((ref, method), (largest, slice_rows))
-                    least[ref, method] = (min(known[0], largest), min(known[1], slice_rows))
+                    for key in ((kind, ref, method) for kind in kinds):
+                        known = least.get(key, (largest, slice_rows))
+                        least[key] = (min(known[0], largest), min(known[1], slice_rows))
         return least
+
+    # --- which worker can run what ---
+
+    def missing_catalogs(self) -> list[str]:
+        """Return the digests of catalogs that live workers name and that are not known here."""
+        named = {payload.get("catalog", "") for payload in self.live().values()}
+        return [digest for digest in named if digest and digest not in self._catalogs]
+
+    def add_catalog(self, digest: str, refs: Iterable[str]) -> None:
+        """Remember the versions (`name@version`) of a catalog."""
+        while len(self._catalogs) >= _CATALOGS:
+            del self._catalogs[next(iter(self._catalogs))]
+        self._catalogs[digest] = frozenset(refs)
+
+    def reject(self, worker_id: str, ref: str) -> None:
+        """Remember that a worker has rejected a version, which it gets no batches of for a while."""
+        self._rejections[worker_id, ref] = time.monotonic() + _REJECTION_S
+
+    def fleet(self) -> Fleet:
+        """Return the live workers that receive batches; the same object while nothing changes.
+
+        Workers that stop receive none. If there is no other, these are the workers that were there
+        before, because one of them may return.
+        """
+        now = time.monotonic()
+        self._rejections = {key: until for key, until in self._rejections.items() if until > now}
+        live = {name: payload for name, payload in self.live().items() if payload["state"] != "draining"}
+        states = tuple(WorkerState.of(name, payload, self._catalogs) for name, payload in sorted(live.items()))
+        for state in states:
+            self._seen[state.device_kind, state.models, state.catalog] = now
+        if not states:
+            return self._fleet
+        if states != self._fleet.states or self._rejections.keys() != self._fleet.rejections:
+            self._fleet = Fleet(states, self._rejections.keys())
+        return self._fleet
+
+    def may_return(self, ref: str, kind: str = ANY_KIND) -> bool:
+        """Return whether a worker that can run a version was alive in the last `RETURN_S` seconds.
+
+        With `kind`, only workers of this device kind count.
+        """
+        oldest = time.monotonic() - RETURN_S
+        self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
+        return any(
+            WorkerState("", "", one, models, catalog).may_load(ref)
+            for one, models, catalog in self._seen
+            if kind in (ANY_KIND, one) and (catalog is None or ref in catalog)
+        )

@@ -23,6 +23,8 @@ _FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 def accepted(job: Job, prefer: Prefer) -> Response:
     """Return the 202 response for a job: the job as its body, its URL as `Location`."""
     headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers, "Vary": "Prefer"}
+    if job.device_kind:
+        headers["Reverie-Device-Kind"] = job.device_kind
     return json_response(JobResponse.of(job), headers, 202)
 
 
@@ -94,6 +96,7 @@ async def _render(state: AppState, job: Job, media: str) -> Rendering:
     request = job.request
     columns = BY_METHOD[job.method].columns(job.rows_per_image)
     about = About(job.model, job.version, job.seed, tuple(request.get("conversions", ())), columns)
+    about.device_kind = job.device_kind or ""
     try:
         fields = with_acceptance_rate(await state.job_service.result(job))
     except LookupError as error:

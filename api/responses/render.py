@@ -49,7 +49,8 @@ class About:
     """Metadata of a result: model, version, seed, and how the images of the request were converted.
 
     `columns` is the number of columns if several images are put into one PNG; None for a grid that
-    is nearly square.
+    is nearly square. `device_kind` is the kind of device that has computed it, empty if unknown, and
+    `restarts` how often it was begun again on another kind.
     """
 
     model: str
@@ -57,6 +58,8 @@ class About:
     seed: int
     conversions: tuple[str, ...] = ()
     columns: int | None = None
+    device_kind: str = ""
+    restarts: int = 0
 
     def headers(self, fields: Fields) -> dict[str, str]:
         """Return the metadata as response headers, because PNG bodies cannot contain metadata.
@@ -65,6 +68,10 @@ class About:
         has one, is a header too.
         """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
+        if self.device_kind:
+            headers["Reverie-Device-Kind"] = self.device_kind
+        if self.restarts:
+            headers["Reverie-Restarts"] = str(self.restarts)
         if self.conversions:
             headers["Reverie-Conversions"] = "; ".join(self.conversions[:8])
         if ACCEPTANCE in fields:

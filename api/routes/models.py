@@ -83,7 +83,8 @@ async def update_model(
 ) -> ModelResponse:
     """Activate a version of a model, or set whether everybody may use the model, or both.
 
-    The version is activated when all workers have loaded it.
+    The version is activated when all workers have loaded it. Workers that have not after
+    `REVERIE_ROLLOUT_TIMEOUT_S` are stopped, and the version is activated on the others.
     """
     audit.describe(request, **change.model_dump(exclude_none=True))
     await find_version(state, caller, name)
@@ -91,7 +92,8 @@ async def update_model(
     if change.shared is not None:
         state.permissions.check_share("model", name, caller, shared=change.shared)
     if change.version is not None:
-        await activate_version(state, await find_version(state, caller, name, change.version))
+        reason = await activate_version(state, await find_version(state, caller, name, change.version))
+        audit.describe(request, **({"rollout": reason} if reason else {}))
     if change.shared is not None:
         await state.permissions.share("model", name, caller, shared=change.shared)
     return model_response(state, caller, await find_version(state, caller, name))

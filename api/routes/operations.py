@@ -215,6 +215,7 @@ async def _respond_sync(
     fields = with_acceptance_rate(fields)
     entry, columns = inference_request.entry, inference_request.operation.columns(inference_request.rows_per_image)
     about = About(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
+    about.device_kind, about.restarts = inference_request.device_kind, inference_request.restarts
     headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
     if array_bytes(fields) > ROW_FILE_BYTES:
         return await state.responses.written(partial(write, fields=fields, about=about, media=media), headers, media)
@@ -244,7 +245,7 @@ async def compute_or_accept(
         detail = f"{error}; try again when some of them have ended"
         raise OverloadedError(detail, retry_after_s=2, limit=error.limit) from error
     try:
-        return await _wait_for_result(state, request, pending, prefer.wait_s)
+        fields = await _wait_for_result(state, request, pending, prefer.wait_s)
     except TimeoutError:
         try:
             async with state.quotas.job(inference_request.caller):
@@ -258,6 +259,8 @@ async def compute_or_accept(
     except (asyncio.CancelledError, ClientDisconnect):
         state.batch_sender.drop(pending)
         raise
+    inference_request.device_kind, inference_request.restarts = pending.device_kind, pending.restarts
+    return fields
 
 
 async def _wait_for_result(state: AppState, request: Request, pending: PendingRequest, wait_s: float) -> Fields:

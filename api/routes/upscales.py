@@ -100,6 +100,7 @@ async def _respond_sync(
         return fields
     entry, conversions = inference_request.entry, inference_request.conversions + spec.conversions_to(output.kind)
     about = About(entry.name, entry.version, inference_request.seed, conversions)
+    about.device_kind, about.restarts = inference_request.device_kind, inference_request.restarts
     body = await state.upscales.render(spec, photograph.alpha, fields, about, output)
     headers = {**about.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
     return state.responses.of_body(body, 200, headers, output.media)

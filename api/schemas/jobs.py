@@ -37,6 +37,9 @@ class JobFields(Resource):
     seed: int
     request_id: str
     attempts: int
+    device_kind: str | None = Field(
+        None, description="The kind of device on which all rows are computed, so that they have the same bits."
+    )
     position: int | None = Field(
         None, description="The place of a queued job in the order in which workers start jobs; 1 is next."
     )
@@ -87,6 +90,7 @@ def job_fields(job: Job, estimate: WaitEstimate = UNKNOWN) -> dict[str, Any]:
     links = ("events", "result", "cancel", "preview", *(("deliveries",) if job.webhook else ()))
     return {
         **{name: getattr(job, name) for name in copied},
+        "device_kind": job.device_kind,
         "position": estimate.position,
         "waiting_reason": estimate.reason or job.blocked_reason,
         "estimated_start_s": _rounded(estimate.start_s),

@@ -90,6 +90,8 @@ class Batch:
     process that gets the results. `state` has the arrays from which an operation that used up its
     time slice continues; None at its start. `isolated` means that a worker died while it ran the
     batch, so it must run alone. `traceparent` identifies the batch's span; "" without traces.
+    `device_kind` is the kind of device on which it must run, and `target` the name of the queues to
+    which it is sent; "" from releases without them.
     """
 
     id: str
@@ -102,6 +104,8 @@ class Batch:
     state: dict[str, Any] | None = None
     isolated: bool = False
     traceparent: str = ""
+    device_kind: str = ""
+    target: str = ""
 
     def pack(self) -> bytes:
         """Return the batch as msgpack, in the wire format.
@@ -112,8 +116,9 @@ class Batch:
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
         if not self.isolated:
             del tree["isolated"]
-        if not self.traceparent:
-            del tree["traceparent"]  # unknown to the release before
+        for name in ("traceparent", "device_kind", "target"):
+            if not tree[name]:
+                del tree[name]  # unknown to the release before
         parts = []
         for one in self.slices:
             part = {name: value for name, value in vars(one).items() if name != "id"}

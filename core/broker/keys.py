@@ -23,9 +23,27 @@ TRAINING_WAKEUP = "reverie:trainings"
 STREAM_LENGTH = 10_000
 
 
-def queue_key(queue: QueueName) -> str:
-    """Return the key of the Redis list that holds the messages of a queue."""
-    return f"reverie-{queue}"
+# See docs/decisions.md#workers-of-one-kind-share-a-queue-and-each-has-one-of-its-own
+def queue_key(queue: QueueName, target: str = "") -> str:
+    """Return the key of the Redis list that holds the messages of a queue.
+
+    `target` is the group of workers or the id of the worker that receives them; empty for the queue
+    of releases without groups.
+    """
+    return f"reverie-{queue}:{target}" if target else f"reverie-{queue}"
+
+
+def catalog_key(digest: str) -> str:
+    """Return the key of the list of versions (packed `name@version`) that a heartbeat names by a digest."""
+    return f"reverie:catalog:{digest}"
+
+
+DRAIN_TTL_S = 60  # lifetime of the key that asks a worker to stop
+
+
+def drain_key(worker_id: str) -> str:
+    """Return the key whose value is the reason why a worker has to stop; workers read it."""
+    return f"reverie:drain:{worker_id}"
 
 
 def new_completion_stream() -> str:

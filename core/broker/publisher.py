@@ -50,8 +50,8 @@ def _channel() -> Any:
 
 
 # See docs/decisions.md#the-api-writes-celery-messages-itself
-def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
-    """Return the Celery message that calls the task `task` with `args`, for the queue `queue`.
+def task_message(task: str, key: str, *args: Any) -> bytes:
+    """Return the Celery message that calls the task `task` with `args`, for the queue with this key.
 
     It has the format of kombu's Redis transport.
     """
@@ -62,18 +62,26 @@ def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
     channel = _channel()
     properties = {**message.properties, "delivery_mode": 2}
     prepared = channel.prepare_message(body, 0, content_type, content_encoding, message.headers, properties)
-    data: bytes = channel.basic_publish(prepared, exchange="", routing_key=queue_key(queue))
+    data: bytes = channel.basic_publish(prepared, exchange="", routing_key=key)
     return data
 
 
-def publish_batch(queue: QueueName, batch: bytes) -> Command:
-    """Return the Redis command that puts a packed batch on a queue of the inference workers."""
-    return "LPUSH", queue_key(queue), task_message(RUN_BATCH, queue, batch)
+def publish_batch(queue: QueueName, batch: bytes, target: str = "") -> Command:
+    """Return the Redis command that puts a packed batch on a queue of the inference workers.
+
+    `target` is a group of workers or the id of one, as in `queue_key`.
+    """
+    key = queue_key(queue, target)
+    return "LPUSH", key, task_message(RUN_BATCH, key, batch)
 
 
-def wake_inference_workers() -> Command:
-    """Return the Redis command that makes an inference worker look for a job in the job store."""
-    return "LPUSH", queue_key("bulk"), task_message(RUN_JOBS, "bulk")
+def wake_inference_workers(target: str = "") -> Command:
+    """Return the Redis command that makes an inference worker look for a job in the job store.
+
+    `target` is a group of workers or the id of one, as in `queue_key`.
+    """
+    key = queue_key("bulk", target)
+    return "LPUSH", key, task_message(RUN_JOBS, key)
 
 
 def wake_training_workers() -> tuple[Command, ...]:

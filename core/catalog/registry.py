@@ -160,6 +160,8 @@ class Registry:
         self._entries: dict[str, dict[str, ModelVersion]] = {}
         self._pointers: dict[str, dict[str, str]] = {}
         self._stamp = self._checked_at = 0.0
+        self.scans = 0
+        """Number of scans of the folders so far: the versions are the same while it stays."""
         self._scanned_at = 0.0
         self._scanning = threading.Lock()
         self.scan()
@@ -194,6 +196,7 @@ class Registry:
                 continue
             versions.setdefault(name, {})[version] = entry
         self._stamp, self._pointers, self._entries = stamp, pointers, versions
+        self.scans += 1
         self._scanned_at = self._checked_at = time.monotonic()
 
     def _sources(self) -> Iterator[tuple[str, str, Path, Callable[[], ModelVersion]]]:
@@ -265,6 +268,14 @@ class Registry:
     def is_made(self, entry: ModelVersion) -> bool:
         """Return whether a version was made by this service; others are files of the operator."""
         return entry.shared is not None or (self._made is not None and entry.path.is_relative_to(self._made.folder))
+
+    def names(self) -> list[str]:
+        """Return the names of all models; the folders are not read again."""
+        return list(self._entries)
+
+    def refs(self) -> list[str]:
+        """Return all versions as `name@version`, sorted; the folders are not read again."""
+        return sorted(entry.ref for versions in self._entries.values() for entry in versions.values())
 
     def versions(self, name: str) -> list[str]:
         """Return all version numbers of a model, oldest first; an empty list if it is unknown."""

@@ -15,9 +15,22 @@ import sqlalchemy as sa
 from core.jobs import transitions
 from core.jobs.database import NOW, current_time, dialect_insert
 from core.jobs.queries import JobQueries, is_free, jobs_of, waiting
-from core.jobs.records import AUXILIARY_KINDS, SMALL_JOB_ROWS, TRAINING, Claim, Event, Job, Problem, SliceReport
+from core.jobs.records import (
+    AUXILIARY_KINDS,
+    SMALL_JOB_ROWS,
+    TRAINING,
+    Claim,
+    ClaimScope,
+    Event,
+    Job,
+    Problem,
+    SliceReport,
+)
 from core.jobs.schema import RUNS_INFERENCE, claim_order, jobs, result_chunks, transaction
 from core.webhooks.outbox import insert_delivery
+
+# A worker whose memory is full leaves jobs of a version that it has not loaded to others for so long.
+_OTHERS_FIRST_S = 1.0
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
@@ -34,6 +47,7 @@ class JobClaims(JobQueries):
         *,
         kinds: Sequence[str] = (),
         skip_owners: Collection[str] = (),
+        scope: ClaimScope | None = None,
         batch_rows: Callable[[Job], int] = lambda _job: SMALL_JOB_ROWS,
     ) -> list[Job]:
         """Claim the next job of the given kinds, and small jobs that can share its forward pass.
@@ -41,13 +55,16 @@ class JobClaims(JobQueries):
         The next job is the oldest one of the owner whose last claim is longest ago. `holder`
         becomes the owner of the leases for `lease_s` seconds. `kinds` are all training, all
         auxiliary or all inference kinds; empty means all inference kinds. Jobs of `skip_owners` are
-        not claimed and stay queued. At most `limit` jobs are claimed. If there is more than one,
+        not claimed and stay queued. With `scope`, only jobs in it are claimed, and they get its device
+        kind if they have none. At most `limit` jobs are claimed. If there is more than one,
         they have together at most `batch_rows(next job)` rows. Returns the claimed jobs, the next
         job first; an empty list if no job can be claimed.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
             claimable &= jobs.c.owner.not_in(skip_owners)
+        if scope is not None:
+            claimable &= _in_scope(scope)
         queue = queue_of(kinds[0] if kinds else "")
         with transaction(self.engine) as connection:
             first = lock_next(connection, queue, claimable)
@@ -56,7 +73,7 @@ class JobClaims(JobQueries):
             batch = [first]
             if limit > 1 and _is_small(first):
                 batch += _lock_similar(connection, claimable, first, limit - 1, batch_rows(first) - first.rows)
-            claimed = set_claimed(connection, batch, holder, lease_s)
+            claimed = set_claimed(connection, batch, holder, lease_s, scope.device_kind if scope else None)
             for job in batch:
                 if job.status == "queued" and job.webhook is not None:
                     insert_delivery(connection, job.id, "running")
@@ -141,6 +158,31 @@ class JobClaims(JobQueries):
         with transaction(self.engine) as connection:
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
 
+    def waiting_kinds(self) -> list[tuple[str, str, str]]:
+        """Return (model, version, device kind) of the waiting inference jobs that have a device kind."""
+        columns = (jobs.c.model, jobs.c.version, jobs.c.device_kind)
+        query = sa.select(*columns).where(is_free(), RUNS_INFERENCE, jobs.c.device_kind.is_not(None)).distinct()
+        with self.engine.connect() as connection:
+            return [(row.model, row.version, row.device_kind) for row in connection.execute(query)]
+
+    def leave_kind(self, model: str, version: str, device_kind: str, reason: str) -> list[str]:
+        """Let the waiting jobs of a version on a device kind begin again at row 0, on any other kind.
+
+        `reason` is a text for the event of each job. Returns the keys of the blobs that had results of
+        these jobs, which the caller deletes.
+        """
+        left = (jobs.c.model == model) & (jobs.c.version == version) & (jobs.c.device_kind == device_kind)
+        fresh = {"device_kind": None, "next_row": 0, "continuation": None, "progress": 0.0}
+        keys: list[str] = []
+        with transaction(self.engine) as connection:
+            query = sa.select(jobs.c.id).where(left, is_free(), RUNS_INFERENCE).order_by(jobs.c.id).with_for_update()
+            for job_id in connection.scalars(query).all():
+                chunks = result_chunks.c.job_id == job_id
+                keys += [key for key in connection.scalars(sa.select(result_chunks.c.blob_key).where(chunks)) if key]
+                connection.execute(result_chunks.delete().where(chunks))
+                transitions.requeue(connection, (jobs.c.id == job_id) & is_free(), job_id, reason, **fresh)
+        return keys
+
     def defer(self, claim: Claim, problem: Problem, max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored now.
 
@@ -170,6 +212,19 @@ class JobClaims(JobQueries):
             # the event is written once: a wait of an hour is no hundred events
             change |= {"status": "queued", "token": claim.token + 1, **transitions.NO_LEASE}
             return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
+
+
+def _in_scope(scope: ClaimScope) -> transitions.Condition:
+    """Return the SQL condition of the jobs that a worker may claim."""
+    version = sa.tuple_(jobs.c.model, jobs.c.version)
+    condition = jobs.c.device_kind.is_(None) | (jobs.c.device_kind == scope.device_kind)
+    if scope.models is not None:
+        condition &= jobs.c.model.in_(scope.models)
+    if scope.lacking:
+        condition &= version.not_in(scope.lacking)
+    if scope.loaded is not None:
+        condition &= version.in_(scope.loaded) | (jobs.c.queued_at < NOW - _OTHERS_FIRST_S)
+    return condition
 
 
 def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) -> Job | None:
@@ -224,6 +279,7 @@ _CLAIMED = {
     "lease_until": NOW + sa.bindparam("lease_s", type_=sa.Float()),
     "co_batched": sa.bindparam("batched", type_=sa.Boolean()),
     "started_at": sa.func.coalesce(jobs.c.started_at, NOW),
+    "device_kind": sa.func.coalesce(jobs.c.device_kind, sa.bindparam("own_kind", type_=jobs.c.device_kind.type)),
 }
 _SET_CLAIMED = (
     jobs.update()
@@ -233,12 +289,16 @@ _SET_CLAIMED = (
 )
 
 
-def set_claimed(connection: sa.Connection, batch: Sequence[Job], holder: str, lease_s: float) -> list[Job]:
+def set_claimed(
+    connection: sa.Connection, batch: Sequence[Job], holder: str, lease_s: float, device_kind: str | None = None
+) -> list[Job]:
     """Claim locked jobs for `holder`, whose leases expire after `lease_s` seconds; return them.
 
-    Jobs that were queued get an event. A job that is not free any more is left out.
+    Jobs without a device kind get `device_kind`. Jobs that were queued get an event. A job that is
+    not free any more is left out.
     """
-    values = {"job_ids": [job.id for job in batch], "holder": holder, "lease_s": lease_s, "batched": len(batch) > 1}
+    values = {"job_ids": [job.id for job in batch], "holder": holder, "lease_s": lease_s, "own_kind": device_kind}
+    values["batched"] = len(batch) > 1
     changed = {row.id: row._asdict() for row in connection.execute(_SET_CLAIMED, values)}
     queued = [job.id for job in batch if job.status == "queued" and job.id in changed]
     if queued:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from core.files import locked
 from core.jobs.schema import instance, metadata, resource_changes, transaction
 
-HEAD = "0006"  # the newest revision in `migrations/versions`
+HEAD = "0007"  # the newest revision in `migrations/versions`
 
 _POSTGRESQL_LOCK = 0x72657665
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -88,6 +88,8 @@ class Job:
     webhook: dict[str, Any] | None = None
     # URLs of images that must be fetched before a worker can run the job, keyed by field.
     input_urls: dict[str, Any] | None = None
+    # The kind of device that computes all rows; None until the first claim if no worker was there.
+    device_kind: str | None = None
 
     @property
     def claim(self) -> Claim:
@@ -101,6 +103,21 @@ class Job:
     def ended(self) -> bool:
         """Whether the job succeeded, failed or was cancelled."""
         return self.status in TERMINAL
+
+
+@dataclass(frozen=True)
+class ClaimScope:
+    """Which inference jobs a worker may claim, and on which kind of device it computes.
+
+    `models` are the names of the models that it may load, None for all, and `lacking` the pairs
+    (model, version) that it has found missing. If `loaded` is not None, the worker's memory is
+    full: then other versions than these are left to other workers for some time.
+    """
+
+    device_kind: str
+    models: tuple[str, ...] | None = None
+    lacking: tuple[tuple[str, str], ...] = ()
+    loaded: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ jobs = sa.Table(
     sa.Column("traceparent", sa.String(60)),
     sa.Column("webhook", Json()),
     sa.Column("input_urls", Json()),
+    sa.Column("device_kind", sa.String(80)),
     sa.Index("jobs_status_queued_at", "status", "queued_at"),
     sa.Index("jobs_owner_status_queued_at", "owner", "status", "queued_at"),
     sa.Index("jobs_owner", "owner", "id"),

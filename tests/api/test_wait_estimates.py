@@ -28,10 +28,12 @@ class Setting:
             self.reads.append(function.__name__)
             return await asyncio.to_thread(function, *args)
 
+        missing = "" if inference else "no inference worker is running"
+
         async def trainers() -> int:
             return training
 
-        self.wait_estimates = WaitEstimator(self.job_store.engine, read, lambda: inference, trainers)
+        self.wait_estimates = WaitEstimator(self.job_store.engine, read, lambda _ref, _kind: missing, trainers)
 
     async def of(self, *jobs: Job) -> list[WaitEstimate]:
         """Return the estimates of jobs in their current state."""

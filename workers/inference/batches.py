@@ -16,7 +16,7 @@ from core.broker.publisher import publish_batch
 from core.catalog.operations import BY_METHOD
 from core.storage import storage_problem
 from workers.inference import engine
-from workers.inference.context import INLINE_BYTES, InferenceContext, unloadable_problem
+from workers.inference.context import INLINE_BYTES, CannotRunError, InferenceContext, unloadable_problem
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class BatchRunner:
 
         A finished batch is reported with its results. An unfinished batch is reported with its
         progress, and is sent to the end of the bulk queue together with its state. A long batch for
-        which no request waits any more is dropped: it neither runs nor is reported.
+        which no request waits any more is dropped: it neither runs nor is reported. A batch that
+        this worker cannot run is rejected: the API process sends it to another one.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled
@@ -61,8 +62,15 @@ class BatchRunner:
 
     def _run_slice(self, batch: Batch) -> None:
         context = self._context
+        if batch.device_kind not in ("", context.device_kind):
+            reason = f"it is for devices of kind {batch.device_kind}, this is {context.device_kind}"
+            self._send_completion(batch, {"kind": "rejected", "lacks": False, "reason": reason})
+            return
         try:
             model = context.load_model(batch.model, batch.version, batch.method)
+        except CannotRunError as error:
+            self._send_completion(batch, {"kind": "rejected", "lacks": True, "reason": str(error)})
+            return
         except Exception as error:
             log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
             outcome = {"problem": unloadable_problem(error)}
@@ -73,7 +81,8 @@ class BatchRunner:
         if isinstance(result, engine.SliceResult):
             batch.state = result.state
             context.publish_previews(batch.slices, result)
-            context.queue_server.execute_command(*publish_batch("bulk", batch.pack()))
+            target = batch.target if batch.target in context.targets else context.group
+            context.queue_server.execute_command(*publish_batch("bulk", batch.pack(), target))
             self._send_completion(batch, {"kind": "progress", "done": result.done, "took": seconds})
             return
         timing = {"took": seconds, "wide": model.threads > 1}

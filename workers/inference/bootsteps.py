@@ -10,9 +10,11 @@ from typing import Any
 
 from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
+from kombu.entity import Queue
 
 from core import log, tracing
 from core.broker.celery_app import app
+from core.broker.keys import QUEUES, queue_key
 from core.settings import settings
 from core.startup import QueueGuard
 from workers.inference.busy_poll import busy_poll
@@ -52,6 +54,10 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
         tracing.set_up(settings(), "inference")
         self._worker = InferenceWorker(settings())
         _workers.append(self._worker)
+        for key in (queue_key(queue, target) for target in self._worker.context.targets for queue in QUEUES):
+            app.amqp.queues.select_add(Queue(key, routing_key=key, no_ack=True))
+        if self._worker.context.models:
+            app.amqp.queues.deselect([queue_key(queue) for queue in QUEUES])
         self._worker.start()
 
     def stop(self, parent: Any) -> None:

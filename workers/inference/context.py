@@ -1,5 +1,7 @@
 """Hold what the batches and the jobs of an inference worker share: stores, models and counters."""
 
+import hashlib
+import json
 import os
 import socket
 import time
@@ -13,6 +15,7 @@ from core.blobs import open_blobs
 from core.broker.codec import Outcome
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
+from core.catalog.model_names import may_load, parse_patterns
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
 from core.histograms import HISTOGRAMS
@@ -23,9 +26,10 @@ from core.log import best_effort
 from core.settings import Settings
 from core.shared import open_versions
 from workers.inference import engine
+from workers.inference.device_kind import device_kind
 from workers.inference.engine import Options, SliceResult, Slices, State
 from workers.inference.loaded_model import LoadedModel
-from workers.inference.model_cache import ModelCache
+from workers.inference.model_cache import ModelCache, NoRoomError
 from workers.inference.preemption import Preemption
 from workers.inference.watchdog import Watchdog
 
@@ -45,6 +49,10 @@ PREVIEW_INTERVAL_S, PREVIEW_ROWS, PREVIEW_TTL_S = 0.4, 64, 600
 _MAX_PREVIEW_TIMES = 32
 
 
+class CannotRunError(Exception):
+    """Raised if this worker cannot run a version that another worker may be able to run."""
+
+
 class InferenceContext:
     """The settings, stores, models and counters that the parts of one inference worker share."""
 
@@ -62,28 +70,50 @@ class InferenceContext:
         versions = open_versions(settings, self.job_store.engine, self.blobs)
         self.registry = Registry(settings.checkpoints, versions)
         self.watchdog = Watchdog(settings.stall_s)
-        self.preemption = Preemption()
         self.model_cache = ModelCache(settings, self._finish_step)
+        self.models = parse_patterns(settings.models)
+        self.device_kind = device_kind(self.model_cache.device, settings.threads)
+        described = json.dumps([self.device_kind, self.models]).encode()
+        self.group = f"group-{hashlib.sha256(described).hexdigest()[:12]}"
+        self.preemption = Preemption(self.targets)
         self.counters: Counter[str] = Counter()
         self._preview_times: dict[str, float] = {}
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the queues that this worker reads: its own, its group's, and those of earlier releases.
+
+        Those are for all models and devices, so a worker that is restricted to some does not read them.
+        """
+        return [self.worker_id, self.group, *([] if self.models else [""])]
 
     def _finish_step(self) -> None:
         self.watchdog.advance()
         self.preemption.check()
 
+    def may_load(self, ref: str) -> bool:
+        """Return whether the setting `models` allows a version (`name@version`)."""
+        return may_load(self.models, ref)
+
     def load_model(self, name: str, version: str, method: str) -> LoadedModel:
         """Return the model of a name and version, ready to run one of its methods.
 
         If it is not in memory, its checkpoint is loaded. If the method has no batch plan, it gets
-        one. Raises LookupError if there is no such version, and any exception that loading raises.
+        one. Raises CannotRunError if this worker may not load the version, does not have it, or has
+        no room for it; and any exception that loading raises.
         """
+        if not self.may_load(name):
+            raise CannotRunError(f"REVERIE_MODELS of the worker leaves out {name}")
         model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:  # it may have been published just now on another host
             self.registry.refresh(force=True)
             model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:
-            raise LookupError(f"no checkpoint of {name}@{version} here")
-        return self.model_cache.get(model_version, method)
+            raise CannotRunError(f"the worker has no checkpoint of {name}@{version}")
+        try:
+            return self.model_cache.get(model_version, method)
+        except NoRoomError as error:
+            raise CannotRunError(str(error)) from error
 
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool

@@ -15,22 +15,24 @@ from typing import Any
 import numpy as np
 
 from core import tracing
-from core.broker.codec import MARGINS, BatchSlice, Items, cut_items, pack, unpack
+from core.broker.codec import MARGINS, BatchSlice, Items, Outcome, cut_items, pack, unpack
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH
 from core.broker.publisher import wake_inference_workers
 from core.catalog.operations import BY_METHOD
 from core.histograms import HISTOGRAMS
 from core.imaging.tiling import Layout
-from core.jobs.records import Claim, Job, SliceReport
+from core.jobs.records import Claim, ClaimScope, Job, SliceReport
 from core.jobs.store import JobStore
 from core.log import best_effort
 from core.storage import DATABASE_UNAVAILABLE, storage_problem
 from workers.inference import engine
-from workers.inference.context import INLINE_BYTES, InferenceContext, unloadable_problem
+from workers.inference.context import INLINE_BYTES, CannotRunError, InferenceContext, unloadable_problem
 
 log = logging.getLogger(__name__)
 
 CLAIM_LIMIT = 32  # most small jobs that share a forward pass
+
+_LACKING_S = 60.0  # a version that this worker cannot run is not tried again for so long
 
 
 class JobRunner:
@@ -41,6 +43,7 @@ class JobRunner:
         self._context = context
         self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
         self._running = False
+        self._lacking: dict[tuple[str, str], float] = {}  # until when, by model and version
 
     def run(self) -> None:
         """Claim a job, or several small ones that fit in one batch, and run one time slice.
@@ -53,7 +56,9 @@ class JobRunner:
             return
         context = self._context
         lease_s = context.settings.job_lease_s
-        claimed = context.job_store.claim(context.worker_id, lease_s, CLAIM_LIMIT, batch_rows=self._largest_batch)
+        claimed = context.job_store.claim(
+            context.worker_id, lease_s, CLAIM_LIMIT, scope=self._scope(), batch_rows=self._largest_batch
+        )
         if not claimed:
             return
         self._running = True
@@ -74,6 +79,17 @@ class JobRunner:
             self._running = False
         self._publish_updates(saved)
 
+    def _scope(self) -> ClaimScope:
+        """Return which jobs this worker may claim now."""
+        context, now = self._context, time.monotonic()
+        self._lacking = {version: until for version, until in self._lacking.items() if until > now}
+        cache, names = context.model_cache, None
+        if context.models:
+            names = tuple(name for name in context.registry.names() if context.may_load(name))
+        loaded = [tuple(ref.split("@", 1)) for ref in cache.capacity()] if cache.crowded else None
+        pairs = None if loaded is None else tuple((name, version) for name, version in loaded)
+        return ClaimScope(context.device_kind, names, tuple(self._lacking), pairs)
+
     def renew_leases(self) -> None:
         """Renew the leases of the claimed jobs, and try again to record results kept in memory."""
         context = self._context
@@ -90,7 +106,7 @@ class JobRunner:
         """Notify the API processes that these jobs have changed; wake a worker for more jobs."""
         queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
         best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
-        best_effort(lambda: queue_server.execute_command(*wake_inference_workers()))
+        best_effort(lambda: queue_server.execute_command(*wake_inference_workers(self._context.group)))
 
     def _largest_batch(self, job: Job) -> int:
         return self._context.model_cache.largest(f"{job.model}@{job.version}", job.method)
@@ -129,8 +145,9 @@ class JobRunner:
         """Run one time slice of jobs with the same model, method and options; return their reports.
 
         A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; it
-        goes back to its queue for a later try. If the model cannot be loaded, the report of each
-        job is a problem.
+        goes back to its queue for a later try. So do all if this worker cannot run the version, so
+        that another worker claims them. If the model cannot be loaded, the report of each job is a
+        problem.
         """
         if not claimed:
             return []
@@ -142,6 +159,9 @@ class JobRunner:
             # a state belongs to so many rows, whatever another worker's plan says
             most_rows = model.plans[method].largest if state is None else len(next(iter(state.values())))
             jobs, slices = self._read_inputs(claimed, most_rows)
+        except CannotRunError as error:
+            self._give_back(claimed, str(error))
+            return []
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
             return [SliceReport(job.claim, problem=unloadable_problem(error)) for job in claimed]
@@ -151,6 +171,19 @@ class JobRunner:
         if isinstance(result, engine.SliceResult):
             context.publish_previews(slices, result)
         log.info("jobs", extra={"method": method, "request_ids": [one.request_id for one in slices]})
+        return self._reports(jobs, slices, result)
+
+    def _give_back(self, claimed: list[Job], reason: str) -> None:
+        """Return jobs to their queue that this worker cannot run, and claim none of their version for a while."""
+        log.warning("job given back", extra={"jobs": [job.id for job in claimed], "reason": reason})
+        self._lacking[claimed[0].model, claimed[0].version] = time.monotonic() + _LACKING_S
+        for job in claimed:
+            self._context.job_store.requeue(job.claim, reason)
+
+    def _reports(
+        self, jobs: list[Job], slices: list[BatchSlice], result: list[Outcome] | engine.SliceResult
+    ) -> list[SliceReport]:
+        """Return the reports of the slices that were run; store large results in the blob store."""
         reports = []
         for index, (job, one) in enumerate(zip(jobs, slices, strict=True)):
             report = SliceReport(job.claim, one.first, one.rows)

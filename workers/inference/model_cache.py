@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import models
+from core.catalog.model_names import matches, parse_patterns
 from core.catalog.registry import ModelVersion
 from core.settings import Settings
 from models.kit import card as cards
@@ -29,10 +30,15 @@ class _Measurement:
     requested: bool = False
 
 
+class NoRoomError(Exception):
+    """Raised if a model does not fit in the memory budget beside the pinned models."""
+
+
 class ModelCache:
     """The models that a worker has in memory, within a budget of bytes.
 
-    If there is no room for another model, the least recently used ones are unloaded.
+    If there is no room for another model, the least recently used ones are unloaded, but none that
+    the setting `pinned_models` names.
     """
 
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
@@ -43,7 +49,10 @@ class ModelCache:
         self._advance = advance
         self.device = device_of(settings.device)
         self._settings = settings
+        self._pinned = parse_patterns(settings.pinned_models)
         self._held: OrderedDict[str, LoadedModel] = OrderedDict()
+        self.crowded = False
+        """Whether a model had to be unloaded to make room for another one."""
         self._store = PlanStore(settings.state / "plans", settings.time_slice_s)
         # by `name@version` and method: operations with a first plan; the last requested one is last
         self._measurements: OrderedDict[tuple[str, str], _Measurement] = OrderedDict()
@@ -55,7 +64,8 @@ class ModelCache:
         """Return the model of a version with a batch plan for one of its operations.
 
         The model is loaded and the plan made if necessary; other models are unloaded if there is no
-        room. Raises any exception that loading or the operation raises.
+        room. Raises NoRoomError if only pinned models could be unloaded, and any exception that
+        loading or the operation raises.
         """
         model = self._held.get(entry.ref)
         if model is None:
@@ -116,6 +126,15 @@ class ModelCache:
         """Return whether a model of this size has room beside those that are loaded."""
         return self._used_bytes() + size_bytes <= self._settings.memory_budget_bytes
 
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the memory budget beside the loaded models."""
+        return max(0, self._settings.memory_budget_bytes - self._used_bytes())
+
+    def is_pinned(self, version: ModelVersion) -> bool:
+        """Return whether a version is never unloaded."""
+        return matches(self._pinned, version.name)
+
     def largest(self, ref: str, method: str) -> int:
         """Return the largest batch size of a model's method; 1 if it has no batch plan yet.
 
@@ -139,19 +158,26 @@ class ModelCache:
         started = time.perf_counter()
         model, _ = cards.load(entry.file(), self.device)
         loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
-        self._make_room(loaded_model.size_bytes)
+        self._make_room(entry.ref, loaded_model.size_bytes)
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - started, 3)})
         return loaded_model
 
     def _used_bytes(self) -> int:
-        return sum(held.size_bytes for held in self._held.values())
+        return sum(held.size_bytes for held in list(self._held.values()))
 
-    def _make_room(self, size_bytes: int) -> None:
-        while self._held and not self.fits(size_bytes):
-            ref, _ = self._held.popitem(last=False)
-            for key in [key for key in self._measurements if key[0] == ref]:
+    def _make_room(self, ref: str, size_bytes: int) -> None:
+        unpinned = [one for one, held in self._held.items() if not self.is_pinned(held.entry)]
+        pinned_bytes = self._used_bytes() - sum(self._held[one].size_bytes for one in unpinned)
+        if pinned_bytes and pinned_bytes + size_bytes > self._settings.memory_budget_bytes:
+            raise NoRoomError(f"{ref} has no room in the memory budget of this worker beside its pinned models")
+        for one in unpinned:
+            if self.fits(size_bytes):
+                return
+            self.crowded = True
+            del self._held[one]
+            for key in [key for key in self._measurements if key[0] == one]:
                 del self._measurements[key]
-            log.info("model unloaded", extra={"model": ref})
+            log.info("model unloaded", extra={"model": one})
 
     def _plan(self, model: LoadedModel, method: str, *, run: bool = False) -> None:
         """Give an operation its stored batch plan or, if there is none, the first one.

@@ -97,27 +97,30 @@ class ModelLoader:
         """Return the next version to load: a candidate, or else the smallest active version.
 
         A candidate that could not be loaded is not tried again while it is a candidate. An active
-        version is tried once, and only if it fits in the memory budget beside the loaded ones.
+        version is tried once, and only if it is pinned or fits in the memory budget beside the
+        loaded ones.
         """
         cache = self._context.model_cache
-        candidates = {version.ref: version for version in self._context.registry.candidates()}
+        may_load = self._context.may_load
+        candidates = {one.ref: one for one in self._context.registry.candidates() if may_load(one.ref)}
         self.refused = {ref: reason for ref, reason in self.refused.items() if ref in candidates}
         for ref, candidate in candidates.items():
             if ref not in self.refused and not cache.holds(candidate):
                 return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
         for version in self._pending():
             self._tried.add(version.ref)
-            if cache.fits(version.size_bytes):
+            if cache.is_pinned(version) or cache.fits(version.size_bytes):
                 return _Loading(version, cache.loading(version), candidate=False)
         return None
 
     def _pending(self) -> list[ModelVersion]:
-        """Return the active versions that are not loaded or tried yet, smallest file first.
+        """Return the active versions that are not loaded or tried yet.
 
-        Their references become `loading`, until the next call.
+        Pinned ones come first, then the smallest file. Their references become `loading`, until the
+        next call.
         """
-        holds = self._context.model_cache.holds
-        active = [version for version in self._context.registry.active() if not holds(version)]
+        cache, may_load = self._context.model_cache, self._context.may_load
+        active = [one for one in self._context.registry.active() if may_load(one.ref) and not cache.holds(one)]
         pending = [version for version in active if version.ref not in self._tried]
         self.loading = [version.ref for version in pending]
-        return sorted(pending, key=lambda version: version.size_bytes)
+        return sorted(pending, key=lambda version: (not cache.is_pinned(version), version.size_bytes))

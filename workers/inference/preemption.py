@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,10 @@ class Preemption:
     nothing is interrupted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Sequence[str] = ("",)) -> None:
+        """Let batches of the interactive queues of these `targets` interrupt; none before `consumer` is set."""
         self.consumer: Any = None
+        self._keys = [queue_key("interactive", target) for target in targets]
         self._preemptible = False
         self._due = math.inf
         self._interrupted_s = 0.0
@@ -101,9 +103,13 @@ class Preemption:
         if consumer is None:
             return
         tasks = consumer.task_consumer
-        message = tasks.channel.basic_get(queue_key("interactive"), no_ack=True)
+        if not tasks.channel.client.exists(*self._keys):  # one round trip for all queues
+            return
+        messages = (tasks.channel.basic_get(key, no_ack=True) for key in self._keys)
+        message = next((one for one in messages if one is not None), None)
         if message is None:
             return
+        self._keys = [*self._keys[1:], self._keys[0]]  # queues take turns
         message.accept = tasks.accept
         consumer.strategies[message.headers["task"]](message)
         if torch.get_num_threads() != threads:  # the interrupted pass must go on as it began

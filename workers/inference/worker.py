@@ -1,16 +1,20 @@
 """Implement the inference worker: its start and end, and its heartbeat."""
 
 import gc
+import hashlib
+import logging
 import os
 import platform
 import resource
+import signal
 import threading
+import time
 
 import torch
 
 from core.broker.codec import pack
 from core.broker.connection import server_time
-from core.broker.keys import WORKERS
+from core.broker.keys import QUEUES, WORKERS, catalog_key, drain_key, queue_key
 from core.files import replace_text
 from core.histograms import HISTOGRAMS
 from core.log import best_effort
@@ -20,6 +24,11 @@ from workers.inference.batches import BatchRunner
 from workers.inference.context import InferenceContext
 from workers.inference.jobs import JobRunner
 from workers.inference.model_loader import ModelLoader
+
+log = logging.getLogger(__name__)
+
+# The list of versions in a worker's catalog is stored for so long, and again after this time.
+_CATALOG_TTL_S, _CATALOG_REFRESH_S = 3600, 900
 
 
 class InferenceWorker:
@@ -38,6 +47,7 @@ class InferenceWorker:
         self.receiving = False
         """Whether Celery's consumer has started to receive messages."""
         self._draining = False
+        self._catalog, self._catalog_scans, self._catalog_until = "", -1, 0.0
         self._beat = 0
         self._stopped = threading.Event()
         # apart, so that a job store that does not reply delays no heartbeat
@@ -84,6 +94,14 @@ class InferenceWorker:
             if thread.ident is not None:
                 thread.join(2)
         best_effort(lambda: self.context.queue_server.hdel(WORKERS, self.context.worker_id))
+        best_effort(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Move the messages for this worker to the queues of its group, where others receive them."""
+        client, worker_id, group = self.context.queue_server, self.context.worker_id, self.context.group
+        for queue in QUEUES:
+            while client.rpoplpush(queue_key(queue, worker_id), queue_key(queue, group)) is not None:
+                pass
 
     def _run_heartbeat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
@@ -97,10 +115,31 @@ class InferenceWorker:
     def _report(self) -> None:
         """Publish the heartbeat; after that, write the state to the file that health checks read."""
         self._publish_heartbeat()
+        self._check_drain()
         if file := self.context.settings.heartbeat_file:
             replace_text(file, self.state)
 
+    def _check_drain(self) -> None:
+        """Stop this process as SIGTERM does if a rollout of a version has asked for it."""
+        reason = None if self._draining else self.context.queue_server.get(drain_key(self.context.worker_id))
+        if reason is not None:
+            log.warning("stopping", extra={"reason": reason.decode() if isinstance(reason, bytes) else str(reason)})
+            self.drain()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _store_catalog(self) -> None:
+        """Store the list of versions that this worker may load, if it has changed, below its digest."""
+        registry, now = self.context.registry, time.monotonic()
+        if registry.scans == self._catalog_scans and now < self._catalog_until:
+            return
+        scans = registry.scans
+        refs = [ref for ref in registry.refs() if self.context.may_load(ref)]
+        digest = hashlib.sha256("\n".join(refs).encode()).hexdigest()[:24]
+        self.context.queue_server.set(catalog_key(digest), pack(refs), ex=_CATALOG_TTL_S)
+        self._catalog, self._catalog_scans, self._catalog_until = digest, scans, now + _CATALOG_REFRESH_S
+
     def _publish_heartbeat(self) -> None:
+        self._store_catalog()
         self._beat += 1
         model_cache = self.context.model_cache
         heartbeat = {
@@ -110,6 +149,11 @@ class InferenceWorker:
             "host": platform.node(),
             "pid": os.getpid(),
             "device": str(model_cache.device),
+            "device_kind": self.context.device_kind,
+            "group": self.context.group,
+            "models": list(self.context.models),
+            "catalog": self._catalog,
+            "free_bytes": model_cache.free_bytes,
             "running": list(self.batches.running),
             "capacity": model_cache.capacity(),
             "loading": list(self.loader.loading),

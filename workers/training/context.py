@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import redis
 from core.blobs import open_blobs
 from core.broker.codec import pack, unpack
 from core.broker.connection import connect, server_time
-from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
+from core.broker.keys import DRAIN_TTL_S, JOB_UPDATES, STREAM_LENGTH, WORKERS, drain_key, preview_key
 from core.catalog.registry import Registry
 from core.instance import is_shared
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
+from core.log import best_effort
 from core.settings import Settings, StatePaths
 from core.shared import open_datasets, open_runs, open_versions
 from core.storage import INSUFFICIENT_STORAGE
@@ -169,6 +171,14 @@ class JobContext:
         now = server_time(self.queue_server)
         heartbeats = {name.decode(): unpack(data) for name, data in packed.items()}
         return {name: one for name, one in heartbeats.items() if now - one["at"] < HEARTBEAT_AGE_S}
+
+    def drain_workers(self, worker_ids: list[str], reason: str) -> None:
+        """Make inference workers stop as they do at SIGTERM; their supervisor starts new ones.
+
+        If the queue server cannot be reached, they go on.
+        """
+        for worker_id in worker_ids:
+            best_effort(partial(self.queue_server.set, drain_key(worker_id), reason, ex=DRAIN_TTL_S))
 
     def scratch_folder(self, job: Job) -> Path:
         """Create the folder for the temporary files of an auxiliary job, and return its path.

@@ -10,14 +10,13 @@ import orjson
 import redis
 
 from core.catalog.cards import is_better, metrics_from_json
-from core.catalog.rollout import is_loaded, load_error, missing_workers
+from core.catalog.rollout import drain_reason, has_loaded, is_loaded, load_error, missing_workers, slow_workers
 from core.files import write_durably
 from core.jobs.records import Job
 from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
 from workers.training.run_folder import read_json
 
-LOAD_TIMEOUT_S = 60.0  # seconds after which a version is activated even if it is not loaded
 PROGRESS = 0.99  # progress of a job while its version is measured and activated
 
 Figures = list[dict[str, Any]]
@@ -39,6 +38,8 @@ class VersionPublisher:
         """Keep the worker's context and child processes; publish nothing yet."""
         self._context = context
         self._children = children
+        self.timeout_s = context.settings.rollout_timeout_s
+        """Time in which workers must load a version that becomes active."""
 
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> None:
         """Measure the last checkpoint in the run folder `folder`, and publish it as a version.
@@ -112,15 +113,16 @@ class VersionPublisher:
     def activate(self, job: Job, version: str, active: str | None) -> str:
         """Wait until the inference workers have loaded a version, then make it active.
 
-        After `LOAD_TIMEOUT_S` seconds the version becomes active even if a worker has not loaded
-        it. The result is "", or the reason why it did not become active: a worker could not load
-        it, or no worker is alive and there is an active version, `active`.
+        After `timeout_s` seconds, workers that have not loaded it are stopped, and it becomes active
+        on the others; an event says so. The result is "", or the reason why it did not become
+        active: a worker could not load it, or none has loaded it and there is an active version,
+        `active`.
         """
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"
         versions, stopping = self._context.versions, self._context.stopping
         versions.stage(name, version)
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline and not stopping.is_set():
             try:
                 workers = self._context.inference_workers()
@@ -135,11 +137,15 @@ class VersionPublisher:
                 break
             if (missing := missing_workers(workers, ref)) != waiting_for:
                 waiting_for = missing
-                text = f"waiting, at most {LOAD_TIMEOUT_S:.0f} s, for version {version} to be loaded: {missing}"
+                text = f"waiting, at most {self.timeout_s:.0f} s, for version {version} to be loaded: {missing}"
                 self._context.append_events(job, [message_event(text)], PROGRESS)
             time.sleep(0.1)
-        if active is not None and not workers:
+        if active is not None and not has_loaded(workers, ref) and not stopping.is_set():
             versions.unstage(name, version)
             return f"{missing_workers(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
+        if has_loaded(workers, ref) and (slow := slow_workers(workers, ref)) and not stopping.is_set():
+            reason = drain_reason(workers, ref, self.timeout_s)
+            self._context.append_events(job, [message_event(reason, version=version)], PROGRESS)
+            self._context.drain_workers(slow, reason)
         versions.activate(name, version)
         return ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from api.batching.batch_sender import BatchSender
+from api.batching.fleet import Fleet, WorkerState
 from api.batching.requests import InFlightBatch, PendingRequest
 from api.row_files import ROW_FILE_BYTES, array_bytes, cut_rows
 from core.blobs import open_blobs
@@ -38,7 +39,8 @@ class _Bench:
         entry = Registry(Path("checkpoints")).find(MODEL)
         assert isinstance(entry, ModelVersion)
         self.entry = entry
-        self.sender._scheduler.capacity[(entry.ref, "sample")] = CAPACITY
+        self.sender._scheduler.capacity["", entry.ref, "sample"] = CAPACITY
+        self.sender._scheduler.fleet = Fleet([WorkerState("w")])
 
     def submit(self, rows: int = ROWS) -> PendingRequest:
         """Submit a request to the batch sender."""
@@ -48,7 +50,7 @@ class _Bench:
 
     def batch(self, request: PendingRequest) -> InFlightBatch | None:
         """Return the next batch of a request's queue; None if there is none."""
-        return self.sender._scheduler.next_batch(request.queue, 1)
+        return self.sender._scheduler.next_batch(request.queue)
 
     async def complete(self, batch: InFlightBatch) -> None:
         """Report the batch's rows as a worker does."""

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.batching.fleet import IN_FLIGHT_PER_WORKER, Fleet, WorkerState
 from api.batching.requests import InFlightBatch, PendingRequest
-from api.batching.scheduler import IN_FLIGHT_PER_WORKER, BatchScheduler, Limits, QueueFullError
+from api.batching.scheduler import BatchScheduler, Limits, QueueFullError
 from core.catalog.cards import Card
 from core.catalog.registry import ModelVersion
 
@@ -37,10 +38,16 @@ class Clock:
         return self.now
 
 
-def scheduler(limits: Limits = WIDE, clock: Clock | None = None) -> BatchScheduler:
-    """Return an empty scheduler, with room for `LARGEST` rows per batch."""
+def workers(number: int) -> Fleet:
+    """Return a fleet of equal workers."""
+    return Fleet(WorkerState(f"w{index}", "group") for index in range(number))
+
+
+def scheduler(limits: Limits = WIDE, clock: Clock | None = None, number: int = 1) -> BatchScheduler:
+    """Return an empty scheduler for so many equal workers, with room for `LARGEST` rows per batch."""
     made = BatchScheduler(limits, clock or Clock())
-    made.capacity["model@1", "sample"] = (LARGEST, SLICE)
+    made.fleet = workers(number)
+    made.capacity["", "model@1", "sample"] = (LARGEST, SLICE)
     return made
 
 
@@ -86,7 +93,7 @@ class Run:
     def send(self) -> None:
         """Take all batches that the scheduler sends now, and check each one."""
         for queue in ("interactive", "bulk"):
-            while (batch := self.scheduler.next_batch(queue, 1)) is not None:
+            while (batch := self.scheduler.next_batch(queue)) is not None:
                 assert 0 < rows_of(batch) <= LARGEST
                 assert len({(part.request.key, part.request.queue) for part in batch.slices}) == 1
                 assert len(batch.slices) == 1 or not any(part.isolated for part in batch.slices)
@@ -187,7 +194,7 @@ def test_cancelling_costs_the_request_s_own_rows() -> None:
         made.cancel(one)
     assert time.process_time() - started < 1.0
     assert not len(made)
-    assert made.next_batch("interactive", 1) is None
+    assert made.next_batch("interactive") is None
 
 
 def test_an_abandoned_batch_is_named_once_nobody_waits_for_it() -> None:
@@ -198,7 +205,7 @@ def test_an_abandoned_batch_is_named_once_nobody_waits_for_it() -> None:
     first, second = request(), request()
     made.submit(first)
     made.submit(second)
-    batch = made.next_batch("interactive", 1)
+    batch = made.next_batch("interactive")
     assert batch is not None
     assert made.cancel(first) == []
     assert made.cancel(second) == [batch]
@@ -210,10 +217,11 @@ def test_rows_are_sliced_by_the_capacity_of_the_moment() -> None:
     that is known when its batch is sent.
     """
     made = BatchScheduler(WIDE, Clock())
+    made.fleet = workers(1)
     one = request(100)
     made.submit(one)
-    made.capacity["model@1", "sample"] = (64, 64)
-    batch = made.next_batch("bulk", 1)
+    made.capacity["", "model@1", "sample"] = (64, 64)
+    batch = made.next_batch("bulk")
     assert batch is not None
     assert [(part.first, part.rows) for part in batch.slices] == [(0, 64)]
     part = batch.slices[0].to_wire()
@@ -225,8 +233,8 @@ def test_images_are_cut_with_their_rows() -> None:
     made = scheduler()
     images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
     made.submit(PendingRequest(ENTRY, "sample", {}, 7, 40, {"images": images}, per=2))
-    made.next_batch("bulk", 1)
-    batch = made.next_batch("bulk", 1)
+    made.next_batch("bulk")
+    batch = made.next_batch("bulk")
     assert batch is not None
     part = batch.slices[0].to_wire()
     assert part.first == LARGEST
@@ -238,7 +246,7 @@ def test_images_are_cut_with_their_rows() -> None:
 
 def served(made: BatchScheduler, queue: Any = "interactive") -> list[str]:
     """Complete the next batch; return the owners of its slices."""
-    batch = made.next_batch(queue, 1)
+    batch = made.next_batch(queue)
     assert batch is not None
     finish(made, batch)
     return [part.request.owner for part in batch.slices]
@@ -280,7 +288,8 @@ def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
     rows does not starve those.
     """
     made = BatchScheduler(WIDE, Clock())
-    made.capacity["model@1", "sample"] = (100, 60)
+    made.fleet = workers(1)
+    made.capacity["", "model@1", "sample"] = (100, 60)
     clock = made._clock
     assert isinstance(clock, Clock)
     for _ in range(50):
@@ -288,7 +297,7 @@ def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
         clock.now += 0.01
     one = request(1, kind=0)
     made.submit(one)
-    batch = made.next_batch("interactive", 1)
+    batch = made.next_batch("interactive")
     assert batch is not None
     assert one in [part.request for part in batch.slices]
     finish(made, batch)
@@ -296,7 +305,7 @@ def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
     for _ in range(49):
         for _ in range(200):
             made.submit(request(1, kind=0))
-        batch = made.next_batch("interactive", 1)
+        batch = made.next_batch("interactive")
         assert batch is not None
         finish(made, batch)
         large += sum(part.rows == 60 for part in batch.slices)
@@ -319,7 +328,7 @@ def test_no_owner_starves(backlog: list[tuple[int, int, int]], rows: int) -> Non
     made.submit(victim)
     passed = 0
     while victim in made:
-        batch = made.next_batch("interactive", 1)
+        batch = made.next_batch("interactive")
         assert batch is not None
         finish(made, batch)
         passed += 1
@@ -405,22 +414,22 @@ def test_after_a_long_pass_the_next_waits_for_its_clients() -> None:
     made = scheduler(clock=clock)
     for _ in range(2):
         made.submit(request())
-    batch = made.next_batch("interactive", 1)
+    batch = made.next_batch("interactive")
     assert batch is not None
     clock.now = 1.0
     made.record_duration(batch, 1.0, multithreaded=False)
     finish(made, batch)
     made.submit(request())
-    assert made.next_batch("interactive", 1) is None
+    assert made.next_batch("interactive") is None
     assert made.wakeup_at == pytest.approx(1.15)
     made.submit(request())
-    full = made.next_batch("interactive", 1)
+    full = made.next_batch("interactive")
     assert full is not None
     assert rows_of(full) == 2
     finish(made, full)
     made.submit(request())
     clock.now = 1.16
-    assert made.next_batch("interactive", 1) is not None
+    assert made.next_batch("interactive") is not None
 
 
 ANY_SIZE = ModelVersion(
@@ -435,11 +444,11 @@ ANY_SIZE = ModelVersion(
 
 def test_tiles_of_any_size_run_alone() -> None:
     """A batch has one tile if tiles may have any size, also while the workers' capacity is unknown."""
-    made = scheduler()
+    made = scheduler(number=3)
     for _ in range(3):
         tiles = {"images": np.zeros((1, 3, 8, 8), np.uint8)}
         made.submit(PendingRequest(ANY_SIZE, "upscale", {}, 7, 1, tiles))
-    sizes = [rows_of(batch) for _ in range(3) if (batch := made.next_batch("interactive", 3)) is not None]
+    sizes = [rows_of(batch) for _ in range(3) if (batch := made.next_batch("interactive")) is not None]
     assert set(sizes) == {1}
 
 

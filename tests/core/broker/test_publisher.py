@@ -45,7 +45,7 @@ def test_a_message_is_the_one_that_send_task_stores(queue: Stack, task: str, arg
     sender.send_task(task, arguments, queue=queue_key("bulk"), ignore_result=True, retry=False)
     with redis.Redis.from_url(queue.queue_url) as client:
         stored: Any = client.rpop(queue_key("bulk"))
-    assert _comparable(task_message(task, "bulk", *arguments)) == _comparable(stored)
+    assert _comparable(task_message(task, queue_key("bulk"), *arguments)) == _comparable(stored)
 
 
 def _comparable(data: bytes) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.catalog.cards import REQUIRED_FIELDS
-from core.catalog.rollout import is_loaded, load_error
+from core.catalog.rollout import drain_reason, has_loaded, is_loaded, load_error, missing_workers, slow_workers
 from core.catalog.versions import Versions
 
 
@@ -74,6 +74,27 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     assert not is_loaded({"a": held, "b": other}, "m@2")
     assert is_loaded({"a": held, "b": failing}, "m@2")
     assert (load_error({"a": held, "b": failing}, "m@2"), load_error({"a": held}, "m@2")) == ("damaged", "")
+
+
+def test_workers_that_may_not_load_a_version_do_not_count() -> None:
+    """A worker whose `REVERIE_MODELS` leaves a model out is not waited for; if all do, the reason says so."""
+    held = {"state": "ready", "capacity": {"m@2": {}}, "models": ["m*"]}
+    other = {"state": "ready", "capacity": {}, "models": ["n"]}
+    assert is_loaded({"a": held, "b": other}, "m@2")
+    assert not is_loaded({"b": other}, "m@2")
+    assert "REVERIE_MODELS" in missing_workers({"b": other}, "m@2")
+
+
+def test_slow_workers_are_named() -> None:
+    """The reason names the ready workers that have not loaded the version; starting ones do not count."""
+    held = {"state": "ready", "capacity": {"m@2": {}}}
+    slow = {"state": "ready", "capacity": {}}
+    heartbeats = {"a": held, "b": slow, "c": {**slow, "state": "loading"}}
+    assert slow_workers(heartbeats, "m@2") == ["b"]
+    assert has_loaded(heartbeats, "m@2")
+    assert drain_reason(heartbeats, "m@2", 60) == (
+        "1 of 2 inference workers had not loaded m@2 after 60 s and is stopped: b"
+    )
 
 
 def test_cleanup_keeps_versions(tmp_path: Path) -> None:

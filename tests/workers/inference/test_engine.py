@@ -3,6 +3,7 @@ shipped model and a faulty one.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.stack import checkpoints, share_plans
 from tests.workers.inference.loading import load_and_measure
 from workers.inference import engine
 from workers.inference.loaded_model import BatchPlan, LoadedModel
-from workers.inference.model_cache import ModelCache
+from workers.inference.model_cache import ModelCache, NoRoomError
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
 
 
 def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
-    """With a memory budget for one model, loading a second one unloads the first."""
+    """With a memory budget for one model, loading a second one unloads the first, unless it is pinned."""
     folder = checkpoints(tmp_path / "c")
     share_plans(tmp_path, tmp_path)
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
@@ -153,6 +154,15 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     held.get(entries["faulty"], "sample")
     held.get(entries["vae-mnist-2d"], "sample")
     assert list(held.capacity()) in (["vae-mnist-2d@1"], ["faulty@1", "vae-mnist-2d@1"])
+    pinned = Settings(
+        checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget, pinned_models="vae-*"
+    )
+    held = ModelCache(pinned)
+    large = replace(entries["vae-mnist-2d"], version="2")
+    held.get(entries["vae-mnist-2d"], "sample")
+    with pytest.raises(NoRoomError, match="beside its pinned models"):
+        held.get(replace(large, name="other"), "sample")
+    assert list(held.capacity()) == ["vae-mnist-2d@1"]
     models.__path__.remove(str(families))
 
 

@@ -241,7 +241,7 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     """Without a worker that loads the new version, the old one stays active, and messages say
     why.
     """
-    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(trainer.publisher, "timeout_s", 3.0)
     beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = claimed_job(trainer, row())
@@ -255,13 +255,37 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     assert trainer.context.versions.pointers().get("m", {}) == {}
 
 
+def test_a_slow_worker_is_stopped_when_a_version_becomes_active(
+    trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If only some workers have loaded a version in time, the others are stopped, an event names them, and
+    the version becomes active. If none has, it does not become active.
+    """
+    monkeypatch.setattr(trainer.publisher, "timeout_s", 0.3)
+    stopped: list[str] = []
+    monkeypatch.setattr(trainer.context, "drain_workers", lambda ids, _reason: stopped.extend(ids))
+    slow: dict[str, Any] = {"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}
+    workers = {"slow": slow, "fast": {**slow, "capacity": {"m@2": {}}}}
+    trainer.context.inference_workers = lambda: workers  # type: ignore[method-assign]
+    job = claimed_job(trainer, row())
+    trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
+    texts = [one.data["message"] for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+    assert stopped == ["slow"]
+    assert "1 of 2 inference workers had not loaded m@2" in texts[-2]
+    assert texts[-1] == "version 2 is published and active"
+    assert trainer.context.versions.pointers()["m"] == {"serves": "2"}
+    del workers["fast"]
+    trainer.publisher.apply_policy(job, "always", "3", Measurement(), "2")
+    assert (stopped, trainer.context.versions.pointers()["m"]) == (["slow"], {"serves": "2"})
+
+
 def test_the_first_version_of_a_name_serves_without_a_worker(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first version of a name becomes active without a worker, because no other version could
     stay active.
     """
-    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(trainer.publisher, "timeout_s", 0.5)
     trainer.context.inference_workers = dict  # type: ignore[method-assign]
     trainer.publisher.apply_policy(claimed_job(trainer, row()), "if better", "1", Measurement(), None)
     assert trainer.context.versions.pointers()["m"] == {"serves": "1"}

@@ -1,0 +1,240 @@
+"""Chooses the queues of the workers that can run a request, by what workers announce.
+
+Workers with the same device kind and the same `REVERIE_MODELS` form a group, which has queues that
+all of its workers read. A batch goes to such a queue if each worker of the group can run it equally
+well: whoever is free first takes it. Otherwise it goes to the queue of one worker, preferably of one
+that has the model in memory. Nothing here does I/O.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.broker.keys import QueueName
+from core.catalog.model_names import may_load
+
+IN_FLIGHT_PER_WORKER = 2  # batches in flight per worker and queue: one that runs and one that waits
+
+ANY_KIND = ""
+"""The device kind of workers of releases that announce none, and of requests that may run on any."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker announces about the versions that it can run.
+
+    `models` are the patterns of its `REVERIE_MODELS`, empty without restriction. `catalog` has the
+    versions (`name@version`) that it knows, or None if that is not known here; `loaded` those in
+    its memory, and `free_bytes` is what is left of its memory budget. `group` is empty for a worker
+    of a release without groups, which has no queue of its own.
+    """
+
+    id: str
+    group: str = ""
+    device_kind: str = ANY_KIND
+    models: tuple[str, ...] = ()
+    catalog: frozenset[str] | None = None
+    loaded: frozenset[str] = frozenset()
+    free_bytes: int = 0
+
+    @classmethod
+    def of(cls, worker_id: str, heartbeat: Mapping[str, Any], catalogs: Mapping[str, frozenset[str]]) -> "WorkerState":
+        """Return the state in a heartbeat; `catalogs` has the known catalogs, keyed by digest."""
+        return cls(
+            worker_id,
+            heartbeat.get("group", ""),
+            heartbeat.get("device_kind", ANY_KIND),
+            tuple(heartbeat.get("models", ())),
+            catalogs.get(heartbeat.get("catalog", "")),
+            frozenset(heartbeat["capacity"]),
+            heartbeat.get("free_bytes", 0),
+        )
+
+    def may_load(self, ref: str) -> bool:
+        """Return whether the worker's settings allow the version."""
+        return may_load(self.models, ref)
+
+    def lists(self, ref: str) -> bool:
+        """Return whether the version is in the worker's catalog, as far as that is known."""
+        return self.catalog is None or ref in self.catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Queues to which batches are sent: those of a group, or of one worker (`name` is its id).
+
+    `workers` is the number of workers that read them, and `group_workers` that of the group.
+    """
+
+    name: str
+    group: str
+    workers: int
+    group_workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where batches of a version can be sent, on one device kind.
+
+    `preferred` are the workers that have loaded the version or, if none has, all that can. If these
+    are busy, batches of the bulk queue are sent to `others` too, which load the version then.
+    Interactive batches are sent to the `roomy` ones among them, which need not unload another model
+    for it. `workers` is the number of all of these workers.
+    """
+
+    preferred: tuple[Target, ...]
+    others: tuple[Target, ...]
+    roomy: tuple[Target, ...]
+    workers: int
+
+    def alternatives(self, queue: QueueName) -> tuple[Target, ...]:
+        """Return the targets for batches of a queue if the preferred workers are busy."""
+        return self.others if queue == "bulk" else self.roomy
+
+
+class Fleet:
+    """The workers that receive batches, and the routes of versions to them. It never changes."""
+
+    def __init__(
+        self, workers: Iterable[WorkerState] = (), rejections: Collection[tuple[str, str]] = frozenset()
+    ) -> None:
+        """Group the workers. `rejections` has pairs (worker id, version) that are not routed."""
+        self.states = tuple(workers)
+        self.rejections = frozenset(rejections)
+        self._sizes = Counter(worker.group for worker in self.states)
+        self._ids = frozenset(worker.id for worker in self.states)
+        self._routes: dict[tuple[str, str], Route | None] = {}
+        self._kinds: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of workers."""
+        return len(self.states)
+
+    def kinds(self, ref: str) -> tuple[str, ...]:
+        """Return the device kinds that can run a version, the preferred ones first.
+
+        Kinds with a worker that has loaded the version are preferred, then those with more workers.
+        """
+        if (known := self._kinds.get(ref)) is None:
+            able = self._able(ref, ANY_KIND)
+            loaded = {worker.device_kind for worker in able if ref in worker.loaded}
+            numbers = Counter(worker.device_kind for worker in able)
+            order = sorted(numbers, key=lambda kind: (kind not in loaded, -numbers[kind], kind))
+            # a request on workers of an earlier release could not be kept to one kind
+            known = self._kinds[ref] = tuple([kind for kind in order if kind != ANY_KIND] or order)
+        return known
+
+    def route(self, ref: str, kind: str, size_bytes: int = 0) -> Route | None:
+        """Return the route of a version on a device kind; None if no worker can run it.
+
+        `size_bytes` is the size of the version in memory.
+        """
+        key = (ref, kind)
+        if key not in self._routes:
+            self._routes[key] = self._find_route(ref, kind, size_bytes)
+        return self._routes[key]
+
+    def workers_by_kind(self, ref: str) -> Counter[str]:
+        """Return the number of workers that can run a version, keyed by device kind."""
+        return Counter(worker.device_kind for worker in self._able(ref, ANY_KIND))
+
+    def can_run(self, ref: str, kind: str) -> bool:
+        """Return whether a worker of a device kind can run a version."""
+        kinds = self.kinds(ref)
+        return bool(kinds) if kind == ANY_KIND else kind in kinds
+
+    def has_target(self, target: Target) -> bool:
+        """Return whether a worker still reads the queues of a target."""
+        return target.name in self._ids or target.name in self._sizes
+
+    @property
+    def groups(self) -> Mapping[str, int]:
+        """The number of workers of each group, keyed by its name."""
+        return self._sizes
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of all groups, and of all workers with queues of their own."""
+        return [*self._sizes, *(worker.id for worker in self.states if worker.group)]
+
+    def _able(self, ref: str, kind: str) -> list[WorkerState]:
+        """Return the workers of a kind that can run a version.
+
+        If the version is in no catalog, it may have been published just now: then these are all
+        workers whose settings allow it.
+        """
+        allowed = [
+            worker
+            for worker in self.states
+            if kind in (ANY_KIND, worker.device_kind)
+            and worker.may_load(ref)
+            and (worker.id, ref) not in self.rejections
+        ]
+        return [worker for worker in allowed if worker.lists(ref)] or allowed
+
+    def _find_route(self, ref: str, kind: str, size_bytes: int) -> Route | None:
+        able = self._able(ref, kind)
+        if not able:
+            return None
+        loaded = [worker for worker in able if ref in worker.loaded]
+        others = [worker for worker in able if ref not in worker.loaded] if loaded else []
+        roomy = [worker for worker in others if worker.free_bytes >= size_bytes]
+        return Route(self._targets(loaded or able), self._targets(others), self._targets(roomy), len(able))
+
+    def _targets(self, workers: list[WorkerState]) -> tuple[Target, ...]:
+        """Return the queues of groups that are complete in `workers`, and those of other workers."""
+        groups: dict[str, list[WorkerState]] = defaultdict(list)
+        for worker in workers:
+            groups[worker.group].append(worker)
+        targets: list[Target] = []
+        for group, members in groups.items():
+            size = self._sizes[group]
+            if len(members) == size or not group:
+                targets.append(Target(group, group, size, size))
+            else:
+                targets += [Target(worker.id, group, 1, size) for worker in members]
+        return tuple(targets)
+
+
+class InFlightCounts:
+    """Counts the batches in flight, and finds targets with room for another one.
+
+    A group has room for `IN_FLIGHT_PER_WORKER` batches per worker and queue, no matter whether they
+    were sent to the group or to one of its workers.
+    """
+
+    def __init__(self) -> None:
+        self._queues: Counter[QueueName] = Counter()
+        self._groups: Counter[tuple[QueueName, str]] = Counter()
+        self._targets: Counter[tuple[QueueName, str]] = Counter()
+
+    def add(self, queue: QueueName, target: Target, number: int = 1) -> None:
+        """Add `number` to the counts of a target."""
+        self._queues[queue] += number
+        for counts, key in ((self._groups, (queue, target.group)), (self._targets, (queue, target.name))):
+            counts[key] += number
+            if not counts[key]:
+                del counts[key]
+
+    def total(self, queue: QueueName) -> int:
+        """Return the number of batches of a queue that are in flight."""
+        return self._queues[queue]
+
+    def free_target(self, queue: QueueName, route: Route) -> Target | None:
+        """Return the target to which the next batch of a route is sent; None if none has room.
+
+        It is the one with the fewest batches in flight per worker.
+        """
+        for targets in (route.preferred, route.alternatives(queue)):
+            free = [target for target in targets if self._has_room(queue, target)]
+            if len(free) > 1:
+                return min(free, key=lambda target: self._targets[queue, target.name] / target.workers)
+            if free:
+                return free[0]
+        return None
+
+    def _has_room(self, queue: QueueName, target: Target) -> bool:
+        group_limit = IN_FLIGHT_PER_WORKER * target.group_workers
+        own_limit = IN_FLIGHT_PER_WORKER * target.workers
+        return self._groups[queue, target.group] < group_limit and self._targets[queue, target.name] < own_limit

@@ -1,0 +1,177 @@
+"""Workers that differ: in the models that they may load, in what they have loaded, and in their kind of
+device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from core.broker.codec import unpack
+from core.broker.keys import WORKERS, drain_key
+from tests.stack import Stack
+from tests.waiting import wait_until
+
+FIRST, SECOND = "vae-mnist-2d*, faulty", "tiny,faulty"
+BODY = {"model": "tiny", "seed": 3}
+
+
+@contextlib.contextmanager
+def settings(stack: Stack, **values: str) -> Iterator[None]:
+    """Change the settings of the processes that start within the block."""
+    before = dict(stack.environment)
+    stack.environment.update({f"REVERIE_{name.upper()}": value for name, value in values.items()})
+    try:
+        yield
+    finally:
+        stack.environment = before
+
+
+def start_second(stack: Stack, **values: str) -> None:
+    """Start the second worker, and wait until it is ready."""
+    with settings(stack, **{"models": SECOND, **values}):
+        stack.start("inference", "second")
+    wait_until(lambda: stack.serves("second"), "the second worker is ready")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with two workers for different models; both may load `faulty`."""
+    running = Stack(tmp_path_factory.mktemp("fleet"), workers=(), device_wait_s="2", sync_timeout_s="60")
+    try:
+        running.start("queue")
+        running.wait_queue()
+        running.start("api")
+        with settings(running, models=FIRST):
+            running.start("inference")
+        start_second(running)
+        running.wait_ready()
+        wait_until(lambda: running.serves("inference"), "the first worker is ready")
+        yield running
+    finally:
+        running.down()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    """An HTTP client of the service."""
+    with httpx.Client(base_url=stack.url, timeout=180) as opened:
+        yield opened
+
+
+def heartbeat(stack: Stack, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the id and the heartbeat of a worker."""
+    with redis.Redis(port=stack.queue_port) as queue:
+        for worker_id, packed in queue.hgetall(WORKERS).items():
+            if f"-{stack.parts[name].pid}-" in worker_id.decode():
+                return worker_id.decode(), unpack(packed)
+    raise LookupError(name)
+
+
+def batches(stack: Stack) -> tuple[int, int]:
+    """Return the number of batches that each of the two workers has run."""
+    first, second = (sum(line.get("event") == "batch" for line in stack.log(name)) for name in ("inference", "second"))
+    return first, second
+
+
+def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: httpx.Client) -> None:
+    """Each of two restricted workers loads and runs its own models only, and a request for a model of
+    either succeeds.
+    """
+    wait_until(lambda: set(heartbeat(stack, "second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
+    assert all(ref.startswith(("tiny", "faulty")) for ref in heartbeat(stack, "second")[1]["capacity"])
+    before = batches(stack)
+    for model, number in (("tiny", 3), ("vae-mnist-2d", 2)):
+        for seed in range(number):
+            assert client.post("/v1/samples", json={"model": model, "seed": seed}).status_code == 200
+    expected = before[0] + 2, before[1] + 3
+    wait_until(lambda: batches(stack) == expected, "each worker has run the batches of its models")
+
+
+def test_a_request_that_no_worker_can_run_is_rejected(stack: Stack, client: httpx.Client) -> None:
+    """A model that all live workers leave out is 503 with `Retry-After` and what would work; a job
+    waits, says why, and runs when a worker comes.
+    """
+    rejected = client.post("/v1/samples", json={"model": "enlarge", "seed": 1})
+    if rejected.status_code == 422:  # it has no samples
+        rejected = client.post("/v1/upscales", files={"image": _picture()}, data={"model": "enlarge"})
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "5"), rejected.text
+    assert "Prefer: respond-async" in rejected.json()["detail"]
+    stack.kill("second")
+    job = client.post("/v1/samples", json=BODY, headers={"Prefer": "respond-async"}).json()
+    path = f"/v1/jobs/{job['id']}"
+    wait_until(lambda: "has tiny@1" in str(client.get(path).json()["waiting_reason"]), "the job says why it waits")
+    response = wait_until(lambda: _rejected(client), "requests for the model are rejected")
+    assert "no running inference worker can run tiny@1" in response.json()["detail"]
+    start_second(stack)
+    wait_until(lambda: client.get(path).json()["status"] == "succeeded", "the job runs on the new worker")
+    assert client.post("/v1/samples", json=BODY).status_code == 200
+
+
+def _rejected(client: httpx.Client) -> httpx.Response | None:
+    response = client.post("/v1/samples", json=BODY, headers={"Prefer": "wait=1"})
+    return response if response.status_code == 503 else None
+
+
+def _picture() -> bytes:
+    import numpy as np
+
+    from core.imaging.pictures import png
+
+    return png(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> None:
+    """Responses name the device kind. When the worker of a request's kind is gone for good, the request
+    begins again on another kind, with a header that says so; so does a job, with an event.
+    """
+    stack.kill("second")
+    start_second(stack, threads="2")
+    kinds = [heartbeat(stack, name)[1]["device_kind"] for name in ("inference", "second")]
+    assert len(set(kinds)) == 2
+    slow = {"model": "faulty", "options": {"seconds": 0.2}, "count": 1500}
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(client.post, "/v1/samples", json={**slow, "seed": seed}) for seed in range(2)]
+        jobs = [
+            client.post("/v1/samples", json={**slow, "seed": seed}, headers={"Prefer": "respond-async"})
+            for seed in (2, 3)
+        ]
+        paths = [job.headers["location"] for job in jobs]
+        chosen = [job.headers["reverie-device-kind"] for job in jobs]
+        assert set(chosen) <= set(kinds)
+        wait_until(lambda: all(client.get(path).json()["progress"] > 0 for path in paths), "the jobs have begun")
+        stack.kill("second")
+        responses = [one.result() for one in sent]
+    assert [one.status_code for one in responses] == [200, 200]
+    assert {one.headers["reverie-device-kind"] for one in responses} == {kinds[0]}
+    restarts = [one.headers.get("reverie-restarts") for one in responses]
+    assert "1" in restarts
+    for path, kind in zip(paths, chosen, strict=True):
+        job = wait_until(lambda path=path: _ended(client, path), "the job ends")  # type: ignore[misc]
+        assert (job["status"], job["device_kind"]) == ("succeeded", kinds[0])
+        if kind != kinds[0]:
+            events = client.get(f"{path}/events", headers={"Accept": "text/event-stream"}).text
+            assert "it starts again at row 0" in events or "restarted" in events
+    start_second(stack)
+
+
+def _ended(client: httpx.Client, path: str) -> dict[str, Any] | None:
+    job: dict[str, Any] = client.get(path).json()
+    return job if job["finished_at"] else None
+
+
+def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
+    """The key that a rollout sets for a slow worker makes it exit with status 0, as SIGTERM does, and its
+    log has the reason.
+    """
+    worker_id, _ = heartbeat(stack, "second")
+    with redis.Redis(port=stack.queue_port) as queue:
+        queue.set(drain_key(worker_id), "it was too slow")
+    assert stack.parts["second"].wait(60) == 0
+    assert any(line.get("reason") == "it was too slow" for line in stack.log("second"))
