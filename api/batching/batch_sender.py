@@ -492,6 +492,7 @@ class BatchSender:
 
         The latter begin again at their first row, so that all of their rows are of one kind.
         """
+        self._lost = {key: since for key, since in self._lost.items() if not self._scheduler.fleet.can_run(*key)}
         for ref, kind in list(self._scheduler.waiting_by_kind):
             if kind == ANY_KIND:
                 moved = [one for one in self._scheduler.waiting_on(ref, kind) if one.unsent_rows == one.rows]

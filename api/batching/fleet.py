@@ -104,7 +104,7 @@ class Fleet:
         self.rejections = frozenset(rejections)
         self._sizes = Counter(worker.group for worker in self.states)
         self._ids = frozenset(worker.id for worker in self.states)
-        self._routes: dict[tuple[str, str], Route | None] = {}
+        self._routes: dict[tuple[str, str, int], Route | None] = {}
         self._kinds: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class Fleet:
 
         `size_bytes` is the size of the version in memory.
         """
-        key = (ref, kind)
+        key = (ref, kind, size_bytes)
         if key not in self._routes:
             self._routes[key] = self._find_route(ref, kind, size_bytes)
         return self._routes[key]

@@ -111,7 +111,7 @@ def test_a_request_that_no_worker_can_run_is_rejected(stack: Stack, client: http
     assert "no running inference worker can run tiny@1" in response.json()["detail"]
     start_second(stack)
     wait_until(lambda: client.get(path).json()["status"] == "succeeded", "the job runs on the new worker")
-    assert client.post("/v1/samples", json=BODY).status_code == 200
+    wait_until(lambda: client.post("/v1/samples", json=BODY).status_code == 200, "requests are accepted again")
 
 
 def _rejected(client: httpx.Client) -> httpx.Response | None:
@@ -125,6 +125,27 @@ def _picture() -> bytes:
     from core.imaging.pictures import png
 
     return png(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Client) -> None:
+    """Both workers that may load a model run batches of one job, and its rows are those of a request that
+    one worker has run.
+    """
+    body = {"model": "faulty", "count": 900, "seed": 5, "options": {"seconds": 0.1}}
+    wait_until(lambda: all(_has(stack, name, "faulty@1") for name in ("inference", "second")), "both have the model")
+    before = batches(stack)
+    job = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
+    ended = wait_until(lambda: _ended(client, job.headers["location"]), "the job ends")
+    assert ended["status"] == "succeeded"
+    wait_until(
+        lambda: min(after - first for after, first in zip(batches(stack), before, strict=True)) > 1, "both ran it"
+    )
+    few = client.post("/v1/samples", json={**body, "count": 5}).json()["images"]
+    assert client.get(f"{job.headers['location']}/result").json()["images"][:5] == few
+
+
+def _has(stack: Stack, name: str, ref: str) -> bool:
+    return ref in heartbeat(stack, name)[1]["capacity"]
 
 
 def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> None:

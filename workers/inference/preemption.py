@@ -103,7 +103,7 @@ class Preemption:
         if consumer is None:
             return
         tasks = consumer.task_consumer
-        if not tasks.channel.client.exists(*self._keys):  # one round trip for all queues
+        if not _may_have_messages(tasks.channel, self._keys):
             return
         messages = (tasks.channel.basic_get(key, no_ack=True) for key in self._keys)
         message = next((one for one in messages if one is not None), None)
@@ -114,3 +114,12 @@ class Preemption:
         consumer.strategies[message.headers["task"]](message)
         if torch.get_num_threads() != threads:  # the interrupted pass must go on as it began
             torch.set_num_threads(threads)
+
+
+def _may_have_messages(channel: Any, keys: Sequence[str]) -> bool:
+    """Return whether one of several queues has a message, by one round trip to the queue server.
+
+    Transports of kombu other than that of Redis have no client: then the queues must be read.
+    """
+    client = getattr(channel, "client", None)
+    return client is None or bool(client.exists(*keys))

@@ -1,0 +1,284 @@
+"""Measure several workers: throughput by their number, and one owner's latency beside another's jobs.
+
+    python benchmarks/fleet.py heavy [--write]     # rows/s of a heavy model with one and with two workers
+    python benchmarks/fleet.py small [--write]     # a small decoder with 1 + 1 and with 2 + 2 processes
+    python benchmarks/fleet.py owners [--write]    # single samples beside two jobs of 50 000
+
+Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker that
+does not take part is stopped by SIGSTOP. With `--write` the figures are added to docs/results/fleet.json,
+of which docs/results/fleet.md is made. CPU time is that of /proc. `small` needs `wrk`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from serving import client as load
+from serving import facts
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.stack import Stack, free_port  # noqa: E402 - after the path is known
+from tests.waiting import wait_until  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results" / "fleet"
+HEAVY_LAYERS, HEAVY_ROWS, CLIENTS, SECONDS = 5, 64, 6, 8
+JOB_ROWS, JOBS = 50_000, 2
+
+Figures = dict[str, Any]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which a share of the values is."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def running(scratch: Path, workers: int, **settings: str) -> Stack:
+    """Start a service with so many workers, and wait until it is ready."""
+    stack = Stack(scratch / "service", workers=("inference",), log_level="warning", threads="1", **settings)
+    stack.up()
+    for number in range(1, workers):
+        stack.start("inference", f"inference-{number}")
+        wait_until(lambda name=f"inference-{number}": stack.serves(name), "a worker is ready")  # type: ignore[misc]
+    stack.wait_ready()
+    return stack
+
+
+def cpu_s(stack: Stack, parts: Sequence[str]) -> float:
+    """Return the CPU-seconds of parts of a service and of this process with its children."""
+    pids = [stack.parts[part].pid for part in parts]
+    used = sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+    return used + sum(os.times()[:4])
+
+
+def pause(stack: Stack, names: Sequence[str]) -> None:
+    """Stop workers; wait until the API has noticed, and for as long as lost batches need."""
+    for name in names:
+        stack.parts[name].send_signal(signal.SIGSTOP)
+    time.sleep(2.5 if names else 0)
+
+
+def resume(stack: Stack, names: Sequence[str]) -> None:
+    """Let stopped workers go on."""
+    for name in names:
+        stack.parts[name].send_signal(signal.SIGCONT)
+    time.sleep(1.5 if names else 0)
+
+
+# --- a heavy model ---
+
+
+def requests_in(url: str, body: Figures, seconds: float, clients: int) -> int:
+    """Send requests over so many connections for some seconds; return how many were done in that time."""
+    until, done, lock = time.monotonic() + seconds, [0], threading.Lock()
+    netloc = url.removeprefix("http://")
+    headers = {"Content-Type": "application/json", "Accept": "application/x-npz"}
+
+    def send(number: int) -> None:
+        connection = http.client.HTTPConnection(netloc, timeout=60)
+        seed = number * 100_000
+        while time.monotonic() < until:
+            seed += 1
+            connection.request("POST", "/v1/samples", json.dumps({**body, "seed": seed}), headers)
+            response = connection.getresponse()
+            response.read()
+            if response.status != http.HTTPStatus.OK:
+                raise RuntimeError(f"status {response.status}")
+            with lock:
+                done[0] += time.monotonic() < until
+        connection.close()
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done[0]
+
+
+def heavy(scratch: Path) -> Figures:
+    """Return rows/s of a heavy model with one worker and with two, one thread each."""
+    folder = scratch / "models"
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "checkpoint.py"), str(folder), "vae-heavy"]
+    subprocess.run([*command, *["4096"] * HEAVY_LAYERS], check=True, env={"PYTHONPATH": str(ROOT)}, timeout=300)
+    stack = running(scratch, 2, checkpoints=str(folder))
+    try:
+        body, rounds = {"model": "vae-heavy", "count": HEAVY_ROWS}, []
+        requests_in(stack.url, body, 12, CLIENTS)  # batch plans are measured meanwhile
+        for _ in range(3):
+            pause(stack, ["inference-1"])
+            requests_in(stack.url, body, 3, CLIENTS)  # a message that the stopped worker has taken is sent again
+            one = HEAVY_ROWS * requests_in(stack.url, body, SECONDS, CLIENTS) / SECONDS
+            resume(stack, ["inference-1"])
+            requests_in(stack.url, body, 2, CLIENTS)
+            before = cpu_s(stack, ["api", "queue"])
+            two = HEAVY_ROWS * requests_in(stack.url, body, SECONDS, CLIENTS) / SECONDS
+            rounds.append((one, two, (cpu_s(stack, ["api", "queue"]) - before) / SECONDS))
+    finally:
+        stack.down()
+    one, two, cores = (statistics.median(values) for values in zip(*rounds, strict=True))
+    ratio = statistics.median(second / first for first, second, _ in rounds)
+    return {"one": one, "two": two, "ratio": ratio, "cores": cores, "must": 1.8 * (1 - cores / 2)}
+
+
+# --- a small decoder ---
+
+
+def wrk_sum(urls: Sequence[str], model: str, connections: int, seconds: float) -> float:
+    """Return the requests per second of wrk on each of these services together."""
+    results: list[load.Load] = []
+
+    def drive(url: str) -> None:
+        target = load.Target(f"{url}/v1/samples", "fields", model)
+        results.append(load.drive(target, connections // len(urls), seconds))
+
+    threads = [threading.Thread(target=drive, args=(url,)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if any(one.non_2xx or one.socket_errors for one in results):
+        raise SystemExit("there were error responses")
+    return sum(one.requests_per_s for one in results)
+
+
+def small(scratch: Path) -> Figures:
+    """Return requests/s of a small decoder with one API process and worker, and with two of each."""
+    load.wrk_path()
+    stack = running(scratch, 2)
+    port = free_port()
+    stack.environment["REVERIE_PORT"] = str(port)
+    stack.start("api", "api-1")
+    urls = [stack.url, f"http://127.0.0.1:{port}"]
+    try:
+        wait_until(lambda: _ready(urls[1]), "the second API process is ready")
+        wrk_sum(urls, "vae-mnist-2d", 64, 3)
+        rounds = []
+        for _ in range(6):
+            pause(stack, ["inference-1"])
+            wrk_sum(urls[:1], "vae-mnist-2d", 64, 2)  # a message that the stopped worker has taken is sent again
+            one = wrk_sum(urls[:1], "vae-mnist-2d", 64, 4)
+            resume(stack, ["inference-1"])
+            rounds.append((one, wrk_sum(urls, "vae-mnist-2d", 64, 4)))
+    finally:
+        stack.down()
+    one, two = (statistics.median(values) for values in zip(*rounds, strict=True))
+    return {"one": one, "two": two, "ratio": statistics.median(b / a for a, b in rounds), "must": 0.95}
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == http.HTTPStatus.OK
+    except httpx.HTTPError:
+        return False
+
+
+# --- two owners ---
+
+
+def owners(scratch: Path) -> Figures:
+    """Return latencies of single samples without other work and beside two large jobs of another client."""
+    stack = running(scratch, 2)
+    try:
+        with httpx.Client(base_url=stack.url, timeout=120) as client:
+            singles(client, 5)
+            idle = singles(client, 15)
+            headers = {"Prefer": "respond-async"}
+            body = {"model": "vae-mnist-2d", "count": JOB_ROWS}
+            made = [client.post("/v1/samples", json={**body, "seed": seed}, headers=headers) for seed in range(JOBS)]
+            paths, started = [one.headers["location"] for one in made], time.monotonic()
+            busy: list[float] = []
+            while any(client.get(path).json()["finished_at"] is None for path in paths):
+                busy += singles(client, 1)
+                if time.monotonic() - started > 60:
+                    break
+            took_s = time.monotonic() - started
+    finally:
+        stack.down()
+    numbers = {"idle": idle, "busy": busy}
+    figures: Figures = {f"{name}_p50_ms": 1e3 * percentile(values, 0.5) for name, values in numbers.items()}
+    figures |= {f"{name}_p99_ms": 1e3 * percentile(values, 0.99) for name, values in numbers.items()}
+    figures |= {"samples_busy": len(busy), "jobs_s": took_s, "must": 3.0}
+    return figures | {"ratio": figures["busy_p99_ms"] / figures["idle_p99_ms"]}
+
+
+def singles(client: httpx.Client, seconds: float) -> list[float]:
+    """Send single samples for some seconds, fifty a second at most; return their latencies in seconds."""
+    until, taken = time.monotonic() + seconds, []
+    while (started := time.monotonic()) < until:
+        response = client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": len(taken)})
+        response.raise_for_status()
+        taken.append(time.monotonic() - started)
+        time.sleep(max(0.0, 0.02 - taken[-1]))
+    return taken
+
+
+# --- the page ---
+
+MEASURES: dict[str, Callable[[Path], Figures]] = {"heavy": heavy, "small": small, "owners": owners}
+
+
+def page(results: dict[str, Figures]) -> list[str]:
+    """Return the lines of the page with all figures."""
+    lines = ["# Several workers", "", "| figure | measured | must |", "| --- | --- | --- |"]
+    if one := results.get("heavy"):
+        lines.append(
+            f"| `vae-heavy`, one thread a worker, requests of {HEAVY_ROWS} rows: rows/s with 1 and 2 workers | "
+            f"{one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** (API, queue and client used "
+            f"c = {one['cores']:.2f} cores) | ≥ 1.8 × (1 − c/2) = {one['must']:.2f} |"
+        )
+    if one := results.get("small"):
+        lines.append(
+            "| small decoder, 64 connections: requests/s with 1 API process + 1 worker, and 2 + 2 | "
+            f"{one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** | ≥ 0.95× |"
+        )
+    if one := results.get("owners"):
+        lines.append(
+            f"| single samples, alone and beside {JOBS} jobs of {JOB_ROWS:,} samples: p50, p99 | "
+            f"{one['idle_p50_ms']:.1f}, {one['idle_p99_ms']:.1f} ms → {one['busy_p50_ms']:.1f}, "
+            f"{one['busy_p99_ms']:.1f} ms, p99 **{one['ratio']:.2f}×** | ≤ 3× |"
+        )
+    lines += ["", "Medians of rounds; both sides alternately, on the same processes."]
+    for name, one in results.items():
+        lines.append(f"`{name}`: {one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}.")
+    return [*lines, "", "Made by `python benchmarks/fleet.py … --write`."]
+
+
+def main() -> None:
+    """Measure one figure and print it; with `--write`, also write the results' page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=MEASURES)
+    parser.add_argument("--write", action="store_true", help="write docs/results/fleet.md and .json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        figures = MEASURES[arguments.figure](Path(folder))
+    machine = facts.machine()
+    figures |= {"date": facts.now(), "cpu": machine["cpu"], "cores_of_machine": machine["cores"]}
+    figures["commit"] = facts.commit()
+    print(json.dumps(figures, indent=1))
+    if arguments.write:
+        file = RESULTS.with_suffix(".json")
+        results = json.loads(file.read_text()) if file.exists() else {}
+        results[arguments.figure] = figures
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text("\n".join(page(results)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
