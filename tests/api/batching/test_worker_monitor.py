@@ -74,7 +74,7 @@ def test_a_rejection_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert route is not None
     assert [one.name for one in route.preferred] == ["b"]
     later = time.monotonic() + 2 * worker_monitor._REJECTION_S
-    monkeypatch.setattr(worker_monitor.time, "monotonic", lambda: later)
+    monkeypatch.setattr("api.batching.worker_monitor.time.monotonic", lambda: later)
     update(monitor, a={}, b={})
     route = monitor.fleet().route("m@1", "cpu")
     assert route is not None
@@ -91,5 +91,5 @@ def test_a_worker_may_return(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [monitor.may_return(ref) for ref in ("m1@1", "n@1", "o@1")] == [True, True, False]
     assert [monitor.may_return("m1@1", kind) for kind in ("cpu", "gpu")] == [True, False]
     later = time.monotonic() + 2 * worker_monitor.RETURN_S
-    monkeypatch.setattr(worker_monitor.time, "monotonic", lambda: later)
+    monkeypatch.setattr("api.batching.worker_monitor.time.monotonic", lambda: later)
     assert not monitor.may_return("m1@1")
