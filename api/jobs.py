@@ -41,6 +41,9 @@ from core.shared import open_runs
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Jobs that have waited for so long are checked for versions and device kinds that do not exist any more.
+_WAITED_S = 5.0
+
 _RECHECK_S = 5.0  # interval at which a waiting request reads its job, in case a message is lost
 
 
@@ -67,6 +70,8 @@ class JobService:
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
+        self.version_exists: Callable[[str], bool] = lambda _ref: True
+        """Returns whether a version (`name@version`) exists; set by the owner of the registry."""
 
     async def start(self) -> None:
         """Connect to the queue servers; start the loops that renew leases, poll and clean up."""
@@ -455,18 +460,27 @@ class JobService:
                 self.counts = await self._threads.read(self._job_store.count_by_status)
                 if waiting := await self._threads.read(self._job_store.count_claimable, 1.0):
                     await self._batch_sender.wake_idle(waiting)
-                    await self._leave_lost_kinds()
+                    await self._check_waiting()
             except (redis.RedisError, OSError):
                 continue
             except Exception:
                 log.exception("maintaining the job store")
 
-    async def _leave_lost_kinds(self) -> None:
-        """Let waiting jobs begin again on another device kind if theirs has no worker any more."""
-        for model, version, kind in await self._threads.read(self._job_store.waiting_kinds):
-            if self._batch_sender.lost_kind(f"{model}@{version}", kind):
+    async def _check_waiting(self) -> None:
+        """End waiting jobs of versions that do not exist any more.
+
+        Also lets waiting jobs begin again on another device kind if theirs has no worker any more.
+        """
+        for model, version, kind in await self._threads.read(self._job_store.waiting_kinds, _WAITED_S):
+            ref = f"{model}@{version}"
+            if not self.version_exists(ref) and not self._batch_sender.is_listed(ref):
+                detail = f"the version {ref} does not exist any more"
+                problem = {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}
+                for job_id in await self._threads.write(self._job_store.fail_waiting, model, version, problem):
+                    self._updates.notify(job_id)
+            elif kind is not None and self._batch_sender.lost_kind(ref, kind):
                 reason = f"no worker of device kind {kind} is left; it starts again at row 0 on another kind"
-                log.warning("device kind lost", extra={"model": f"{model}@{version}", "device_kind": kind})
+                log.warning("device kind lost", extra={"model": ref, "device_kind": kind})
                 for key in await self._threads.write(self._job_store.leave_kind, model, version, kind, reason):
                     await self._threads.read(self._blobs.delete, key)
 

@@ -45,6 +45,7 @@ class AppState:
         self.shared = is_shared(settings)
         self.versions = open_versions(settings, job_store.engine, blobs)
         self.registry = Registry(settings.checkpoints, self.versions)
+        self.job_service.version_exists = lambda ref: self.registry.find(ref) is not None
         self.datasets = open_datasets(settings, job_store.engine, blobs)
         self.runs = self.job_service.runs
         resources = ResourceStore(job_store.engine)

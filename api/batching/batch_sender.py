@@ -167,6 +167,11 @@ class BatchSender:
         largest, _ = self._scheduler.capacity.get((kind or ANY_KIND, ref, method), UNKNOWN_CAPACITY)
         return route is not None and route.workers > 1 and rows >= _SPREAD_BATCHES * largest
 
+    def is_listed(self, ref: str) -> bool:
+        """Return whether the catalog of a worker has a version; True while catalogs are not known."""
+        states = self._scheduler.fleet.states
+        return not states or any(state.lists(ref) for state in states)
+
     def missing_worker(self, ref: str, kind: str | None = None) -> str:
         """Return why no live worker can run a version, on a device kind if one is given; "" if one can."""
         if not self._monitor.live():

@@ -158,10 +158,11 @@ class JobClaims(JobQueries):
         with transaction(self.engine) as connection:
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
 
-    def waiting_kinds(self) -> list[tuple[str, str, str]]:
-        """Return (model, version, device kind) of the waiting inference jobs that have a device kind."""
+    def waiting_kinds(self, older_than_s: float) -> list[tuple[str, str, str | None]]:
+        """Return (model, version, device kind) of the inference jobs that have waited for so long."""
         columns = (jobs.c.model, jobs.c.version, jobs.c.device_kind)
-        query = sa.select(*columns).where(is_free(), RUNS_INFERENCE, jobs.c.device_kind.is_not(None)).distinct()
+        waited = is_free() & (jobs.c.queued_at < NOW - older_than_s)
+        query = sa.select(*columns).where(waited, RUNS_INFERENCE).distinct()
         with self.engine.connect() as connection:
             return [(row.model, row.version, row.device_kind) for row in connection.execute(query)]
 
@@ -182,6 +183,16 @@ class JobClaims(JobQueries):
                 connection.execute(result_chunks.delete().where(chunks))
                 transitions.requeue(connection, (jobs.c.id == job_id) & is_free(), job_id, reason, **fresh)
         return keys
+
+    def fail_waiting(self, model: str, version: str, problem: Problem) -> list[str]:
+        """End the waiting inference jobs of a version as failed; return their ids."""
+        same = (jobs.c.model == model) & (jobs.c.version == version) & is_free() & RUNS_INFERENCE
+        with transaction(self.engine) as connection:
+            query = sa.select(jobs.c.id).where(same).order_by(jobs.c.id).with_for_update()
+            ids = list(connection.scalars(query))
+            return [
+                one for one in ids if transitions.finish(connection, same & (jobs.c.id == one), one, "failed", problem)
+            ]
 
     def defer(self, claim: Claim, problem: Problem, max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored now.

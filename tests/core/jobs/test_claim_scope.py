@@ -75,7 +75,7 @@ def test_a_job_begins_again_on_another_kind(job_store: JobStore) -> None:
     job_store.record_slices([SliceReport(first.claim, 0, 30, blob_key="jobs/x/1-0")])
     job_store.insert(other, job(device_kind="cpu", queued_at=0.0))
     (held,) = claimed(job_store, CPU)
-    assert sorted(job_store.waiting_kinds()) == [("m", "1", "cpu"), ("m", "2", "cpu")]
+    assert sorted(job_store.waiting_kinds(-100)) == [("m", "1", "cpu"), ("m", "2", "cpu")]
     assert job_store.leave_kind("m", "1", "cpu", "the kind is lost") == ["jobs/x/1-0"]
     moved = job_store.get(left.id)
     assert moved is not None
@@ -84,4 +84,19 @@ def test_a_job_begins_again_on_another_kind(job_store: JobStore) -> None:
     assert job_store.events(left.id)[-1].data == {"status": "queued", "reason": "the kind is lost"}
     assert job_store.is_held(held.claim)
     assert [one.id for one in claimed(job_store, GPU)] == [left.id]
-    assert job_store.waiting_kinds() == [("m", "2", "cpu")]
+    assert job_store.waiting_kinds(-100) == [("m", "2", "cpu")]
+
+
+def test_waiting_jobs_of_a_version_end(job_store: JobStore) -> None:
+    """Jobs of a version that does not exist fail with the problem; claimed ones and others stay."""
+    gone, other, held = job(), job(version="2"), job(queued_at=0.0)
+    job_store.insert(held)
+    (claim,) = claimed(job_store, CPU)
+    job_store.insert(gone, other)
+    problem = {"title": "Model unavailable", "status": 503, "detail": "gone"}
+    assert job_store.fail_waiting("m", "1", problem) == [gone.id]
+    ended = job_store.get(gone.id)
+    assert ended is not None
+    assert (ended.status, ended.problem) == ("failed", problem)
+    assert job_store.is_held(claim.claim)
+    assert [one.id for one in claimed(job_store, CPU)] == [other.id]
