@@ -1,0 +1,149 @@
+"""What an API process does when a worker rejects a batch, and when a device kind is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.batching.batch_sender import BatchSender, FailedError
+from api.batching.requests import InFlightBatch, PendingRequest
+from api.errors import OverloadedError
+from core.blobs import open_blobs
+from core.broker.codec import pack
+from core.catalog.registry import Registry
+from core.settings import Settings
+from tests.api.helpers import MODEL
+
+ENTRY = Registry(Path("checkpoints")).find(MODEL)
+
+
+class _Bench:
+    """A batch sender without a queue server, for workers that the test names."""
+
+    def __init__(self, folder: Path, **workers: dict[str, Any]) -> None:
+        settings = Settings(state=folder, device_wait_s=0)
+        self.sender = BatchSender(settings, open_blobs(settings.blobs))
+        self.sender._loop = asyncio.get_running_loop()
+        self.sender._paused_until = math.inf
+        self.workers(**workers)
+
+    def workers(self, **workers: dict[str, Any]) -> None:
+        """Give the sender new heartbeats."""
+        defaults = {"state": "ready", "at": time.time(), "capacity": {}, "group": "g", "device_kind": "cpu"}
+        beats = {name: {**defaults, "beat": time.monotonic(), **one} for name, one in workers.items()}
+        self.sender._monitor.update({name.encode(): pack(one) for name, one in beats.items()})
+        self.sender._scheduler.fleet = self.sender._monitor.fleet()
+
+    def submit(self) -> PendingRequest:
+        """Submit a request for one row."""
+        assert ENTRY is not None
+        request = PendingRequest(ENTRY, "sample", {}, 7, 1)
+        self.sender.submit(request)
+        return request
+
+    def batch(self) -> InFlightBatch:
+        """Return the next batch."""
+        batch = self.sender._scheduler.next_batch("interactive")
+        assert batch is not None
+        return batch
+
+    async def reject(self, batch: InFlightBatch, worker: str, *, lacks: bool = True) -> None:
+        """Report that a worker has rejected a batch."""
+        body = {"batch": batch.id, "worker": worker, "kind": "rejected", "lacks": lacks, "reason": "it is not here"}
+        await self.sender._handle_completion(pack(body))
+
+
+def _run(folder: Path, act: Callable[[_Bench], Awaitable[None]], **workers: dict[str, Any]) -> None:
+    async def run() -> None:
+        await act(_Bench(folder, **workers))
+
+    asyncio.run(run())
+
+
+def test_a_rejected_batch_goes_to_another_worker(tmp_path: Path) -> None:
+    """The version is not sent to the worker again, and the client notices nothing."""
+
+    async def check(bench: _Bench) -> None:
+        request = bench.submit()
+        await bench.reject(bench.batch(), "a")
+        batch = bench.batch()
+        assert (batch.target.name, batch.slices[0].request) == ("b", request)
+        assert not request.result.done()
+
+    _run(tmp_path, check, a={}, b={})
+
+
+def test_a_batch_that_all_workers_reject_fails(tmp_path: Path) -> None:
+    """If no worker has the version, the request fails with 503 and what would work."""
+
+    async def check(bench: _Bench) -> None:
+        request = bench.submit()
+        for name in ("a", "b"):
+            await bench.reject(bench.batch(), name)
+        with pytest.raises(FailedError, match="no running inference worker can run") as failed:
+            await request.result
+        assert failed.value.problem["status"] == 503
+        assert not bench.sender.waiting
+
+    _run(tmp_path, check, a={}, b={})
+
+
+def test_a_batch_for_another_kind_is_sent_again(tmp_path: Path) -> None:
+    """A worker that rejects the device kind of a batch still gets the version."""
+
+    async def check(bench: _Bench) -> None:
+        bench.submit()
+        await bench.reject(bench.batch(), "a", lacks=False)
+        assert bench.batch().target.name == "g"
+
+    _run(tmp_path, check, a={}, b={})
+
+
+def test_a_model_that_all_workers_leave_out_is_rejected(tmp_path: Path) -> None:
+    """A request that no worker can run is rejected; without any worker it waits."""
+
+    async def check(bench: _Bench) -> None:
+        with pytest.raises(OverloadedError, match="Prefer: respond-async"):
+            bench.submit()
+
+    async def check_waiting(bench: _Bench) -> None:
+        assert bench.submit().device_kind == ""
+        assert bench.sender._scheduler.next_batch("interactive") is None
+
+    _run(tmp_path, check, a={"models": ["other"]})
+    _run(tmp_path, check_waiting)
+
+
+def test_a_request_without_a_kind_gets_one_when_a_worker_comes(tmp_path: Path) -> None:
+    """That is no restart."""
+
+    async def check(bench: _Bench) -> None:
+        request = bench.submit()
+        bench.workers(a={})
+        bench.sender._replace_kinds()
+        assert (request.device_kind, request.restarts) == ("cpu", 0)
+        assert bench.batch().slices[0].request is request
+
+    _run(tmp_path, check)
+
+
+def test_a_request_leaves_a_lost_kind(tmp_path: Path) -> None:
+    """When the kind of a request has no worker any more, the request begins again on another."""
+
+    async def check(bench: _Bench) -> None:
+        request = bench.submit()
+        assert request.device_kind == "cpu"
+        bench.batch()
+        bench.sender._redis = type("Redis", (), {"set": lambda *_a, **_k: asyncio.sleep(0)})()  # type: ignore[assignment]
+        bench.workers(b={"device_kind": "gpu", "group": "h"})
+        bench.sender._replace_kinds()
+        assert (request.device_kind, request.restarts) == ("gpu", 1)
+        assert bench.batch().target.name == "h"
+
+    _run(tmp_path, check, a={})
