@@ -74,6 +74,9 @@ class AdoptedJobs:
                 raise  # this process stops
             self.pending.pop(job.id, None)
             return
+        if pending.restarts:
+            kind = pending.device_kind
+            await self._write_until_done(job.id, self.job_store.record_kind, self.holder, job.id, kind)
         if blocked is None:
             await self._write_until_done(job.id, self.job_store.record_slices, reports)
         else:  # a worker runs the job again when the disk may have room
@@ -124,6 +127,9 @@ class AdoptedJobs:
         if self.pending:
             await self.threads.write(self.job_store.renew_leases, self.holder, self.settings.job_lease_s)
             progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}
+            for job_id, pending in list(self.pending.items()):
+                if pending.restarts:
+                    await self.threads.write(self.job_store.record_kind, self.holder, job_id, pending.device_kind)
             await self.threads.write(self.job_store.record_progress, self.holder, progress)
 
     async def release(self) -> None:

@@ -432,6 +432,8 @@ class BatchSender:
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
         request = part.request
+        if part.outdated:
+            return
         if (problem := outcome.get("problem")) is not None:
             self._fail(request, problem)
         elif self._scheduler.add_chunk(batch, part, outcome["fields"]) and not request.result.done():

@@ -50,6 +50,18 @@ class JobLeases(JobQueries):
                 if connection.execute(jobs.update().where(held).values(progress=fraction)).rowcount:
                     transitions.append_event(connection, [job_id], Event("progress", {"progress": fraction}))
 
+    def record_kind(self, holder: str, job_id: str, device_kind: str) -> None:
+        """Record that a job whose lease `holder` owns has begun again on another device kind.
+
+        Adds an event that says so, if the kind differs from the stored one.
+        """
+        held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.device_kind != device_kind)
+        reason = f"its device kind has no worker any more; it started again at row 0 on {device_kind}"
+        with transaction(self.engine) as connection:
+            change = {"device_kind": device_kind, "progress": 0.0}
+            if connection.execute(jobs.update().where(held).values(change)).rowcount:
+                transitions.append_event(connection, [job_id], Event("status", {"status": "running", "reason": reason}))
+
     def release(self, holder: str | None, reason: str) -> None:
         """Return the running jobs whose leases `holder` owns (None: all owners) to their queues.
 

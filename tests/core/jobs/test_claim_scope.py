@@ -100,3 +100,16 @@ def test_waiting_jobs_of_a_version_end(job_store: JobStore) -> None:
     assert (ended.status, ended.problem) == ("failed", problem)
     assert job_store.is_held(claim.claim)
     assert [one.id for one in claimed(job_store, CPU)] == [other.id]
+
+
+def test_an_adopted_job_that_begins_again_says_so(job_store: JobStore) -> None:
+    """The new device kind of a job that an API process runs is stored once, with one event."""
+    running = job(device_kind="cpu", status="running", lease_holder="api-1", lease_until=time.time() + 9, progress=0.5)
+    job_store.insert(running)
+    for holder in ("api-2", "api-1", "api-1"):
+        job_store.record_kind(holder, running.id, "gpu")
+    stored = job_store.get(running.id)
+    assert stored is not None
+    assert (stored.device_kind, stored.progress) == ("gpu", 0.0)
+    events = job_store.events(running.id)
+    assert ["started again at row 0 on gpu" in str(one.data) for one in events] == [False, True]
