@@ -5,10 +5,10 @@ device.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,37 +27,48 @@ FIRST, SECOND = "vae-mnist-2d*, faulty", "tiny,faulty"
 BODY = {"model": "tiny", "seed": 3}
 
 
-@contextlib.contextmanager
-def settings(stack: Stack, **values: str) -> Iterator[None]:
-    """Change the settings of the processes that start within the block."""
+def start(stack: Stack, name: str, models: str, threads: str = "1") -> None:
+    """Start a worker for some models and with so many threads."""
     before = dict(stack.environment)
-    stack.environment.update({f"REVERIE_{name.upper()}": value for name, value in values.items()})
+    stack.environment |= {"REVERIE_MODELS": models, "REVERIE_THREADS": threads}
     try:
-        yield
+        stack.start("inference", name)
     finally:
         stack.environment = before
 
 
-def start_second(stack: Stack, **values: str) -> None:
-    """Start the second worker, and wait until it is ready."""
-    with settings(stack, **{"models": SECOND, **values}):
-        stack.start("inference", "second")
-    wait_until(lambda: stack.serves("second"), "the second worker is ready")
+def second_worker(stack: Stack, threads: str | None = "1") -> None:
+    """Let the second worker run with so many threads, or not at all; wait until the service knows of it."""
+    process = stack.parts.get("second")
+    running = None
+    if process is not None and process.poll() is None:
+        variables = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+        running = next(one.partition("=")[2] for one in variables if one.startswith("REVERIE_THREADS="))
+    if running == threads:
+        return
+    if running is not None:
+        stack.kill("second")
+    if threads is not None:
+        start(stack, "second", SECOND, threads)
+        wait_until(lambda: stack.serves("second"), "the second worker is ready")
+        kind = heartbeat(stack, "second")[1]["device_kind"]
+        wait_until(lambda: _device_kind(stack.url) == kind, "requests for its models go to the second worker")
+
+
+def _device_kind(url: str) -> str:
+    return httpx.post(f"{url}/v1/samples", json=BODY, timeout=180).headers.get("reverie-device-kind", "")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service with two workers for different models; both may load `faulty`."""
+    """A service with a worker for some models; tests start a second one. Both may load `faulty`."""
     running = Stack(tmp_path_factory.mktemp("fleet"), workers=(), device_wait_s="2", sync_timeout_s="60")
     try:
         running.start("queue")
         running.wait_queue()
         running.start("api")
-        with settings(running, models=FIRST):
-            running.start("inference")
-        start_second(running)
+        start(running, "inference", FIRST)
         running.wait_ready()
-        wait_until(lambda: running.serves("inference"), "the first worker is ready")
         yield running
     finally:
         running.down()
@@ -89,6 +100,7 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
     """Each of two restricted workers loads and runs its own models only, and a request for a model of
     either succeeds.
     """
+    second_worker(stack)
     wait_until(lambda: set(heartbeat(stack, "second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
     assert all(ref.startswith(("tiny", "faulty")) for ref in heartbeat(stack, "second")[1]["capacity"])
     before = batches(stack)
@@ -99,39 +111,11 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
     wait_until(lambda: batches(stack) == expected, "each worker has run the batches of its models")
 
 
-def test_a_request_that_no_worker_can_run_is_rejected(stack: Stack, client: httpx.Client) -> None:
-    """A model that all live workers leave out is 503 with `Retry-After` and what would work; a job
-    waits, says why, and runs when a worker comes.
-    """
-    rejected = client.post("/v1/samples", json={"model": "enlarge", "seed": 1})
-    if rejected.status_code == 422:  # it has no samples
-        rejected = client.post("/v1/upscales", files={"image": _picture()}, data={"model": "enlarge"})
-    assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "5"), rejected.text
-    assert "Prefer: respond-async" in rejected.json()["detail"]
-    stack.kill("second")
-    job = client.post("/v1/samples", json=BODY, headers={"Prefer": "respond-async"}).json()
-    path = f"/v1/jobs/{job['id']}"
-    wait_until(lambda: "has tiny@1" in str(client.get(path).json()["waiting_reason"]), "the job says why it waits")
-    response = wait_until(lambda: _rejected(client), "requests for the model are rejected")
-    assert "no running inference worker can run tiny@1" in response.json()["detail"]
-    start_second(stack)
-    wait_until(lambda: client.get(path).json()["status"] == "succeeded", "the job runs on the new worker")
-    wait_until(lambda: client.post("/v1/samples", json=BODY).status_code == 200, "requests are accepted again")
-
-
-def _rejected(client: httpx.Client) -> httpx.Response | None:
-    response = client.post("/v1/samples", json=BODY, headers={"Prefer": "wait=1"})
-    return response if response.status_code == 503 else None
-
-
-def _picture() -> bytes:
-    return png(np.zeros((3, 8, 8), np.uint8))
-
-
 def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Client) -> None:
     """Both workers that may load a model run batches of one job, and its rows are those of a request that
     one worker has run.
     """
+    second_worker(stack)
     # four times as many rows as the largest batch, whatever that is
     body = {"model": "faulty", "count": 65_536, "seed": 5, "options": {"seconds": 0.01}}
     wait_until(lambda: all(_has(stack, name, "faulty@1") for name in ("inference", "second")), "both have the model")
@@ -152,16 +136,54 @@ def _has(stack: Stack, name: str, ref: str) -> bool:
     return ref in heartbeat(stack, name)[1]["capacity"]
 
 
+def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
+    """The key that a rollout sets for a slow worker makes it exit with status 0, as SIGTERM does, and its
+    log has the reason.
+    """
+    second_worker(stack)
+    worker_id, _ = heartbeat(stack, "second")
+    with redis.Redis(port=stack.queue_port) as queue:
+        queue.set(drain_key(worker_id), "it was too slow")
+    assert stack.parts["second"].wait(60) == 0
+    assert any(line.get("reason") == "it was too slow" for line in stack.log("second"))
+
+
+def test_a_request_that_no_worker_can_run_is_rejected(stack: Stack, client: httpx.Client) -> None:
+    """A model that all live workers leave out is 503 with `Retry-After` and what would work; a job
+    waits, says why, and runs when a worker comes.
+    """
+    rejected = client.post("/v1/samples", json={"model": "enlarge", "seed": 1})
+    if rejected.status_code == 422:  # it has no samples
+        rejected = client.post("/v1/upscales", files={"image": _picture()}, data={"model": "enlarge"})
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "5"), rejected.text
+    assert "Prefer: respond-async" in rejected.json()["detail"]
+    second_worker(stack, None)
+    job = client.post("/v1/samples", json=BODY, headers={"Prefer": "respond-async"}).json()
+    path = f"/v1/jobs/{job['id']}"
+    wait_until(lambda: "has tiny@1" in str(client.get(path).json()["waiting_reason"]), "the job says why it waits")
+    response = wait_until(lambda: _rejected(client), "requests for the model are rejected")
+    assert "no running inference worker can run tiny@1" in response.json()["detail"]
+    second_worker(stack, "2")
+    wait_until(lambda: client.get(path).json()["status"] == "succeeded", "the job runs on the new worker")
+    assert client.post("/v1/samples", json=BODY).status_code == 200
+
+
+def _rejected(client: httpx.Client) -> httpx.Response | None:
+    response = client.post("/v1/samples", json=BODY, headers={"Prefer": "wait=1"})
+    return response if response.status_code == 503 else None
+
+
+def _picture() -> bytes:
+    return png(np.zeros((3, 8, 8), np.uint8))
+
+
 def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> None:
     """Responses name the device kind. When the worker of a request's kind is gone for good, the request
     begins again on another kind, with a header that says so; so does a job, with an event.
     """
-    stack.kill("second")
-    start_second(stack, threads="2")
+    second_worker(stack, "2")
     kinds = [heartbeat(stack, name)[1]["device_kind"] for name in ("inference", "second")]
     assert len(set(kinds)) == 2
-    # the second worker is the only one for this model: so the API knows of it
-    wait_until(lambda: _device_kind(client) == kinds[1], "requests go to the new worker")
     image = base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()
     slow = {"model": "faulty", "options": {"seconds": 0.05, "k": 100}, "images": [image]}
     with ThreadPoolExecutor(2) as pool:
@@ -186,24 +208,8 @@ def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> 
         if kind != kinds[0]:
             events = client.get(f"{path}/events", headers={"Accept": "text/event-stream"}).text
             assert "it starts again at row 0" in events or "restarted" in events
-    start_second(stack)
-
-
-def _device_kind(client: httpx.Client) -> str:
-    return client.post("/v1/samples", json=BODY).headers.get("reverie-device-kind", "")
 
 
 def _ended(client: httpx.Client, path: str) -> dict[str, Any] | None:
     job: dict[str, Any] = client.get(path).json()
     return job if job["finished_at"] else None
-
-
-def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
-    """The key that a rollout sets for a slow worker makes it exit with status 0, as SIGTERM does, and its
-    log has the reason.
-    """
-    worker_id, _ = heartbeat(stack, "second")
-    with redis.Redis(port=stack.queue_port) as queue:
-        queue.set(drain_key(worker_id), "it was too slow")
-    assert stack.parts["second"].wait(60) == 0
-    assert any(line.get("reason") == "it was too slow" for line in stack.log("second"))
