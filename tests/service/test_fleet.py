@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -42,8 +42,8 @@ def second_worker(stack: Stack, threads: str | None = "1") -> None:
     process = stack.parts.get("second")
     running = None
     if process is not None and process.poll() is None:
-        variables = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
-        running = next(one.partition("=")[2] for one in variables if one.startswith("REVERIE_THREADS="))
+        found = re.search(r"(\d+)threads?", heartbeat(stack, "second")[1]["device_kind"])
+        running = found and found[1]
     if running == threads:
         return
     if running is not None:
