@@ -56,7 +56,7 @@ def second_worker(stack: Stack, threads: str | None = "1") -> None:
 
 
 def _device_kind(url: str) -> str:
-    return httpx.post(f"{url}/v1/samples", json=BODY, timeout=180).headers.get("reverie-device-kind", "")
+    return str(httpx.post(f"{url}/v1/samples", json=BODY, timeout=180).headers.get("reverie-device-kind", ""))
 
 
 @pytest.fixture(scope="module")

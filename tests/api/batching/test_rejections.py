@@ -140,7 +140,7 @@ def test_a_request_leaves_a_lost_kind(tmp_path: Path) -> None:
         request = bench.submit()
         assert request.device_kind == "cpu"
         bench.batch()
-        bench.sender._redis = type("Redis", (), {"set": lambda *_a, **_k: asyncio.sleep(0)})()  # type: ignore[assignment]
+        bench.sender._redis = type("Redis", (), {"set": lambda *_a, **_k: asyncio.sleep(0)})()
         bench.workers(b={"device_kind": "gpu", "group": "h"})
         bench.sender._replace_kinds()
         assert (request.device_kind, request.restarts) == ("gpu", 1)
