@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Model } from "../src/api/types";
-import { codeOf, codeShape, decodingOf, formatChanges, parseChanges, parseCode, withChanges } from "../src/areas/plane/codes";
+import { codeOf, codeShape, decodingOf, formatChanges, isMeasured, layersOf, parseChanges, parseCode, parseLayer, withChanges } from "../src/areas/plane/codes";
 import { frameAt } from "../src/areas/plane/frames";
 import { probability, quantile } from "../src/areas/plane/normal";
 import { beside, cellsFor } from "../src/areas/plane/place";
@@ -49,11 +49,16 @@ describe("codes", () => {
     expect(parseCode("0.34", 2)).toBeNull();
     expect(parseCode("a,b", 2)).toBeNull();
   });
-  it("have the length of the layer that is decoded by default", () => {
+  it("are those of the lowest layer, or of the layer that the address names", () => {
     const decodings = { options: { properties: { layer: { default: 1 } } }, codes: { sizes: [300, 10], minimum: 0, maximum: 1, option: "layer" } };
     const model = { operations: { decodings }, codes: { active: [{ index: 4, activity: 1 }] } } as unknown as Model;
-    expect(codeShape(model)).toEqual({ length: 10, minimum: 0, maximum: 1, active: [4] });
+    expect([undefined, "1", "2", "x"].map((text) => parseLayer(text, layersOf(model)))).toEqual([0, 1, 0, 0]);
+    expect(codeShape(model, 1)).toEqual({ length: 10, minimum: 0, maximum: 1, active: [4] });
+    expect(codeShape(model)?.active).toHaveLength(300);
+    expect([0, 1].map((layer) => isMeasured(model, layer))).toEqual([false, true]);
+    expect(decodingOf(model, "bihm", 1)).toEqual({ model: "bihm", seed: 1, options: { layer: 1 } });
     expect(codeShape({ operations: {} } as Model)).toBeNull();
+    expect(layersOf({ operations: {} } as Model)).toBeNull();
   });
 });
 

@@ -11,20 +11,22 @@ import { address, setParams } from "../../router";
 import { useBox } from "../../state/box";
 import { useShortcuts } from "../../state/shortcuts";
 import { useDebounce } from "../../state/timing";
-import { codeOf, codeShape, decodingOf, formatChanges, parseChanges, round, withChanges } from "./codes";
+import { codeOf, codeShape, decodingOf, formatChanges, isMeasured, type Layers, layersOf, parseChanges, parseLayer, round, withChanges } from "./codes";
 import { DecodedPicture } from "./DecodedPicture";
 import { useDecoder } from "./decoder";
 
 const SHOWN = 12;
 
 export function Sliders({ model, reference }: { model: Model; reference: string }) {
-  const shape = codeShape(model);
   const { params } = address.value;
+  const layers = layersOf(model);
+  const layer = parseLayer(params.get("layer"), layers);
+  const shape = codeShape(model, layer);
   const seed = params.has("seed") ? Number(params.get("seed")) : null;
   const written = params.get("z");
   const [all, setAll] = useState(false);
   const changes = useSignal<ReadonlyMap<number, number>>(new Map());
-  const decoder = useDecoder(model, reference);
+  const decoder = useDecoder(model, reference, layer);
   const debounce = useDebounce(300);
   const area = useRef<HTMLDivElement>(null);
   const box = useBox(area);
@@ -43,9 +45,9 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
       setParams({ z: own.current }, { replace: true });
     });
   };
-  const begin = (next: number | null) => {
+  const begin = (next: number | null, params: Record<string, number> = {}) => {
     own.current = "";
-    setParams({ seed: next, z: null });
+    setParams({ seed: next, z: null, ...params });
   };
   const restart = () => begin(Math.floor(Math.random() * 1e9));
   useShortcuts([{ key: "n", label: "New code", run: restart }]);
@@ -73,7 +75,8 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
               Reset
             </button>
           </div>
-          <div class="form sliders" role="group" aria-label="Numbers of the code, the most active ones first">
+          {layers && <LayerChoice layers={layers} layer={layer} onChoose={(chosen) => begin(seed, { layer: chosen })} />}
+          <div class="form sliders" role="group" aria-label={isMeasured(model, layer) ? "Numbers of the code, the most active ones first" : "Numbers of the code"}>
             {shape.active.slice(0, all ? undefined : SHOWN).map((index) => (
               <label key={index} class="slider">
                 <span class="field-name">z{index}</span>
@@ -95,11 +98,33 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
               {all ? "Show fewer" : `Show all ${shape.active.length}`}
             </button>
           )}
-          <p class="muted small">{model.codes?.measure ? `In the order of the ${model.codes.measure}.` : ""}</p>
+          <p class="muted small">{isMeasured(model, layer) && model.codes?.measure ? `In the order of the ${model.codes.measure}.` : ""}</p>
           <hr />
-          <RequestCode operation="decodings" body={{ ...decodingOf(model, reference), codes: [withChanges(base, parseChanges(written, shape))] }} />
+          <RequestCode operation="decodings" body={{ ...decodingOf(model, reference, layer), codes: [withChanges(base, parseChanges(written, shape))] }} />
         </>
       }
     />
+  );
+}
+
+interface LayerChoiceProps {
+  layers: Layers;
+  layer: number;
+  onChoose: (layer: number) => void;
+}
+
+function LayerChoice({ layers: { option, sizes }, layer, onChoose }: LayerChoiceProps) {
+  return (
+    <label class="field">
+      <span class="field-name">{option}</span>
+      <select value={String(layer)} onChange={(event) => onChoose(Number(event.currentTarget.value))}>
+        {sizes.map((size, index) => (
+          <option key={index} value={String(index)}>
+            {index}: {size} numbers{index === 0 ? ", the lowest" : ""}
+          </option>
+        ))}
+      </select>
+      <p class="muted small">The layers below it are drawn, with the same seed for each picture.</p>
+    </label>
   );
 }

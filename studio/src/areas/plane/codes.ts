@@ -16,15 +16,35 @@ export const SEED = 1;
 /** Most standard deviations that a slider covers. */
 const REACH = 3.5;
 
-/** Returns what a model's codes look like; null if it decodes none. */
-export function codeShape(model: Model): CodeShape | null {
+/** The option that says of which layer the codes are, if a model has several. */
+export interface Layers {
+  option: string;
+  /** Of the codes of each layer, from the lowest. */
+  sizes: readonly number[];
+}
+
+/** Returns the layers whose codes a model decodes; null if it has one kind of codes only. */
+export function layersOf(model: Model): Layers | null {
+  const format = model.operations.decodings?.codes;
+  return format?.option && format.sizes.length > 1 ? { option: format.option, sizes: format.sizes } : null;
+}
+
+/**
+ * Returns the layer that the address names. By default it is the lowest: what a code says of a higher layer is lost
+ * in the layers below, which are drawn, so that no picture would follow a slider.
+ */
+export function parseLayer(text: string | undefined, layers: Layers | null): number {
+  const layer = Number(text);
+  return layers !== null && Number.isInteger(layer) && layer >= 0 && layer < layers.sizes.length ? layer : 0;
+}
+
+/** Returns what a model's codes look like, those of one of its layers; null if it decodes none. */
+export function codeShape(model: Model, layer = 0): CodeShape | null {
   const operation = model.operations.decodings;
   const format = operation?.codes;
   if (!operation || !format) return null;
-  const options = (operation.options.properties ?? {}) as Record<string, { default?: number } | undefined>;
-  const chosen = format.option ? options[format.option]?.default : undefined;
-  const length = format.sizes[chosen ?? 0] ?? format.sizes[0] ?? 0;
-  const listed = (model.codes?.active ?? []).map(({ index }) => index).filter((index) => index < length);
+  const length = format.sizes[layer] ?? 0;
+  const listed = isMeasured(model, layer) ? (model.codes?.active ?? []).map(({ index }) => index).filter((index) => index < length) : [];
   return {
     length,
     minimum: Math.max(format.minimum, -REACH),
@@ -33,14 +53,25 @@ export function codeShape(model: Model): CodeShape | null {
   };
 }
 
+/** Returns whether the card says how active the codes of a layer are: those that are decoded by default. */
+export function isMeasured(model: Model, layer: number): boolean {
+  const layers = layersOf(model);
+  const options = (model.operations.decodings?.options.properties ?? {}) as Record<string, { default?: number } | undefined>;
+  return Boolean(model.codes) && (layers === null || options[layers.option]?.default === layer);
+}
+
 /**
- * Returns the fields of a request for pictures of codes. States between 0 and 1 are not drawn as 0 or 1, where the
- * model can do without: the picture follows a slider all the way.
+ * Returns the fields of a request for pictures of the codes of a layer. States between 0 and 1 are not drawn as 0 or 1,
+ * where the model can do without: the picture follows a slider all the way.
  */
-export function decodingOf(model: Model, reference: string): Record<string, unknown> {
+export function decodingOf(model: Model, reference: string, layer = 0): Record<string, unknown> {
   const properties = (model.operations.decodings?.options.properties ?? {}) as Record<string, { enum?: readonly unknown[] } | undefined>;
-  const body = { model: reference, seed: SEED };
-  return properties.binarization?.enum?.includes("none") ? { ...body, options: { binarization: "none" } } : body;
+  const layers = layersOf(model);
+  const options = {
+    ...(layers === null ? {} : { [layers.option]: layer }),
+    ...(properties.binarization?.enum?.includes("none") ? { binarization: "none" } : {}),
+  };
+  return { model: reference, seed: SEED, ...(Object.keys(options).length === 0 ? {} : { options }) };
 }
 
 /** Returns the code that a seed stands for: a draw of the prior. Without a seed, the middle of the range. */

@@ -88,9 +88,9 @@ function paint(canvas: HTMLCanvasElement, picture: Drawable): void {
   else context?.drawImage(picture, 0, 0);
 }
 
-/** Returns the decoder of a model, while a component is shown. `reference` is its name, or NAME@VERSION. */
-export function useDecoder(model: Model, reference: string): Decoder {
-  const request = decodingOf(model, reference);
+/** Returns the decoder of a model's layer, while a component is shown. `reference` is its name, or NAME@VERSION. */
+export function useDecoder(model: Model, reference: string, layer = 0): Decoder {
+  const request = decodingOf(model, reference, layer);
   const decoder = useMemo(() => new Decoder(request), [JSON.stringify(request)]);
   useEffect(() => () => decoder.cancel(), [decoder]);
   return decoder;
