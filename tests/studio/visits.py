@@ -75,8 +75,8 @@ class StudioVisit(Visit):
         self.page.set_viewport_size({"width": width, "height": height})
 
     def check_width(self) -> None:
-        """Check that nothing is wider than the window."""
-        assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        """Check that nothing is wider than the window, once the page has followed a change of its size."""
+        self.page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")
 
     def check_on_a_phone(self, name: str) -> None:
         """Check what is shown in a window of a phone's size, and leave it so."""
