@@ -207,6 +207,7 @@ def _having(received: dict[socket.socket, bytes], text: bytes) -> int:
     return sum(text in data for data in list(received.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     """With a thousand open streams, the median latency of a sample is at most three times the idle

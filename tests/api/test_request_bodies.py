@@ -34,6 +34,7 @@ def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
     """Of thirty unfinished bodies of 31 MiB some are held until their time-out and the rest get

@@ -73,7 +73,16 @@ def check(model: Any, pictures: torch.Tensor) -> None:
                     assert torch.isfinite(value).all(), (operation, options, field, value)
 
 
-@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.parent.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, marks=[pytest.mark.slow] if "superres" in str(path) else []
+        )  # `test_a_family` has a small one
+        for path in CHECKPOINTS
+    ],
+    ids=[path.parent.parent.name for path in CHECKPOINTS],
+)
 def test_a_shipped_model_returns_finite_numbers(path: Path) -> None:
     """Results are finite also for images far from the training data."""
     model, described = card.load(path)

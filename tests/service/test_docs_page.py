@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Locator, expect
 
 from tests.api.callers import key_file, key_line
 from tests.browser import Visit, chromium, needs_chromium, new_page
+from tests.keyed_api import keyed_api
 from tests.stack import Stack
 
 pytestmark = needs_chromium
@@ -26,12 +27,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service with API keys, which knows the key `ann-key`."""
+def keyed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an API process of the shared service that wants keys, and knows `ann-key`."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = str(key_file(folder, key_line("ann")))
-    with Stack(folder, workers=["inference"], api_keys=keys, sync_timeout_s="60") as running:
-        yield running
+    with keyed_api(stack, key_file(folder, key_line("ann"))) as url:
+        yield url
 
 
 class DocsVisit(Visit):
@@ -99,9 +99,9 @@ def test_try_it_out(browser: Browser, stack: Stack, tmp_path: Path) -> None:
         assert visited.errors == []
 
 
-def test_authorize(browser: Browser, keyed: Stack, tmp_path: Path) -> None:
+def test_authorize(browser: Browser, keyed: str, tmp_path: Path) -> None:
     """Without a key the page shows a 401; after "Authorize" the same request succeeds."""
-    with visit(browser, keyed.url, tmp_path / "keys.png") as visited:
+    with visit(browser, keyed, tmp_path / "keys.png") as visited:
         response = visited.try_out("operations", "create_samples")
         status = response.locator(".response-col_status").first
         expect(status).to_have_text(re.compile("^401"))

@@ -278,6 +278,7 @@ def test_a_queue_server_of_another_instance(tmp_path: Path, programs: tuple[str,
         assert startup.check(Settings(state=second, queue_url=url.replace("/0", "/4")))
 
 
+@pytest.mark.slow
 def test_a_service_that_runs_already(tmp_path: Path) -> None:
     """A second `make serve` with the same state folder is rejected, whatever its ports."""
     state = tmp_path / "state"

@@ -31,7 +31,7 @@ END_S = 600.0
 
 STEPS_PER_EPOCH = 150
 
-SHORT, LEASED, FULL = 14, 24, 120
+SHORT, LEASED, FULL = 11, 24, 120
 """Epochs. At 400 steps per second a training of 24 epochs takes 9 s, so that its worker's lease
 expires before its end.
 """

@@ -56,7 +56,9 @@ def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
     [
         ({"training_timeout_s": 1.0}, "Training too long", "the limit is 1 s"),
         ({"training_memory_bytes": 1 << 20}, "Training too large", "the limit is 1 MiB"),
-        ({"training_disk_bytes": 1 << 20}, "Run too large", "the limit is 1048576 bytes"),
+        pytest.param(
+            {"training_disk_bytes": 1 << 20}, "Run too large", "the limit is 1048576 bytes", marks=pytest.mark.slow
+        ),
         ({"training_min_free_disk_bytes": 1 << 60}, "Disk full", "MiB free"),
     ],
 )
@@ -84,7 +86,13 @@ def trainer_is_gone(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("change", "error"), [("cancel", ClaimLostError), ("pause", ClaimLostError), ("stop", WorkerStoppingError)], ids=str
+    ("change", "error"),
+    [
+        pytest.param("cancel", ClaimLostError, marks=pytest.mark.slow),
+        ("pause", ClaimLostError),
+        ("stop", WorkerStoppingError),
+    ],
+    ids=str,
 )
 def test_a_cancelled_or_paused_training_stops_with_a_checkpoint(
     trainer: TrainingWorker, change: str, error: type[Exception]
