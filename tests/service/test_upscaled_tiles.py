@@ -64,8 +64,17 @@ def upscaled(client: httpx.Client, pixels: np.ndarray, headers: dict[str, str], 
     )
 
 
-@pytest.mark.parametrize("size", [(8, 8), (61, 37), (128, 128), (9, 500)])
-@pytest.mark.parametrize("denoise", [0.0, 0.7])
+SIZES = [(8, 8), (61, 37), (128, 128), (9, 500)]
+
+
+@pytest.mark.parametrize(
+    ("size", "denoise"),
+    [
+        *((size, 0.0) for size in SIZES),
+        ((61, 37), 0.7),
+        *(pytest.param(size, 0.7, marks=pytest.mark.slow) for size in SIZES if size != (61, 37)),
+    ],
+)
 def test_a_small_picture_is_enlarged_in_one_piece(client: httpx.Client, size: tuple[int, int], denoise: float) -> None:
     """The result is that of the model for the whole picture, alone and as a job."""
     pixels = picture(*size)
@@ -80,7 +89,7 @@ def test_a_small_picture_is_enlarged_in_one_piece(client: httpx.Client, size: tu
     assert (decode_image(client.get(job["links"]["result"]).content) == found).all()
 
 
-@pytest.mark.parametrize(("denoise", "margin"), [(0.0, 8), (0.7, 16)])
+@pytest.mark.parametrize(("denoise", "margin"), [pytest.param(0.0, 8, marks=pytest.mark.slow), (0.7, 16)])
 def test_a_large_picture_is_divided(client: httpx.Client, denoise: float, margin: int) -> None:
     """Tiles of a large picture fit together; far from its borders it is that in one piece."""
     pixels = picture(210, 230)

@@ -217,6 +217,7 @@ def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: St
         connection.close()
 
 
+@pytest.mark.slow
 def test_requests_whose_clients_do_not_read_leave_no_memory(client: httpx.Client, stack: Stack) -> None:
     """Ten clients that do not read their large synchronous results add less than 96 MiB, and less
     than 48 MiB once they have disconnected.

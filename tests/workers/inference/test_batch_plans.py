@@ -27,7 +27,7 @@ from workers.inference.batch_planner import BatchPlanner
 from workers.inference.loaded_model import LoadedModel
 from workers.inference.model_cache import ModelCache
 
-VAE = "vae-mnist-2d"
+VAE, TINY = "vae-mnist-2d", "tiny"
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_measured_plans_are_stored(settings: Settings, caplog: pytest.LogCapture
     measures again.
     """
     caplog.set_level(logging.INFO)
-    entry = version(settings, VAE)
+    entry = version(settings, TINY)
     measured = dict(load_and_measure(ModelCache(settings), entry).plans)
     files = list((settings.state / "plans").glob("*.json"))
     assert len(files) == len(measured) == len(events(caplog, "batch plan measured"))
@@ -123,7 +123,7 @@ def test_measured_plans_are_stored(settings: Settings, caplog: pytest.LogCapture
 
 def test_plans_belong_to_a_kind_of_machine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host of another name shares them; another processor or library has plans of its own."""
-    cache, entry = ModelCache(settings), version(settings, VAE)
+    cache, entry = ModelCache(settings), version(settings, TINY)
     load_and_measure(cache, entry)
 
     def is_stored() -> bool:
