@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -62,7 +63,11 @@ def _device_kind(url: str) -> str:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with a worker for some models; tests start a second one. Both may load `faulty`."""
-    running = Stack(tmp_path_factory.mktemp("fleet"), workers=(), device_wait_s="2", sync_timeout_s="60")
+    running = Stack(
+        tmp_path_factory.mktemp("fleet"), workers=(), device_wait_s="2", sync_timeout_s="60", rollout_timeout_s="2"
+    )
+    faulty = running.state / "checkpoints" / "faulty"
+    shutil.copytree(faulty / "1", faulty / "2")
     try:
         running.start("queue")
         running.wait_queue()
@@ -118,7 +123,7 @@ def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Clie
     second_worker(stack)
     # four times as many rows as the largest batch, whatever that is
     body = {"model": "faulty", "count": 65_536, "seed": 5, "options": {"seconds": 0.01}}
-    wait_until(lambda: all(_has(stack, name, "faulty@1") for name in ("inference", "second")), "both have the model")
+    wait_until(lambda: all(_has(stack, name, "faulty@2") for name in ("inference", "second")), "both have the model")
     before = batches(stack)
     job = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
     ended = wait_until(lambda: _ended(client, job.headers["location"]), "the job ends")
@@ -146,6 +151,26 @@ def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
         queue.set(drain_key(worker_id), "it was too slow")
     assert stack.parts["second"].wait(60) == 0
     assert any(line.get("reason") == "it was too slow" for line in stack.log("second"))
+
+
+@pytest.mark.slow
+def test_a_slow_worker_is_stopped_when_a_version_becomes_active(stack: Stack, client: httpx.Client) -> None:
+    """A worker that is too busy to load a version in time stops, the version becomes active on the other
+    one, and the audit log names the worker. A job that it ran goes on.
+    """
+    second_worker(stack)
+    worker_id, _ = heartbeat(stack, "second")
+    body = {"model": "tiny", "seed": 4, "options": {"steps": 30, "seconds": 1.0}}
+    path = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"}).headers["location"]
+    wait_until(lambda: client.get(path).json()["progress"] > 0, "the second worker is busy")
+    changed = client.patch("/v1/models/faulty", json={"version": "1"})
+    assert (changed.status_code, changed.json()["version"]) == (200, "1")
+    assert stack.parts["second"].wait(60) == 0
+    wait_until(lambda: any(worker_id in str(line.get("rollout")) for line in stack.log("api")), "the reason is logged")
+    second_worker(stack)
+    ended = wait_until(lambda: _ended(client, path), "the job goes on")
+    assert ended["status"] == "succeeded"
+    assert client.patch("/v1/models/faulty", json={"version": "2"}).status_code == 200
 
 
 def test_a_request_that_no_worker_can_run_is_rejected(stack: Stack, client: httpx.Client) -> None:
