@@ -44,6 +44,8 @@ JOB_ROWS, JOBS = 50_000, 2
 # Time in which idle workers measure the batch plan of the heavy model.
 PLANNING_S = 15
 
+BUSY_S = 25
+
 Figures = dict[str, Any]
 
 
@@ -203,23 +205,34 @@ def owners(scratch: Path) -> Figures:
         with httpx.Client(base_url=stack.url, timeout=120) as client:
             singles(client, 5)
             idle = singles(client, 15)
-            headers = {"Prefer": "respond-async"}
-            body = {"model": "vae-mnist-2d", "count": JOB_ROWS}
-            made = [client.post("/v1/samples", json={**body, "seed": seed}, headers=headers) for seed in range(JOBS)]
-            paths, started = [one.headers["location"] for one in made], time.monotonic()
-            busy: list[float] = []
-            while any(client.get(path).json()["finished_at"] is None for path in paths):
-                busy += singles(client, 1)
-                if time.monotonic() - started > 60:
-                    break
-            took_s = time.monotonic() - started
+            stop, ended = threading.Event(), [0]
+            jobs = [threading.Thread(target=run_jobs, args=(stack.url, number, stop, ended)) for number in range(JOBS)]
+            for thread in jobs:
+                thread.start()
+            time.sleep(1)
+            busy = singles(client, BUSY_S)
+            stop.set()
+            for thread in jobs:
+                thread.join()
     finally:
         stack.down()
     numbers = {"idle": idle, "busy": busy}
     figures: Figures = {f"{name}_p50_ms": 1e3 * percentile(values, 0.5) for name, values in numbers.items()}
     figures |= {f"{name}_p99_ms": 1e3 * percentile(values, 0.99) for name, values in numbers.items()}
-    figures |= {"samples_busy": len(busy), "jobs_s": took_s, "must": 3.0}
+    figures |= {"samples": len(busy), "jobs_ended": ended[0], "must": 3.0}
     return figures | {"ratio": figures["busy_p99_ms"] / figures["idle_p99_ms"]}
+
+
+def run_jobs(url: str, number: int, stop: threading.Event, ended: list[int]) -> None:
+    """Run one job of `JOB_ROWS` samples after the other until `stop` is set."""
+    body, headers = {"model": "vae-mnist-2d", "count": JOB_ROWS}, {"Prefer": "respond-async"}
+    with httpx.Client(base_url=url, timeout=120) as client:
+        while not stop.is_set():
+            job = client.post("/v1/samples", json={**body, "seed": number}, headers=headers)
+            job.raise_for_status()
+            while not stop.is_set() and client.get(job.headers["location"]).json()["finished_at"] is None:
+                time.sleep(0.2)
+            ended[0] += not stop.is_set()
 
 
 def singles(client: httpx.Client, seconds: float) -> list[float]:
@@ -254,7 +267,8 @@ def page(results: dict[str, Figures]) -> list[str]:
         )
     if one := results.get("owners"):
         lines.append(
-            f"| single samples, alone and beside {JOBS} jobs of {JOB_ROWS:,} samples: p50, p99 | "
+            f"| single samples, alone and while {JOBS} jobs of {JOB_ROWS:,} samples run ({one['jobs_ended']} ended): "
+            "p50, p99 | "
             f"{one['idle_p50_ms']:.1f}, {one['idle_p99_ms']:.1f} ms → {one['busy_p50_ms']:.1f}, "
             f"{one['busy_p99_ms']:.1f} ms, p99 **{one['ratio']:.2f}×** | ≤ 3× |"
         )
