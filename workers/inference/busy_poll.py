@@ -12,9 +12,6 @@ from typing import Any
 
 POLL_S = 0.002  # how long the loop polls after a message
 
-# If the processor does other work for so long while it polls, the machine is busy, and polling ends.
-BUSY_S = 0.0003
-
 # The loop polls if the last message came within this time after the one before it was handled.
 DENSE_GAP_S = 0.004
 
@@ -68,13 +65,8 @@ class BusyPoll:
         for callback in self._hub.on_tick - {self.tick}:
             callback()
         poll = self._hub.poller.poll
-        before = time.perf_counter()
-        while not poll(0) and before < self._until:
+        while not poll(0) and time.perf_counter() < self._until:
             os.sched_yield()  # the sender of the next message may need this processor
-            now = time.perf_counter()
-            if now - before > BUSY_S:
-                break  # another process did: polling would take time from it
-            before = now
         self._until = 0.0
 
 
