@@ -59,7 +59,9 @@ _TRIM_BYTES = 4 << 20
 
 _NO_WORKER_RETRY_S = 5  # of responses that say that no worker can run a model
 
-_SPREAD_BATCHES = 4  # a job of fewer batches is run by one worker
+# A job of fewer time slices (ten seconds of one worker) is run by one worker. The rows of a spread
+# job pass through this process, which takes less of its time the longer a worker computes a row.
+_SPREAD_SLICES = 250
 
 _JOIN_INLINE_CHUNKS = 16  # more chunks than this are joined in a thread
 
@@ -164,8 +166,8 @@ class BatchSender:
         """Return whether a job is so large that several workers of one device kind should compute it."""
         kind = self.device_kind(ref)
         route = None if kind is None else self._scheduler.fleet.route(ref, kind)
-        largest, _ = self._scheduler.capacity.get((kind or ANY_KIND, ref, method), UNKNOWN_CAPACITY)
-        return route is not None and route.workers > 1 and rows >= _SPREAD_BATCHES * largest
+        _, slice_rows = self._scheduler.capacity.get((kind or ANY_KIND, ref, method), UNKNOWN_CAPACITY)
+        return route is not None and route.workers > 1 and rows >= _SPREAD_SLICES * slice_rows
 
     def is_listed(self, ref: str) -> bool:
         """Return whether the catalog of a worker has a version; True while catalogs are not known."""

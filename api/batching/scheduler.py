@@ -113,6 +113,9 @@ class BatchScheduler:
         self._rows: Counter[str] = Counter()
         self._counts = InFlightCounts()
         self._group_count: Counter[GroupKey] = Counter()
+        # in flight on the interactive queue
+        self._short_count: Counter[GroupKey] = Counter()
+        self._short_rows: Counter[GroupKey] = Counter()
         self._timings: OrderedDict[GroupKey, PassTiming] = OrderedDict()
         self.in_flight: dict[str, InFlightBatch] = {}
         self._sizes: dict[str, int] = {}
@@ -269,7 +272,9 @@ class BatchScheduler:
                     busy.add(model)
                     continue
                 group = self._groups[queue][key]
-                if queue == "interactive" and self._should_wait(key, group, owner, route.workers):
+                if queue == "interactive" and (
+                    self._is_too_small(key, group, route.workers) or self._should_wait(key, group, owner, route.workers)
+                ):
                     continue
                 return self._form_batch(queue, key, group, owner, target)
         return None
@@ -293,6 +298,9 @@ class BatchScheduler:
         self.in_flight[batch.id] = batch
         self._counts.add(queue, target)
         self._group_count[key] += 1
+        if queue == "interactive":
+            self._short_count[key] += 1
+            self._short_rows[key] += sum(part.rows for part in slices)
         return batch
 
     def _fill(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
@@ -349,6 +357,7 @@ class BatchScheduler:
             return
         self._counts.add(batch.queue, batch.target, -1)
         _subtract(self._group_count, batch.key)
+        self._end_short(batch)
         for part in batch.slices:
             if not part.outdated:
                 part.request.batches.remove(batch)
@@ -364,6 +373,7 @@ class BatchScheduler:
                 part.request.rows_done += (done - batch.progress) * part.rows
         batch.progress = done
         if batch.queue != "bulk" and batch.id in self.in_flight:
+            self._end_short(batch)
             self._counts.add(batch.queue, batch.target, -1)
             self._counts.add("bulk", batch.target)
         batch.queue = "bulk"
@@ -382,6 +392,22 @@ class BatchScheduler:
             part.isolated = part.isolated or isolate
             request.retries.insert(0, part)
             self._enqueue(request, part.rows, front=True)
+
+    def _is_too_small(self, key: GroupKey, group: Group, workers: int) -> bool:
+        """Return whether a group's next batch should grow until one that is in flight has completed.
+
+        Beyond one batch per worker, and two in all, a batch is sent only if it has as many rows as
+        the batches in flight on average. Otherwise the rows of the same clients would be divided
+        among more and smaller batches the more workers there are.
+        """
+        count = self._short_count[key]
+        return count >= max(IN_FLIGHT_PER_WORKER, workers) and group.rows * count < self._short_rows[key]
+
+    def _end_short(self, batch: InFlightBatch) -> None:
+        """Count a batch no more among those in flight on the interactive queue."""
+        if batch.queue == "interactive":
+            _subtract(self._short_count, batch.key)
+            _subtract(self._short_rows, batch.key, sum(part.rows for part in batch.slices))
 
     # --- waiting for more rows after slow passes ---
 

@@ -63,9 +63,8 @@ def _device_kind(url: str) -> str:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with a worker for some models; tests start a second one. Both may load `faulty`."""
-    running = Stack(
-        tmp_path_factory.mktemp("fleet"), workers=(), device_wait_s="2", sync_timeout_s="60", rollout_timeout_s="2"
-    )
+    settings = {"device_wait_s": "2", "sync_timeout_s": "60", "rollout_timeout_s": "2", "max_count": "300000"}
+    running = Stack(tmp_path_factory.mktemp("fleet"), workers=(), **settings)
     faulty = running.state / "checkpoints" / "faulty"
     shutil.copytree(faulty / "1", faulty / "2")
     try:
@@ -121,8 +120,8 @@ def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Clie
     one worker has run.
     """
     second_worker(stack)
-    # four times as many rows as the largest batch, whatever that is
-    body = {"model": "faulty", "count": 65_536, "seed": 5, "options": {"seconds": 0.01}}
+    # 250 times as many rows as a time slice has, at most 1024
+    body = {"model": "faulty", "count": 260_000, "seed": 5, "options": {"seconds": 0.01}}
     wait_until(lambda: all(_has(stack, name, "faulty@2") for name in ("inference", "second")), "both have the model")
     before = batches(stack)
     job = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})

@@ -170,6 +170,26 @@ def test_a_large_request_is_spread_over_all_workers() -> None:
     assert Counter(batch.target.name for batch in send_all(made)) == {"w1": 2, "w2": 2, "h": 2}
 
 
+def test_more_workers_do_not_make_batches_smaller() -> None:
+    """Clients that wait for their results share two batches, however many workers there are; a backlog
+    fills all workers.
+    """
+    made = scheduler(*(worker(f"w{number}") for number in range(2)), rows=16)
+    for _ in range(2):
+        made.submit(request(rows=8))
+        assert len(send_all(made, "interactive")) == 1
+    made.submit(request(rows=7))
+    assert send_all(made, "interactive") == []
+    made.submit(request(rows=1))
+    assert [len(batch.slices) for batch in send_all(made, "interactive")] == [2]
+    for _ in range(9):
+        made.submit(request(rows=16))
+    assert len(send_all(made, "interactive")) == 1
+    for batch in list(made.in_flight.values()):
+        made.record_progress(batch, 0.5)  # batches that take long count as bulk
+    assert len(send_all(made, "interactive")) == 4
+
+
 def test_owners_take_turns_whatever_the_workers() -> None:
     """With several workers, an owner with one large request gets as many batches as one with twenty."""
     made = scheduler(*(worker(f"w{number}") for number in range(3)))
