@@ -1,11 +1,12 @@
-"""Measure what a request, a job and a heartbeat cost in each part, and simulate the service at a larger load.
+"""Measure what a request, a job and a heartbeat cost in each part, and simulate the service at a
+larger load.
 
     python benchmarks/capacity.py measure             # unit costs and capacity by number of workers: a minute or two
     python benchmarks/capacity.py plan [--write]      # which part saturates first, from the measured costs
 
-`measure` runs a service on PostgreSQL and writes docs/results/capacity.json. `plan` needs no service:
-it simulates each part as a queue (exponential arrivals, the measured cost as service time) and writes
-docs/results/capacity.md. Linux only: CPU time is that of /proc.
+`measure` runs a service on PostgreSQL and writes docs/results/capacity.json. `plan` needs no
+service: it simulates each part as a queue (exponential arrivals, the measured cost as service time)
+and writes docs/results/capacity.md. Linux only: CPU time is that of /proc.
 
 This file has more than 400 lines because the simulation uses what the measurement defines.
 """
@@ -40,7 +41,9 @@ from tests.stack import Stack  # noqa: E402
 RESULTS = ROOT / "docs" / "results" / "capacity"
 CLIENTS, REQUESTS, JOBS = 32, 4000, 300
 PASS_S = 0.05
-"""Duration of a forward pass of the model that stands for one on an accelerator: it takes no CPU time."""
+"""Duration of a forward pass of the model that stands for one on an accelerator: it takes no CPU
+time.
+"""
 
 WORKERS_MEASURED = (1, 2, 4, 8)
 
@@ -202,7 +205,9 @@ def database_statistics(server: PostgreSQL) -> tuple[float, float, float]:
 
 
 def measure_workers(stack: Stack) -> list[dict[str, float]]:
-    """Measure requests per second with more and more workers of a model whose pass takes `PASS_S` and no CPU."""
+    """Measure requests per second with more and more workers of a model whose pass takes `PASS_S`
+    and no CPU.
+    """
     results = []
     for workers in WORKERS_MEASURED:
         for number in range(len([name for name in stack.parts if name.startswith("inference")]), workers):
@@ -287,7 +292,8 @@ def utilizations(load: Load, costs: Costs) -> dict[str, float]:
     queue_s = load.requests * costs.request_queue_s * costs.rows_per_batch / rows + load.jobs * costs.job_queue_s
     shards = load.queue_servers if load.heartbeats_shared else 1
     beats = load.workers / HEARTBEAT_S
-    # each API process reads the heartbeats of its shard twice in their interval, and parses those that changed
+    # each API process reads the heartbeats of its shard twice in their interval, and parses those
+    # that changed
     sent_s = beats * (costs.heartbeat_write_s + 2 * load.apis / shards * costs.heartbeat_send_s)
     heard = beats / shards
     api_s = load.requests * costs.request_api_s + load.jobs * costs.job_api_s
@@ -386,7 +392,9 @@ def describe(measured: dict[str, Any], costs: Costs) -> str:
 
 
 def workers_table(measured: dict[str, Any]) -> str:
-    """Return the table of passes per second by number of workers; a sentence if others used the machine."""
+    """Return the table of passes per second by number of workers; a sentence if others used the
+    machine.
+    """
     if measured["load"] > 2 * measured["machine"]["cores"]:
         return f"Not shown: other programs used the machine (load {measured['load']:.0f}), so the rates say nothing."
     rows = [f"| {one['workers']} | {one['rate']:.0f} | {one['of_ideal']:.2f} |" for one in measured["workers"]]

@@ -1,4 +1,5 @@
-"""Run docker-compose.yml on a real engine: start, the README's command, a training, three workers, kills, restarts.
+"""Run docker-compose.yml on a real engine: start, the README's command, a training, three workers,
+kills, restarts.
 
     python benchmarks/compose.py [--no-build] [--postgresql] [--write]
 
@@ -155,7 +156,9 @@ def until_true(condition: Callable[[], bool], timeout_s: float = 120) -> None:
 
 
 def under_load(client: httpx.Client, act: Callable[[], object]) -> tuple[int, float]:
-    """Send requests while `act` runs; return how many had another result than before, and the slowest."""
+    """Send requests while `act` runs; return how many had another result than before, and the
+    slowest.
+    """
     expected = {seed: samples(client, seed) for seed in range(10)}
 
     def request(number: int) -> tuple[bool, float]:

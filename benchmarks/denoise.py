@@ -3,8 +3,8 @@
     python benchmarks/denoise.py measure --held-back
         by strength, on the photographs held back for choices
     python benchmarks/denoise.py measure --data FOLDER --write
-        on Set5 and BSD100, at the strengths of the table of docs/superres.md; docs/results/denoise.md
-        and .json, and the card
+        on Set5 and BSD100, at the strengths of the table of docs/superres.md;
+        docs/results/denoise.md and .json, and the card
     python benchmarks/denoise.py text --write
         small text and thin lines, counted in pieces; docs/images/denoise-text.png
     python benchmarks/denoise.py ship RUN
@@ -12,9 +12,9 @@
 
 The low resolution is that of the set, or Pillow's bicubic filter. It is compressed by Pillow as a
 JPEG file (colours at half the resolution, Pillow's default), or gets normal noise of a standard
-deviation in grey levels, rounded to 8 bits. PSNR is of BT.601's Y without as many pixels on each side as
-the scale. Lanczos is Pillow's filter. `matched` is the strength that belongs to the degradation in
-the table, `fixed` the one for pictures of unknown origin.
+deviation in grey levels, rounded to 8 bits. PSNR is of BT.601's Y without as many pixels on each
+side as the scale. Lanczos is Pillow's filter. `matched` is the strength that belongs to the
+degradation in the table, `fixed` the one for pictures of unknown origin.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Measure several workers: throughput by their number, and one owner's latency beside another's jobs.
+"""Measure several workers: throughput by their number, and one owner's latency beside another's
+jobs.
 
     python benchmarks/fleet.py heavy [--write]     # rows/s of a heavy model with one and with two workers
     python benchmarks/fleet.py small [--write]     # a small decoder with 1 + 1 and with 2 + 2 processes
     python benchmarks/fleet.py owners [--write]    # single samples beside two jobs of 50 000
 
-Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker that
-does not take part is stopped by SIGSTOP. With `--write` the figures are added to docs/results/fleet.json,
-of which docs/results/fleet.md is made. CPU time is that of /proc. `small` needs `wrk`.
+Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker
+that does not take part is stopped by SIGSTOP. With `--write` the figures are added to
+docs/results/fleet.json, of which docs/results/fleet.md is made. CPU time is that of /proc. `small`
+needs `wrk`.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def resume(stack: Stack, names: Sequence[str]) -> None:
 
 
 def requests_in(url: str, body: Figures, seconds: float, clients: int) -> int:
-    """Send requests over so many connections for some seconds; return how many were done in that time."""
+    """Send requests over so many connections for some seconds; return how many were done in that
+    time.
+    """
     until, done, lock = time.monotonic() + seconds, [0], threading.Lock()
     netloc = url.removeprefix("http://")
     headers = {"Content-Type": "application/json", "Accept": "application/x-npz"}
@@ -199,7 +203,9 @@ def _ready(url: str) -> bool:
 
 
 def owners(scratch: Path) -> Figures:
-    """Return latencies of single samples without other work and beside two large jobs of another client."""
+    """Return latencies of single samples without other work and beside two large jobs of another
+    client.
+    """
     stack = running(scratch, 2)
     try:
         with httpx.Client(base_url=stack.url, timeout=120) as client:
@@ -236,7 +242,9 @@ def run_jobs(url: str, number: int, stop: threading.Event, ended: list[int]) -> 
 
 
 def singles(client: httpx.Client, seconds: float) -> list[float]:
-    """Send single samples for some seconds, fifty a second at most; return their latencies in seconds."""
+    """Send single samples for some seconds, fifty a second at most; return their latencies in
+    seconds.
+    """
     until, taken = time.monotonic() + seconds, []
     while (started := time.monotonic()) < until:
         response = client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": len(taken)})

@@ -55,7 +55,9 @@ def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
 
 
 def measured_samples(model: ebgan.Model, judge: classifier.Classifier, count: int, best_of: int) -> dict[str, Any]:
-    """Return the scores of `count` samples, each the best of `best_of` draws, and their standard errors."""
+    """Return the scores of `count` samples, each the best of `best_of` draws, and their standard
+    errors.
+    """
     p = classifier.probabilities(judge, games.drawn(model, count, best_of))
     return {**scores(p).rounded(), "errors": standard_errors(p)}
 
@@ -143,7 +145,9 @@ def told_of(one: dict[str, Any]) -> str:
 
 
 def sample_figures(found: dict[str, Any], result: dict[str, Any], count: int) -> list[tuple[str, float, str, str]]:
-    """Return name, value, unit and detail of a model's figures of samples, with those of single draws."""
+    """Return name, value, unit and detail of a model's figures of samples, with those of single
+    draws.
+    """
     real, best_of = result["real"], found["best_of"]
     draws = f"{count} single draws, as in the paper"
     kinds = {

@@ -98,7 +98,9 @@ def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
 
 
 def codes(described: dict[str, Any], count: int) -> torch.Tensor:
-    """Return codes for the operation `decode` of a card, uniform in the part of their range within −2 … 2."""
+    """Return codes for the operation `decode` of a card, uniform in the part of their range within
+    −2 … 2.
+    """
     told = described["operations"]["decode"]["codes"]
     drawn = RowStreams.range(6, 0, count).uniform(told["sizes"][-1]).view(count, -1)
     low, high = max(told["minimum"], -2), min(told["maximum"], 2)

@@ -6,8 +6,8 @@
 Pictures are crops of a made-up one. `one pass` is the model's regression or statistics of the whole
 picture at ×4, `fitted` the tiles that the service cuts (`Tiling.fit`), and `fixed` tiles of 128×128
 with a margin of 10 on both axes, as before. All are one thread's processor time, the shortest of
-several rounds in which they take turns. `levels` is the largest difference of `fitted` from `fixed`,
-in 256 levels: farther than 10 pixels from the borders of the picture, and in all of it.
+several rounds in which they take turns. `levels` is the largest difference of `fitted` from
+`fixed`, in 256 levels: farther than 10 pixels from the borders of the picture, and in all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Chromium for tests: it reaches one service only, and its pages report what they request and what fails."""
+"""Chromium for tests: it reaches one service only, and its pages report what they request and what
+fails.
+"""
 
 from __future__ import annotations
 

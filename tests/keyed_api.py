@@ -1,4 +1,6 @@
-"""A second API process for a running service, which wants keys: its workers and its jobs are the same."""
+"""A second API process for a running service, which wants keys: its workers and its jobs are the
+same.
+"""
 
 from __future__ import annotations
 

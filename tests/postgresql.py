@@ -90,7 +90,8 @@ class PostgreSQL:
         return psycopg.connect(**address, autocommit=True, connect_timeout=10)  # type: ignore[arg-type]
 
     def create(self, name: str | None = None, **settings: str) -> str:
-        """Create an empty schema, unless it exists, and return a URL of which it is the job database.
+        """Create an empty schema, unless it exists, and return a URL of which it is the job
+        database.
 
         A database of its own would take a hundred times as long. `settings` are those of its
         sessions.

@@ -44,7 +44,9 @@ ON_POSTGRESQL = os.environ.get("TEST_DATABASE") == "postgresql"
 """Whether services use PostgreSQL as their job database instead of SQLite."""
 
 create_database: Callable[[str], str] | None = None
-"""Returns the URL of the PostgreSQL database with a name, which it creates; `tests/conftest.py` sets it."""
+"""Returns the URL of the PostgreSQL database with a name, which it creates; `tests/conftest.py`
+sets it.
+"""
 
 shared_folder: Path | None = None
 """A folder that the services of one test run share; `tests/conftest.py` sets it."""

@@ -26,7 +26,9 @@ def test_a_recent_heartbeat_is_alive(tmp_path: Path, state: str | None, age_s: f
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    """The check runs without site-packages and the repository, and imports no package of its own accord."""
+    """The check runs without site-packages and the repository, and imports no package of its own
+    accord.
+    """
     source = "import sys; before = set(sys.modules); sys.argv = ['alive']; import runpy; runpy.run_path(sys.path[-1]);"
     source += "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(CHECK)!r}); {source}"]

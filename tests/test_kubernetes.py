@@ -107,7 +107,9 @@ def test_selectors_and_names_refer_to_what_there_is(with_keda: list[Manifest]) -
 
 
 def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
-    """No pod has root, capabilities, a writable root file system, or rights at the API of Kubernetes."""
+    """No pod has root, capabilities, a writable root file system, or rights at the API of
+    Kubernetes.
+    """
     for deployment in of_kind(with_keda, "Deployment").values():
         pod = deployment["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]

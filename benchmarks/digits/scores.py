@@ -59,7 +59,8 @@ def scores(p: torch.Tensor) -> Scores:
 
 
 def standard_errors(p: torch.Tensor, groups: int = 50) -> dict[str, float]:
-    """Return the standard errors of the scores of probabilities (N, 10), by a delete-a-group jackknife.
+    """Return the standard errors of the scores of probabilities (N, 10), by a delete-a-group
+    jackknife.
 
     They are of `i_prime`, `e_kl` and `clear`; the images are dealt to `groups` groups of one size.
     """

@@ -18,7 +18,8 @@ EVALUATE = "python -m models evaluate checkpoints/{}/1/model.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure comes from: functions that return the command that measures it, and when it did.
+    """Where a figure comes from: functions that return the command that measures it, and when it
+    did.
 
     `read_origin` returns date, machine and other circumstances as one phrase.
     """
@@ -133,7 +134,9 @@ def match(page: str, pattern: str) -> re.Match[str]:
 
 
 def page_source(name: str, command: str) -> Source:
-    """Return the source of figures in docs/results/NAME.md, whose last lines say how they were made."""
+    """Return the source of figures in docs/results/NAME.md, whose last lines say how they were
+    made.
+    """
 
     def read_origin() -> str:
         day = match(name, r"Date: (\d{4}-\d\d-\d\d)")[1]

@@ -80,7 +80,8 @@ def test_an_excessive_request_is_rejected_at_once(api: BareApi, make: Callable[[
     """An excessive or malformed request is rejected with a problem at little cost of CPU and
     memory; other requests stay fast.
 
-    `make` returns the request; each process that collects the tests would otherwise hold all of them.
+    `make` returns the request; each process that collects the tests would otherwise hold all of
+    them.
     """
     data = make()
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)

@@ -77,7 +77,9 @@ def test_redocly_finds_nothing(project: Path) -> None:
 
 @pytest.mark.slow
 def test_spectral_finds_nothing(project: Path) -> None:
-    """Spectral reports nothing, not even hints; its configuration says which rules are off, and why."""
+    """Spectral reports nothing, not even hints; its configuration says which rules are off, and
+    why.
+    """
     assert "No results" in run(project, "spectral", "lint", "openapi.json", "--fail-severity", "hint")
 
 

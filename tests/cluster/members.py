@@ -1,4 +1,6 @@
-"""A service of several hosts: two API processes, three inference and two training workers, two servers."""
+"""A service of several hosts: two API processes, three inference and two training workers, two
+servers.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ POSTGRES = ("fsync=off", "shared_buffers=32MB", "max_connections=200", "log_min_
 
 
 class Cluster:
-    """The members of one service, each on a host of its own; a context manager that starts all of them.
+    """The members of one service, each on a host of its own; a context manager that starts all of
+    them.
 
     Each has its own folder for temporary files, and sees the others by the network only. There is
     one exception: `state`, the state folder, is shared, as a volume of several hosts would be.
@@ -47,7 +50,8 @@ class Cluster:
         self.urls = {name: f"http://{self.hosts[name].address}:8000" for name in APIS}
         self.queue_url = f"redis://{self.hosts['queue'].address}:6379/0"
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
-        # What hosts share. Datasets, versions and runs are in the state folder, whose id marks the queue server.
+        # What hosts share. Datasets, versions and runs are in the state folder, whose id marks the
+        # queue server.
         self.state = folder / "state"
         self._checkpoints = checkpoints(folder / "checkpoints")
         share_plans(self.state, folder)

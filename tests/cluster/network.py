@@ -1,4 +1,6 @@
-"""Hosts on one machine: network namespaces with a link each to one bridge, which can be cut or made bad."""
+"""Hosts on one machine: network namespaces with a link each to one bridge, which can be cut or made
+bad.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Host:
         run("ip", "link", "delete", self._link, check=False)
 
     def command(self, *words: str) -> list[str]:
-        """Return the words that run a command on this host, under its name; it ends with this process."""
+        """Return the words that run a command on this host, under its name; it ends with this
+        process.
+        """
         named = 'hostname "$0"; exec setpriv --pdeathsig KILL "$@"'
         return ["ip", "netns", "exec", self._namespace, "unshare", "--uts", "sh", "-c", named, self.name, *words]
 
@@ -61,7 +65,9 @@ class Host:
         run("ip", "link", "set", self._link, "down")
 
     def slow_down(self) -> str:
-        """Delay packets by 100 ± 50 ms, or where the kernel has no netem, limit their rate; return which."""
+        """Delay packets by 100 ± 50 ms, or where the kernel has no netem, limit their rate; return
+        which.
+        """
         delay = ["tc", "qdisc", "replace", "dev", "eth0", "root", "netem", "delay", "100ms", "50ms"]
         if run("ip", "netns", "exec", self._namespace, *delay, check=False).returncode == 0:
             return "delay of 100 ms"

@@ -1,4 +1,6 @@
-"""Jobs of all kinds end once, with the bytes of an undisturbed run, while hosts fail and links are cut."""
+"""Jobs of all kinds end once, with the bytes of an undisturbed run, while hosts fail and links are
+cut.
+"""
 
 from __future__ import annotations
 
@@ -191,9 +193,9 @@ def training(number: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(1500)
 def test_jobs_end_once_while_hosts_fail(cluster: Cluster) -> None:
-    """A member is killed, paused, cut off, slowed down or restarted every five seconds while jobs of
-    all kinds and trainings run. Each is accepted once, succeeds once, and has the bytes or weights
-    of an undisturbed run.
+    """A member is killed, paused, cut off, slowed down or restarted every five seconds while jobs
+    of all kinds and trainings run. Each is accepted once, succeeds once, and has the bytes or
+    weights of an undisturbed run.
     """
     digits(cluster.state / "datasets")
     with Client(cluster) as client:

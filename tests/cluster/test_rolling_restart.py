@@ -65,7 +65,9 @@ def haproxy(cluster: Cluster, folder: Path) -> Iterator[str]:
 
 
 class Load:
-    """A thread that sends requests at a fixed rate, and counts statuses and other bytes than expected."""
+    """A thread that sends requests at a fixed rate, and counts statuses and other bytes than
+    expected.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -117,8 +119,8 @@ class Load:
     shutil.which("haproxy") is None, reason="NOT TESTED: apt-get install --no-install-recommends haproxy"
 )
 def test_no_request_fails_while_every_process_is_restarted(cluster: Cluster, tmp_path: Path) -> None:
-    """At 100 requests per second, each API, inference and training process is stopped by SIGTERM and
-    started again: all responses are 200 with the same bytes.
+    """At 100 requests per second, each API, inference and training process is stopped by SIGTERM
+    and started again: all responses are 200 with the same bytes.
     """
     with haproxy(cluster, tmp_path) as url, Load(url) as load:
         time.sleep(3)

@@ -101,7 +101,9 @@ def test_numbers_of_any_type_are_read(dtype: str) -> None:
     ],
 )
 def test_other_files_are_rejected(data: bytes, message: str) -> None:
-    """The error says why; nothing is unpickled, and no memory is allocated for what a header claims."""
+    """The error says why; nothing is unpickled, and no memory is allocated for what a header
+    claims.
+    """
     with pytest.raises(UnusableArrayError, match=message):
         read_array(data, "codes", MAX_BYTES)
 

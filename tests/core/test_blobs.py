@@ -110,7 +110,9 @@ def test_sweep_keeps_new_blobs(blobs: Blobs) -> None:
 
 
 def test_sweep_waits_for_the_longest_upload(s3: Blobs) -> None:
-    """The age of an object counts from the start of its upload, so only much older ones are removed."""
+    """The age of an object counts from the start of its upload, so only much older ones are
+    removed.
+    """
     s3.put("notes/a", b"x")
     with patch("core.s3_blobs.time.time", return_value=time.time() + s3.upload_s - 60):
         assert s3.sweep("notes", 900) == 0

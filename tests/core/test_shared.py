@@ -1,4 +1,6 @@
-"""Stores that hosts without a common folder share: two hosts see each other's versions, datasets and runs."""
+"""Stores that hosts without a common folder share: two hosts see each other's versions, datasets
+and runs.
+"""
 
 import contextlib
 import json
@@ -100,7 +102,9 @@ def _check_registry(registry: Registry, a: Host, b: Host) -> None:
 
 
 def test_numbers_are_reserved_once(hosts: list[Host]) -> None:
-    """Two hosts get two numbers; a job gets its own again on another host, and a deleted one is not used again."""
+    """Two hosts get two numbers; a job gets its own again on another host, and a deleted one is not
+    used again.
+    """
     a, b = hosts
     assert a.versions.reserve("m", ["4"], "job_1") == "5"
     assert b.versions.reserve("m", ["4"], "job_2") == "6"

@@ -18,8 +18,8 @@ MARGIN, RADIUS = 4, 3
 VALUES = 2_000_000
 """Values that a tile counts as, so that 16 tiles are the reference size of the batch plan."""
 MAX_BATCH_SIZE = 16
-"""Tiles of larger batches have other bits, so that no batch plan has them: a pass stays short, however busy the
-machine is while plans are measured.
+"""Tiles of larger batches have other bits, so that no batch plan has them: a pass stays short,
+however busy the machine is while plans are measured.
 """
 IMAGE = {"channels": 3, "height": 32, "width": 32}
 

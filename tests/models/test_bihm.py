@@ -357,7 +357,9 @@ def test_a_mask_must_hide_some_and_keep_some(level: float) -> None:
 
 
 def test_decodings_follow_p_given_a_layer(exact: Exact) -> None:
-    """Of the lowest layer the probabilities are exact; of the top layer their mean is that of p(x|h)."""
+    """Of the lowest layer the probabilities are exact; of the top layer their mean is that of
+    p(x|h).
+    """
     model, count = tiny(), 20000
     h1 = states(3)
     lowest = model.decode(h1, RowStreams.range(1, 0, len(h1)), DecodeOptions(layer=0))

@@ -479,8 +479,8 @@ def test_only_models_with_a_denoiser_have_the_option() -> None:
     ids=["bicubic", "tv", "mse", "descent", "statistics"],
 )
 def test_denoising_comes_before_every_method(options: dict[str, Any]) -> None:
-    """The result is that of the cleaned tile; without denoising it has the bytes of a model that has
-    no denoiser.
+    """The result is that of the cleaned tile; without denoising it has the bytes of a model that
+    has no denoiser.
     """
     model = built(replace(STATISTICS, denoiser_blocks=1, denoiser_features=8))
     plain = superres.Model(STATISTICS).eval()

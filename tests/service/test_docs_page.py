@@ -63,7 +63,9 @@ class DocsVisit(Visit):
 
 @contextlib.contextmanager
 def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[DocsVisit]:
-    """Visit `/docs`; at the end, nothing was blocked by a policy and nothing requested from elsewhere."""
+    """Visit `/docs`; at the end, nothing was blocked by a policy and nothing requested from
+    elsewhere.
+    """
     with new_page(browser, 1280, 1600) as page:
         visited = DocsVisit(page, url)
         visited.start()

@@ -1,5 +1,5 @@
-"""Workers that differ: in the models that they may load, in what they have loaded, and in their kind of
-device.
+"""Workers that differ: in the models that they may load, in what they have loaded, and in their
+kind of device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def start(stack: Stack, name: str, models: str, threads: str = "1") -> None:
 
 
 def second_worker(stack: Stack, threads: str | None = "1") -> None:
-    """Let the second worker run with so many threads, or not at all; wait until the service knows of it."""
+    """Let the second worker run with so many threads, or not at all; wait until the service knows
+    of it.
+    """
     process = stack.parts.get("second")
     running = None
     if process is not None and process.poll() is None:
@@ -101,8 +103,8 @@ def batches(stack: Stack) -> tuple[int, int]:
 
 
 def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: httpx.Client) -> None:
-    """Each of two restricted workers loads and runs its own models only, and a request for a model of
-    either succeeds.
+    """Each of two restricted workers loads and runs its own models only, and a request for a model
+    of either succeeds.
     """
     second_worker(stack)
     wait_until(lambda: set(heartbeat(stack, "second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
@@ -116,8 +118,8 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
 
 
 def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Client) -> None:
-    """Both workers that may load a model run batches of one job, and its rows are those of a request that
-    one worker has run.
+    """Both workers that may load a model run batches of one job, and its rows are those of a
+    request that one worker has run.
     """
     second_worker(stack)
     # 250 times as many rows as a time slice has, at most 1024
@@ -141,8 +143,8 @@ def _has(stack: Stack, name: str, ref: str) -> bool:
 
 
 def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
-    """The key that a rollout sets for a slow worker makes it exit with status 0, as SIGTERM does, and its
-    log has the reason.
+    """The key that a rollout sets for a slow worker makes it exit with status 0, as SIGTERM does,
+    and its log has the reason.
     """
     second_worker(stack)
     worker_id, _ = heartbeat(stack, "second")
@@ -154,8 +156,8 @@ def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
 
 @pytest.mark.slow
 def test_a_slow_worker_is_stopped_when_a_version_becomes_active(stack: Stack, client: httpx.Client) -> None:
-    """A worker that is too busy to load a version in time stops, the version becomes active on the other
-    one, and the audit log names the worker. A job that it ran goes on.
+    """A worker that is too busy to load a version in time stops, the version becomes active on the
+    other one, and the audit log names the worker. A job that it ran goes on.
     """
     second_worker(stack)
     worker_id, _ = heartbeat(stack, "second")
@@ -202,8 +204,8 @@ def _picture() -> bytes:
 
 
 def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> None:
-    """Responses name the device kind. When the worker of a request's kind is gone for good, the request
-    begins again on another kind, with a header that says so; so does a job, with an event.
+    """Responses name the device kind. When the worker of a request's kind is gone for good, the
+    request begins again on another kind, with a header that says so; so does a job, with an event.
     """
     second_worker(stack, "2")
     kinds = [heartbeat(stack, name)[1]["device_kind"] for name in ("inference", "second")]

@@ -1,4 +1,6 @@
-"""Hosts that share the job database, the blob store and the queue server, and have folders of their own."""
+"""Hosts that share the job database, the blob store and the queue server, and have folders of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ RECIPE = {"config": {"hidden": [48], "latents": 4}, "training": TRAINING, "seed"
 
 
 class Hosts:
-    """Four hosts: `a` and `d` run an API process, `b` a training worker and `c` an inference worker."""
+    """Four hosts: `a` and `d` run an API process, `b` a training worker and `c` an inference
+    worker.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -156,7 +160,9 @@ def test_a_large_result_is_read_through_another_host(hosts: Hosts, trained: str)
 
 
 def test_a_training_goes_on_on_another_host(hosts: Hosts, trained: str) -> None:
-    """A worker dies with its folder; another host resumes from its last checkpoint, to the same weights."""
+    """A worker dies with its folder; another host resumes from its last checkpoint, to the same
+    weights.
+    """
     training = hosts.train("a", "second")
 
     def kept() -> bool:

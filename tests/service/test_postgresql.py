@@ -36,7 +36,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Po
     [pytest.param(signal.SIGINT, id="restart", marks=pytest.mark.slow), pytest.param(signal.SIGQUIT, id="crash")],
 )
 def test_the_database_server_restarts(served: tuple[Stack, PostgreSQL], how: signal.Signals) -> None:
-    """Requests get 503 and Retry-After meanwhile; jobs and a training end as if nothing had happened."""
+    """Requests get 503 and Retry-After meanwhile; jobs and a training end as if nothing had
+    happened.
+    """
     stack, server = served
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         recipe = {"config": {"hidden": [48], "latents": 4}, "seed": 5}
@@ -69,7 +71,9 @@ def test_the_database_server_restarts(served: tuple[Stack, PostgreSQL], how: sig
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_an_idempotency_key_on_two_api_processes_makes_one_job(served: tuple[Stack, PostgreSQL], rounds: int) -> None:
-    """Whichever process gets a request first; and two trainings of one name at the same time are one and a 409."""
+    """Whichever process gets a request first; and two trainings of one name at the same time are
+    one and a 409.
+    """
     stack, _ = served
     port = free_port()
     first, stack.environment["REVERIE_PORT"] = stack.environment["REVERIE_PORT"], str(port)

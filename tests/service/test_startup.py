@@ -112,7 +112,9 @@ TWO_OR_ALL = pytest.mark.parametrize(
     "programs",
     [pytest.param(("api", "training"), id="two"), pytest.param(tuple(PROGRAMS), id="all", marks=pytest.mark.slow)],
 )
-"""Test with two programs, which check their settings in the same function as the others; slow tests start all."""
+"""Test with two programs, which check their settings in the same function as the others; slow tests
+start all.
+"""
 
 
 def reasons(first: tuple[object, ...], *others: tuple[object, ...]) -> list[object]:

@@ -1,4 +1,6 @@
-"""A browser for the tests of Studio, and the service that it visits: without keys, and one that wants them."""
+"""A browser for the tests of Studio, and the service that it visits: without keys, and one that
+wants them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.studio.visits import Service
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A running Chromium. While it runs, no other event loop can run in this thread; so it ends with the module."""
+    """A running Chromium. While it runs, no other event loop can run in this thread; so it ends
+    with the module.
+    """
     with chromium() as browser:
         yield browser
 
@@ -32,7 +36,9 @@ def keyed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture(params=["open", pytest.param("keyed", marks=pytest.mark.slow)])
 def service(request: pytest.FixtureRequest, stack: Stack) -> Service:
-    """The service as it is visited: without keys; in the slow tests also with a key, which the browser has."""
+    """The service as it is visited: without keys; in the slow tests also with a key, which the
+    browser has.
+    """
     if request.param == "open":
         return Service(stack.url)
     return Service(request.getfixturevalue("keyed"), "ann-key")

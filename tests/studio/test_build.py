@@ -1,4 +1,6 @@
-"""How the page is built: `make serve` starts without it where npm cannot be reached, and its size has a limit."""
+"""How the page is built: `make serve` starts without it where npm cannot be reached, and its size
+has a limit.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def serve(folder: Path, *, reachable: bool) -> tuple[str, list[str]]:
-    """Run `make serve` with a Python that only writes down its calls; return the output and the calls.
+    """Run `make serve` with a Python that only writes down its calls; return the output and the
+    calls.
 
     `reachable`: whether `npm ci` succeeds.
     """
@@ -56,7 +59,9 @@ def serve(folder: Path, *, reachable: bool) -> tuple[str, list[str]]:
 
 
 def test_the_service_starts_without_the_page(checkout: Path) -> None:
-    """It says so in one sentence. The page is built when npm can be reached, and again when its sources change."""
+    """It says so in one sentence. The page is built when npm can be reached, and again when its
+    sources change.
+    """
     output, calls = serve(checkout, reachable=False)
     assert "Studio was not built" in output
     assert "make studio" in output
@@ -73,7 +78,9 @@ def test_the_service_starts_without_the_page(checkout: Path) -> None:
 
 
 def test_the_page_is_small() -> None:
-    """All scripts and styles together, compressed as they are sent, also those that are loaded later."""
+    """All scripts and styles together, compressed as they are sent, also those that are loaded
+    later.
+    """
     if not (FOLDER / "index.html").is_file():
         pytest.fail("Studio is not built: run `make studio`")
     sizes = {file.name: file.stat().st_size for file in FOLDER.glob("assets/*.gz")}

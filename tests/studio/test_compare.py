@@ -13,7 +13,9 @@ pytestmark = needs_chromium
 
 
 def test_compare(browser: Browser, service: Service) -> None:
-    """Columns have one seed; blind, the names appear after the choice, and the tally outlives a reload."""
+    """Columns have one seed; blind, the names appear after the choice, and the tally outlives a
+    reload.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/compare?models=vae-mnist-2d,tiny&seed=3&count=9")
         expect(page.get_by_role("img", name="9 samples of vae-mnist-2d@1, seed 3")).to_be_visible()

@@ -1,4 +1,6 @@
-"""The area Data on a real service: datasets are added, looked at page by page, and deleted; bad files are named."""
+"""The area Data on a real service: datasets are added, looked at page by page, and deleted; bad
+files are named.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def reject(visited: StudioVisit, folder: Path, bad: Path) -> None:
 
 
 def test_data(browser: Browser, service: Service, client: httpx.Client, tmp_path: Path) -> None:
-    """A folder with a damaged picture is rejected by its name; without it, its pictures are shown by split and page."""
+    """A folder with a damaged picture is rejected by its name; without it, its pictures are shown
+    by split and page.
+    """
     folder = pictures(tmp_path / "Noise", 150)
     bad = folder / "bad.png"
     bad.write_bytes(b"no picture")
@@ -97,7 +101,9 @@ def test_data(browser: Browser, service: Service, client: httpx.Client, tmp_path
 
 @pytest.mark.slow
 def test_archives_and_sources(browser: Browser, service: Service, client: httpx.Client, tmp_path: Path) -> None:
-    """Pictures of two sizes are resized when that is asked for; an address that may not be fetched is an error."""
+    """Pictures of two sizes are resized when that is asked for; an address that may not be fetched
+    is an error.
+    """
     with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
         for side in (8, 12):
             for file in pictures(tmp_path / str(side), 40, side).iterdir():

@@ -1,4 +1,6 @@
-"""The area Draw on a real service: the first pictures, options, seeds, downloads, errors and the history."""
+"""The area Draw on a real service: the first pictures, options, seeds, downloads, errors and the
+history.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def pictures(page: Page) -> int:
 
 
 def test_draw(browser: Browser, service: Service) -> None:
-    """Pictures are there at once; each change draws others, and a reload shows the same address and history.
+    """Pictures are there at once; each change draws others, and a reload shows the same address and
+    history.
 
     An error stands beside its control, in the service's words; the next good value draws again.
     """
@@ -106,7 +109,9 @@ def test_on_a_phone(browser: Browser, service: Service) -> None:
 
 
 def serve_older_card(page: Page, name: str) -> None:
-    """Let the page see version 2 of a model as one of an earlier release, without the option `truncation`."""
+    """Let the page see version 2 of a model as one of an earlier release, without the option
+    `truncation`.
+    """
 
     def respond(route: Route) -> None:
         response = route.fetch()
@@ -119,7 +124,9 @@ def serve_older_card(page: Page, name: str) -> None:
 
 @pytest.mark.slow
 def test_the_options_of_another_version(browser: Browser, service: Service, client: httpx.Client) -> None:
-    """The controls are those of the chosen version, which may have other options than the active one."""
+    """The controls are those of the chosen version, which may have other options than the active
+    one.
+    """
     name = f"studio-versions-{service.key or 'open'}"
     data = with_card(SHIPPED.read_bytes(), name=name)
     for version in (data, with_other_weights(data)):

@@ -1,4 +1,6 @@
-"""The area Enlarge on a real service: photographs, methods, the divider, cancelling, downloads, bad input."""
+"""The area Enlarge on a real service: photographs, methods, the divider, cancelling, downloads, bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def shows(page: Page, share: float, colour: tuple[int, int]) -> bool:
 
 
 def test_enlarge(browser: Browser, service: Service) -> None:
-    """A photograph is enlarged by two methods, compared, zoomed and saved; what is no picture is named."""
+    """A photograph is enlarged by two methods, compared, zoomed and saved; what is no picture is
+    named.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/enlarge?model=enlarge")
         expect(page.get_by_text("Drop or paste a photograph")).to_be_visible()

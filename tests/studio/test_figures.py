@@ -118,7 +118,9 @@ def test_the_first_paint(browser: Browser, stack: Stack) -> None:
 
 
 def test_dragging_for_ten_seconds(browser: Browser, stack: Stack) -> None:
-    """At 60 moves a second 30 new pictures a second are shown, 95 % of them at most 50 ms old; no request is left."""
+    """At 60 moves a second 30 new pictures a second are shown, 95 % of them at most 50 ms old; no
+    request is left.
+    """
     moves, seconds = 60, 10
     with visit(browser, Service(stack.url)) as visited:
         page = visited.page
@@ -167,7 +169,9 @@ def drop_file(page: Page, file: Path) -> None:
 
 @dataclass
 class LongTasks:
-    """The longest task of the page's main thread while each action lasts, in ms; at least 50 are recorded."""
+    """The longest task of the page's main thread while each action lasts, in ms; at least 50 are
+    recorded.
+    """
 
     page: Page
     longest: dict[str, float] = field(default_factory=dict)

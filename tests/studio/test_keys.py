@@ -1,4 +1,5 @@
-"""Studio on a service that wants keys: it asks once, keeps the key in the session, and shows what a key may not do.
+"""Studio on a service that wants keys: it asks once, keeps the key in the session, and shows what a
+key may not do.
 
 The journeys of the areas run with a key, too: they are slow tests, as `test_paint[keyed]`.
 """
@@ -13,7 +14,9 @@ pytestmark = needs_chromium
 
 
 def test_a_key_is_asked_for_once(browser: Browser, keyed: str) -> None:
-    """A wrong one is rejected in the service's words; the right one serves pictures, events and downloads."""
+    """A wrong one is rejected in the service's words; the right one serves pictures, events and
+    downloads.
+    """
     with visit(browser, Service(keyed)) as visited:
         page = visited.open("/models")
         prompt = page.get_by_label("API key")

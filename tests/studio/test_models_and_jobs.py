@@ -1,4 +1,6 @@
-"""The areas Models and Jobs on a real service: versions are switched, jobs followed, cancelled and deleted."""
+"""The areas Models and Jobs on a real service: versions are switched, jobs followed, cancelled and
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def two_versions(client: httpx.Client) -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_versions")
 def test_models(browser: Browser, service: Service, client: httpx.Client) -> None:
-    """Each model has a card with its samples; another version is activated after a confirmation, and rolled back."""
+    """Each model has a card with its samples; another version is activated after a confirmation,
+    and rolled back.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/models")
         expect(page.get_by_role("article", name="enlarge")).to_contain_text("no samples")
@@ -69,7 +73,9 @@ def post_job(client: httpx.Client, operation: str = "samples", **fields: Any) ->
 
 
 def test_jobs(browser: Browser, service: Service, client: httpx.Client) -> None:
-    """A running job is cancelled, a failed one shows its error, and the result of another one is shown and deleted."""
+    """A running job is cancelled, a failed one shows its error, and the result of another one is
+    shown and deleted.
+    """
     failed = post_job(client, model="faulty", count=1, seed=14)
     done = post_job(client, model="vae-mnist-2d", count=4, seed=3)
     picture = base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()

@@ -25,7 +25,9 @@ def paint(page: Page, grid: Locator, *places: tuple[float, float]) -> None:
 
 
 def test_paint(browser: Browser, service: Service, digit: bytes) -> None:
-    """Each stroke changes what the model says; undo returns; a file is loaded, and what is no picture is named."""
+    """Each stroke changes what the model says; undo returns; a file is loaded, and what is no
+    picture is named.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/paint")
         row = page.get_by_role("article", name="vae-mnist-2d")
@@ -59,7 +61,9 @@ def test_paint(browser: Browser, service: Service, digit: bytes) -> None:
 
 @pytest.mark.slow
 def test_inpaintings_appear_while_the_chain_runs(browser: Browser, service: Service) -> None:
-    """Pictures are there before the job has ended; a new mask cancels the old job; without a mask there are none."""
+    """Pictures are there before the job has ended; a new mask cancels the old job; without a mask
+    there are none.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/paint?size=8x8&model=tiny&steps=8&seconds=0.5")
         grid = page.get_by_role("application", name="Picture of 8 × 8")

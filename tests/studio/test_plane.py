@@ -32,7 +32,9 @@ def wait_for_picture(page: Page, old: Any = None) -> Any:
 
 
 def test_the_digit_follows_the_hand(browser: Browser, service: Service) -> None:
-    """A code is dragged, typed and moved by keys; the address keeps it, and a wrong one is explained."""
+    """A code is dragged, typed and moved by keys; the address keeps it, and a wrong one is
+    explained.
+    """
     with visit(browser, service) as visited:
         page = visited.open("/plane?model=vae-mnist-2d")
         expect(page.get_by_label("model", exact=True)).to_have_value("vae-mnist-2d")

@@ -1,7 +1,9 @@
-"""Studio with the shipped models: each of them in the areas that can use it, and the screenshots of `docs/studio.md`.
+"""Studio with the shipped models: each of them in the areas that can use it, and the screenshots of
+`docs/studio.md`.
 
-`make screenshots` makes these anew. They are compared by the mean colours of blocks, so that neither the edges of
-letters nor a duration of another length make a difference, but a panel elsewhere does.
+`make screenshots` makes these anew. They are compared by the mean colours of blocks, so that
+neither the edges of letters nor a duration of another length make a difference, but a panel
+elsewhere does.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ BLOCK = 30
 """Side of the blocks whose mean colours are compared, in pixels."""
 MAX_DIFFERENCE = 20
 MAX_SHARE = 0.03
-"""A screenshot is out of date if more than this share of its blocks differ by more than `MAX_DIFFERENCE` of 255."""
+"""A screenshot is out of date if more than this share of its blocks differ by more than
+`MAX_DIFFERENCE` of 255.
+"""
 
 DIGIT_MODELS = ("bihm-mnist", "ebgan-mnist", "ebgan-pt-mnist", "vae-mnist", "vae-mnist-2d")
 VECTOR_MODELS = ("bihm-dna", "bihm-mushrooms")
@@ -142,7 +146,9 @@ def test_enlarge(browser: Browser, shipped: Service) -> None:
 
 
 def test_compare(browser: Browser, shipped: Service) -> None:
-    """Four models of digits stand side by side; the address without models shows the first two of one size."""
+    """Four models of digits stand side by side; the address without models shows the first two of
+    one size.
+    """
     with visit(browser, shipped) as visited:
         page = visited.open(f"/compare?models={','.join(DIGIT_MODELS[:4])}&seed=3")
         for model in DIGIT_MODELS[:4]:
@@ -162,7 +168,9 @@ def test_compare(browser: Browser, shipped: Service) -> None:
 
 @dataclass(frozen=True)
 class Screenshot:
-    """A picture of an area: its name, address and theme, and how to bring the page to what it shows."""
+    """A picture of an area: its name, address and theme, and how to bring the page to what it
+    shows.
+    """
 
     name: str
     path: str

@@ -1,4 +1,6 @@
-"""The area Train on a real service: a training is started, watched, paused, resumed, published and compared."""
+"""The area Train on a real service: a training is started, watched, paused, resumed, published and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def dataset(client: httpx.Client) -> Iterator[str]:
 
 
 def test_train(browser: Browser, service: Service, dataset: str) -> None:
-    """An error stands beside its option; curves, previews and log of a training are shown until its end."""
+    """An error stands beside its option; curves, previews and log of a training are shown until its
+    end.
+    """
     with visit(browser, service) as visited:
         page = visited.open(f"/train?data={dataset}&{SMALL}&training.epochs=0")
         expect(page.get_by_label("family")).to_have_value("vae")
@@ -69,7 +73,9 @@ def test_train(browser: Browser, service: Service, dataset: str) -> None:
 
 @pytest.mark.slow
 def test_control(browser: Browser, service: Service, dataset: str) -> None:
-    """A dry run; then a training is paused, resumed, cancelled and published, and compared with a variant of it."""
+    """A dry run; then a training is paused, resumed, cancelled and published, and compared with a
+    variant of it.
+    """
     with visit(browser, service) as visited:
         options = f"{SMALL}&training.epochs=5000&training.save_every_s=0.2"
         page = visited.open(f"/train?data={dataset}&name=studio-long&{options}")

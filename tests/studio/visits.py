@@ -22,7 +22,9 @@ PHONE = (390, 844)
 ROOT = Path(__file__).parents[2]
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]
-"""The rules of these whose result depends on colours; what the others find is the same in both themes."""
+"""The rules of these whose result depends on colours; what the others find is the same in both
+themes.
+"""
 
 SHOTS = os.environ.get("STUDIO_SHOTS")
 """A folder for screenshots of what the journeys show, in both themes; without it none are made."""
@@ -75,7 +77,9 @@ class StudioVisit(Visit):
         self.page.set_viewport_size({"width": width, "height": height})
 
     def check_width(self) -> None:
-        """Check that nothing is wider than the window, once the page has followed a change of its size."""
+        """Check that nothing is wider than the window, once the page has followed a change of its
+        size.
+        """
         self.page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")
 
     def check_on_a_phone(self, name: str) -> None:
@@ -86,7 +90,9 @@ class StudioVisit(Visit):
         self.shoot(f"{name}-phone")
 
     def shoot(self, name: str) -> None:
-        """Save screenshots of what is shown in both themes, if `STUDIO_SHOTS` names a folder for them."""
+        """Save screenshots of what is shown in both themes, if `STUDIO_SHOTS` names a folder for
+        them.
+        """
         for theme in ("light", "dark") if SHOTS else ():
             self.set_theme(theme)
             self.page.screenshot(path=Path(SHOTS or "") / f"{name}-{theme}.png")
@@ -94,7 +100,9 @@ class StudioVisit(Visit):
 
 @contextlib.contextmanager
 def visit(browser: Browser, service: Service, size: tuple[int, int] = DESK) -> Iterator[StudioVisit]:
-    """Visit Studio; at the end no policy was violated, no error logged, and nothing requested from elsewhere."""
+    """Visit Studio; at the end no policy was violated, no error logged, and nothing requested from
+    elsewhere.
+    """
     if not (FOLDER / "index.html").is_file():
         pytest.fail("Studio is not built: run `make studio`")
     with new_page(browser, *size, downloads=True) as page:

@@ -1,5 +1,5 @@
-"""Which workers get the batches of a version, in simulated time: restrictions, models in memory, device
-kinds and shares of owners.
+"""Which workers get the batches of a version, in simulated time: restrictions, models in memory,
+device kinds and shares of owners.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def test_a_worker_that_has_loaded_the_model_is_preferred() -> None:
     ("free_bytes", "queue", "targets"), [(0, "interactive", 1), (9, "interactive", 2), (0, "bulk", 2)]
 )
 def test_a_model_is_loaded_twice_only_if_there_is_room_or_much_work(free_bytes: int, queue: Any, targets: int) -> None:
-    """If the worker with the model is busy, small batches go to another one only if it has room for it."""
+    """If the worker with the model is busy, small batches go to another one only if it has room for
+    it.
+    """
     fleet = Fleet([worker("w1", "g", "a@1"), worker("w2", "g", free_bytes=free_bytes)])
     route, counts, used = fleet.route("a@1", "cpu", 5), InFlightCounts(), set()
     assert route is not None
@@ -115,7 +117,9 @@ def test_a_worker_without_the_version_gets_none_of_its_batches() -> None:
 
 
 def test_workers_of_the_release_before_read_the_common_queue() -> None:
-    """A worker that announces neither group nor device kind gets batches by the queue without a name."""
+    """A worker that announces neither group nor device kind gets batches by the queue without a
+    name.
+    """
     fleet = Fleet([WorkerState("old", loaded=frozenset({"a@1"})), WorkerState("older")])
     assert fleet.kinds("a@1") == (ANY_KIND,)
     assert names(fleet, "a@1", ANY_KIND) == ([""], [""])
@@ -171,8 +175,8 @@ def test_a_large_request_is_spread_over_all_workers() -> None:
 
 
 def test_more_workers_do_not_make_batches_smaller() -> None:
-    """Clients that wait for their results share two batches, however many workers there are; a backlog
-    fills all workers.
+    """Clients that wait for their results share two batches, however many workers there are; a
+    backlog fills all workers.
     """
     made = scheduler(*(worker(f"w{number}") for number in range(2)), rows=16)
     for _ in range(2):
@@ -191,7 +195,9 @@ def test_more_workers_do_not_make_batches_smaller() -> None:
 
 
 def test_owners_take_turns_whatever_the_workers() -> None:
-    """With several workers, an owner with one large request gets as many batches as one with twenty."""
+    """With several workers, an owner with one large request gets as many batches as one with
+    twenty.
+    """
     made = scheduler(*(worker(f"w{number}") for number in range(3)))
     for _ in range(20):
         made.submit(request(rows=10_000, owner="busy"))

@@ -32,8 +32,8 @@ def test_workers_that_stop_receive_nothing() -> None:
 
 
 def test_capacity_is_that_of_the_device_kind() -> None:
-    """The smallest capacity of a kind's workers counts, and a request without a kind gets the smallest
-    of all.
+    """The smallest capacity of a kind's workers counts, and a request without a kind gets the
+    smallest of all.
     """
     monitor = WorkerMonitor(10)
     sizes = {"a": ("cpu", 64), "b": ("cpu", 32), "c": ("gpu", 1024)}
@@ -51,8 +51,8 @@ def test_capacity_is_that_of_the_device_kind() -> None:
 
 
 def test_catalogs_are_read_once() -> None:
-    """A catalog is asked for until it is known; then a version in no catalog of a kind is not routed to
-    those that have another list.
+    """A catalog is asked for until it is known; then a version in no catalog of a kind is not
+    routed to those that have another list.
     """
     monitor = WorkerMonitor(10)
     update(monitor, a={"catalog": "x"}, b={"catalog": "y"})

@@ -98,7 +98,9 @@ def test_a_large_result_is_rendered_once(tmp_path: Path) -> None:
 
 
 def test_a_large_result_is_a_link_where_a_setting_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The link to the object store gives the same bytes and ranges; a small result is sent by the API."""
+    """The link to the object store gives the same bytes and ranges; a small result is sent by the
+    API.
+    """
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     data = bytes(range(256)) * 10_000

@@ -57,7 +57,9 @@ def test_the_page_is_served_at_each_of_its_addresses(built: Path, tmp_path: Path
 
 @pytest.mark.usefixtures("built")
 def test_its_files_are_kept_forever(tmp_path: Path) -> None:
-    """They are sent compressed to clients that accept it; what is not there is a problem that no cache keeps."""
+    """They are sent compressed to clients that accept it; what is not there is a problem that no
+    cache keeps.
+    """
 
     async def visit() -> None:
         async with application(app_settings(tmp_path), "") as (client,):

@@ -77,7 +77,9 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
 
 
 def test_workers_that_may_not_load_a_version_do_not_count() -> None:
-    """A worker whose `REVERIE_MODELS` leaves a model out is not waited for; if all do, the reason says so."""
+    """A worker whose `REVERIE_MODELS` leaves a model out is not waited for; if all do, the reason
+    says so.
+    """
     held = {"state": "ready", "capacity": {"m@2": {}}, "models": ["m*"]}
     other = {"state": "ready", "capacity": {}, "models": ["n"]}
     assert is_loaded({"a": held, "b": other}, "m@2")
@@ -86,7 +88,9 @@ def test_workers_that_may_not_load_a_version_do_not_count() -> None:
 
 
 def test_slow_workers_are_named() -> None:
-    """The reason names the ready workers that have not loaded the version; starting ones do not count."""
+    """The reason names the ready workers that have not loaded the version; starting ones do not
+    count.
+    """
     held = {"state": "ready", "capacity": {"m@2": {}}}
     slow = {"state": "ready", "capacity": {}}
     heartbeats = {"a": held, "b": slow, "c": {**slow, "state": "loading"}}

@@ -32,8 +32,8 @@ def claimed(job_store: JobStore, scope: ClaimScope) -> list[Job]:
 
 
 def test_a_job_stays_on_the_kind_of_its_first_claim(job_store: JobStore) -> None:
-    """A job without a device kind gets that of its first worker, and no worker of another kind claims
-    its later slices.
+    """A job without a device kind gets that of its first worker, and no worker of another kind
+    claims its later slices.
     """
     job_store.insert(job())
     (first,) = claimed(job_store, CPU)
@@ -45,7 +45,9 @@ def test_a_job_stays_on_the_kind_of_its_first_claim(job_store: JobStore) -> None
 
 
 def test_a_worker_claims_its_models_only(job_store: JobStore) -> None:
-    """Jobs of other models, of versions that the worker lacks, and of other device kinds stay queued."""
+    """Jobs of other models, of versions that the worker lacks, and of other device kinds stay
+    queued.
+    """
     chosen = job(model="b")
     job_store.insert(job(model="a"), job(model="b", version="2"), job(model="b", device_kind="gpu"), chosen)
     scope = ClaimScope("cpu", models=("b", "c"), lacking=(("b", "2"),))

@@ -1,4 +1,6 @@
-"""What the job store does on PostgreSQL alone: restarts of the server, clocks of hosts, time-outs and addresses."""
+"""What the job store does on PostgreSQL alone: restarts of the server, clocks of hosts, time-outs
+and addresses.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def change_while(store: JobStore, act: Callable[[], None]) -> None:
 
 
 def test_the_store_goes_on_after_a_restart_of_the_server() -> None:
-    """Meanwhile its calls fail as calls that can be repeated do; then they succeed on new connections."""
+    """Meanwhile its calls fail as calls that can be repeated do; then they succeed on new
+    connections.
+    """
     with running_server() as server:
         store = JobStore(server.create())
         row = job()
@@ -206,7 +210,9 @@ def test_text_that_postgresql_does_not_accept_names_nothing(store: JobStore) -> 
 
 
 def test_long_names_fit(store: JobStore) -> None:
-    """PostgreSQL enforces the lengths of columns: the longest names that the service accepts and makes."""
+    """PostgreSQL enforces the lengths of columns: the longest names that the service accepts and
+    makes.
+    """
     row = Job(
         kind="reconstructions",
         owner="o" * 80,

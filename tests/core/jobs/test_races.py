@@ -1,4 +1,6 @@
-"""What several processes do at the same time, on SQLite and on PostgreSQL: jobs end once, and no call fails."""
+"""What several processes do at the same time, on SQLite and on PostgreSQL: jobs end once, and no
+call fails.
+"""
 
 # ruff: noqa: B023 - functions that use variables of a loop have returned before its next round
 
@@ -102,7 +104,9 @@ def test_a_job_is_claimed_by_one_worker(stores: list[JobStore], rounds: int) -> 
 
 
 def test_a_worker_finds_the_job_that_others_leave(stores: list[JobStore], rounds: int) -> None:
-    """As many jobs as workers: each worker gets one, and none goes away empty-handed while a job waits."""
+    """As many jobs as workers: each worker gets one, and none goes away empty-handed while a job
+    waits.
+    """
     with racing() as race:
         for number in range(rounds):
             kind, owners = (TRAINING, ["ann"] * PROCESSES) if number % 2 else ("samples", ["ann", "ann", "bob", "bob"])
@@ -126,7 +130,9 @@ def test_owners_take_turns_among_workers(stores: list[JobStore], rounds: int) ->
 
 
 def test_a_job_ends_once(stores: list[JobStore], rounds: int) -> None:
-    """A worker ends a job whose lease has expired while it is cancelled, returned to its queue and claimed again."""
+    """A worker ends a job whose lease has expired while it is cancelled, returned to its queue and
+    claimed again.
+    """
     first, second, third, fourth = stores
     with racing() as race:
         for number in range(rounds):
@@ -182,7 +188,9 @@ def test_a_pause_and_a_resumption_do_not_bring_back_a_job(stores: list[JobStore]
 
 
 def test_an_idempotency_key_makes_one_job(stores: list[JobStore], rounds: int) -> None:
-    """Requests with one key on several API processes get the same job, also if the key has just expired."""
+    """Requests with one key on several API processes get the same job, also if the key has just
+    expired.
+    """
     with racing() as race:
         for number in range(rounds):
             owner, kind, exclusive = f"o{number % 2}", TRAINING if number % 2 else "samples", bool(number % 2)
@@ -207,7 +215,9 @@ def test_an_idempotency_key_makes_one_job(stores: list[JobStore], rounds: int) -
 
 
 def test_a_name_has_one_unfinished_training(stores: list[JobStore], rounds: int) -> None:
-    """Trainings of one name on several API processes: one is inserted, and the others conflict with it."""
+    """Trainings of one name on several API processes: one is inserted, and the others conflict with
+    it.
+    """
     with racing() as race:
         for number in range(rounds):
             kind = "publication" if number % 3 == 2 else TRAINING
@@ -223,7 +233,9 @@ def test_a_name_has_one_unfinished_training(stores: list[JobStore], rounds: int)
 
 
 def test_a_name_has_one_owner(stores: list[JobStore], rounds: int) -> None:
-    """Owners that claim a new name at the same time: one gets it, and the others are told whose it is."""
+    """Owners that claim a new name at the same time: one gets it, and the others are told whose it
+    is.
+    """
     resources = [ResourceStore(store.engine) for store in stores]
     with racing() as race:
         for number in range(rounds):
@@ -241,7 +253,9 @@ def test_a_name_has_one_owner(stores: list[JobStore], rounds: int) -> None:
 
 
 def test_transactions_do_not_wait_for_each_other_forever(stores: list[JobStore], rounds: int) -> None:
-    """What changes several jobs at once locks them in one order: no deadlock, whatever runs at the same time."""
+    """What changes several jobs at once locks them in one order: no deadlock, whatever runs at the
+    same time.
+    """
     first, second, third, fourth = stores
     with racing() as race:
         for number in range(rounds):

@@ -214,8 +214,8 @@ def test_a_card_without_any_size_is_valid(tmp_path: Path) -> None:
 
 
 def test_a_card_of_an_earlier_release_is_refreshed(trained: Path, tmp_path: Path) -> None:
-    """A card without `decode` is valid, others that lack an operation are not. `refresh` adds it and
-    the activity of the codes, and keeps weights and preview.
+    """A card without `decode` is valid, others that lack an operation are not. `refresh` adds it
+    and the activity of the codes, and keeps weights and preview.
     """
     model, described = card.load(trained)
     assert "codes" not in described  # `export` has no images to measure them on

@@ -286,7 +286,9 @@ def test_a_preview_shows_and_changes_nothing(
 
 
 def test_previews_of_epochs_are_kept_evenly(tmp_path: Path) -> None:
-    """Of many epochs 64 are kept, the first and the last among them; a resumed run drops later ones."""
+    """Of many epochs 64 are kept, the first and the last among them; a resumed run drops later
+    ones.
+    """
     folder = RunFolder(tmp_path)
 
     def kept() -> list[int]:

@@ -143,7 +143,9 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
 
 
 def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
-    """With a memory budget for one model, loading a second one unloads the first, unless it is pinned."""
+    """With a memory budget for one model, loading a second one unloads the first, unless it is
+    pinned.
+    """
     folder = checkpoints(tmp_path / "c")
     share_plans(tmp_path, tmp_path)
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
@@ -179,7 +181,9 @@ class Tiler:
 
 
 def test_tiles_of_any_size_have_their_margins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each slice's tiles are cut by its own margins, also if slices of other sizes are in the batch."""
+    """Each slice's tiles are cut by its own margins, also if slices of other sizes are in the
+    batch.
+    """
     operations = {"upscale": {"any_size": True, "margin": 2, "options": {}}}
     described = Card.from_json({"image": {"channels": 3, "height": 8, "width": 8}, "operations": operations})
     entry = ModelVersion("tiler", "1", described, Path())

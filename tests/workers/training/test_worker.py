@@ -171,7 +171,9 @@ def test_metrics_are_reported_once(trainer: TrainingWorker) -> None:
 
 @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
 def test_a_job_store_that_fails_costs_no_event_and_doubles_none(trainer: TrainingWorker, written: bool) -> None:
-    """Whether the connection broke before the events were committed or after it, each epoch becomes one event."""
+    """Whether the connection broke before the events were committed or after it, each epoch becomes
+    one event.
+    """
     job = claimed_job(trainer, row(recipe=recipe()))
     folder = trainer.context.paths.run(job.id)
     folder.mkdir(parents=True)
@@ -266,8 +268,8 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
 def test_a_slow_worker_is_stopped_when_a_version_becomes_active(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If only some workers have loaded a version in time, the others are stopped, an event names them, and
-    the version becomes active. If none has, it does not become active.
+    """If only some workers have loaded a version in time, the others are stopped, an event names
+    them, and the version becomes active. If none has, it does not become active.
     """
     monkeypatch.setattr(trainer.publisher, "timeout_s", 0.3)
     stopped: list[str] = []
@@ -412,7 +414,9 @@ def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
 
 
 def test_steps_become_epochs_by_the_size_of_the_dataset(tmp_path: Path) -> None:
-    """A recipe with `steps` has as many epochs as that needs; `epochs` of the client counts instead."""
+    """A recipe with `steps` has as many epochs as that needs; `epochs` of the client counts
+    instead.
+    """
     family = load_families(Settings(state=tmp_path))["vae"]
     family = family.model_copy(update={"recipe": {**family.recipe, "training": {"steps": 1000, "batch_size": 20}}})
     dataset = {"name": "d", "kind": "vectors", "channels": 1, "height": 1, "width": 112}
