@@ -282,7 +282,8 @@ def page(results: dict[str, Figures]) -> list[str]:
         )
     lines += ["", "Medians of rounds; both sides alternately, on the same processes."]
     for name, one in results.items():
-        lines.append(f"`{name}`: {one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}.")
+        facts_of_run = f"{one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}"
+        lines.append(f"`{name}`: {facts_of_run}{one.get('note', '')}.")
     return [*lines, "", "Made by `python benchmarks/fleet.py … --write`."]
 
 
