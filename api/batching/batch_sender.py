@@ -1,12 +1,14 @@
 """Sends the batches of one API process to the workers, and completes the waiting requests.
 
-While few batches are in flight, waiting rows are sent at once; while more are in flight, rows
+While few batches are in flight, waiting rows are sent at once; while many are in flight, rows
 collect for the next batch. So a request on an idle service does not wait, and batches grow under
 load. If the worker of a batch dies, each slice of the batch is sent again in its own batch; if a
 slice is completed twice, the first completion counts. `api.batching.scheduler` decides which rows
-go into a batch.
+go into a batch. A device kind (device, processor, torch version, threads) is a class of workers
+whose results have the same bits.
 
-This file has more than 400 lines because the parts of a batch's life share its state.
+This file has more than 400 lines because the methods that send, complete and resend a batch share
+its state.
 """
 
 import asyncio
@@ -145,8 +147,8 @@ class BatchSender:
     def submit(self, request: PendingRequest) -> None:
         """Queue a request for the next batches, and give it a new future, `request.result`.
 
-        Its device kind is chosen. Raises QueueFullError if a limit on waiting requests is reached,
-        and OverloadedError if no worker can run its version.
+        Chooses the device kind of the request. Raises QueueFullError if a limit on waiting requests
+        is reached, and OverloadedError if no worker can run the request's version.
         """
         request.device_kind = self._device_kind(request.entry.ref)
         self._scheduler.submit(request)
@@ -158,24 +160,36 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     def device_kind(self, ref: str) -> str | None:
-        """Return the device kind for a new job of a version, or None if no worker can run it now."""
+        """Choose the device kind for a new job of a version: the one with the fewest waiting requests.
+
+        `ref` is `name@version`. The requests are counted per worker of the kind. Returns None if no
+        worker can run the version now, or if the workers report no device kind.
+        """
         kinds = self._scheduler.fleet.kinds(ref)
         return (self._least_loaded(ref, kinds) or None) if kinds else None
 
     def should_spread(self, ref: str, method: str, rows: int) -> bool:
-        """Return whether a job is so large that several workers of one device kind should compute it."""
+        """Return whether several workers should compute a job together, because it has many rows.
+
+        That is so from 250 time slices of work on (about ten seconds of one worker), if more than
+        one worker of the job's device kind can run the version. `method` is the model's name for
+        the operation.
+        """
         kind = self.device_kind(ref)
         route = None if kind is None else self._scheduler.fleet.route(ref, kind)
         _, slice_rows = self._scheduler.capacity.get((kind or ANY_KIND, ref, method), UNKNOWN_CAPACITY)
         return route is not None and route.workers > 1 and rows >= _SPREAD_SLICES * slice_rows
 
     def is_listed(self, ref: str) -> bool:
-        """Return whether the catalog of a worker has a version; True while catalogs are not known."""
+        """Return whether a live worker has a version in its catalog; True while no catalog is known."""
         states = self._scheduler.fleet.states
         return not states or any(state.lists(ref) for state in states)
 
     def missing_worker(self, ref: str, kind: str | None = None) -> str:
-        """Return why no live worker can run a version, on a device kind if one is given; "" if one can."""
+        """Return the reason why no live worker can run a version; "" if a worker can.
+
+        With `kind`, only workers of this device kind count.
+        """
         if not self._monitor.live():
             return "no inference worker is running"
         if self._scheduler.fleet.can_run(ref, kind or ANY_KIND):
@@ -183,9 +197,10 @@ class BatchSender:
         return f"no inference worker that runs has {ref}" + (f" and is of device kind {kind}" if kind else "")
 
     def lost_kind(self, ref: str, kind: str) -> bool:
-        """Return whether work for a version has to leave a device kind: others can run it, this one not.
+        """Return whether the work for a version has to move from a device kind to another one.
 
-        That is so if no worker of the kind that can run it has been alive for `device_wait_s`.
+        That is so if workers of another kind can run the version, and no live worker of this kind
+        has been able to for `device_wait_s` seconds.
         """
         fleet = self._scheduler.fleet
         if not fleet.kinds(ref) or fleet.can_run(ref, kind) or not self._monitor.live():
@@ -195,6 +210,11 @@ class BatchSender:
         return time.monotonic() - since >= self._settings.device_wait_s
 
     def _device_kind(self, ref: str) -> str:
+        """Choose the device kind for a request; `ANY_KIND` while no worker that can run it is known.
+
+        Raises OverloadedError if workers run, but none can run the version, nor has one died
+        recently that could.
+        """
         fleet = self._scheduler.fleet
         kinds = fleet.kinds(ref)
         if len(kinds) == 1:
@@ -206,7 +226,7 @@ class BatchSender:
         return ANY_KIND  # chosen when there is a worker
 
     def _least_loaded(self, ref: str, kinds: tuple[str, ...]) -> str:
-        """Return the kind that has the fewest waiting requests per worker."""
+        """Return the one of several device kinds that has the fewest waiting requests per worker."""
         if len(kinds) == 1:
             return kinds[0]
         waiting: dict[str, int] = dict.fromkeys(kinds, 0)
@@ -238,23 +258,25 @@ class BatchSender:
         self._stop(abandoned)
 
     def _stop(self, batches: list[InFlightBatch]) -> None:
-        """Let workers skip or end batches that no request needs any more."""
+        """Tell the workers to skip or end batches that no waiting request needs; forget the batches."""
         for batch in batches:
             self._later(self._redis.set(dropped_key(batch.id), 1, ex=600))
             self._finish(batch)
 
     async def drain_workers(self, worker_ids: list[str], reason: str) -> None:
-        """Make inference workers stop as they do at SIGTERM; their supervisor starts new ones.
+        """Make inference workers finish their work and exit, as at SIGTERM.
 
-        Raises RedisError while the queue server is unreachable.
+        Their supervisor then starts new ones. `reason` goes to the workers' logs. Raises RedisError
+        while the queue server is unreachable.
         """
         for worker_id in worker_ids:
             await self._redis.set(drain_key(worker_id), reason, ex=DRAIN_TTL_S)
 
     def wake(self, ref: str, kind: str | None = None) -> None:
-        """Send a message that wakes an inference worker which can run a job of a version.
+        """Send a message by which an inference worker that can run a version looks for a queued job.
 
-        The message may be lost; the job service then sends another.
+        With `kind`, the worker is of this device kind. If the message is lost, the job service
+        sends another one later.
         """
         fleet = self._scheduler.fleet
         route = fleet.route(ref, kind or ANY_KIND)
@@ -264,9 +286,10 @@ class BatchSender:
             self._later(self._send(wake_inference_workers()))
 
     async def wake_idle(self, most: int) -> None:
-        """Wake workers, at most `most` of each group, if no message waits for the group.
+        """Send messages by which inference workers look for queued jobs, at most `most` to each group.
 
-        Raises RedisError while the queue server is unreachable.
+        Groups whose bulk queue has a message are left out. Raises RedisError while the queue server
+        is unreachable.
         """
         groups = self._scheduler.fleet.groups or {"": 1}
         lengths = await self._lengths([queue_key("bulk", group) for group in groups])
@@ -290,7 +313,7 @@ class BatchSender:
         return {queue: sum(await self._lengths([queue_key(queue, one) for one in targets])) for queue in QUEUES}
 
     async def _lengths(self, keys: list[str]) -> list[int]:
-        """Return the number of messages below each of these keys."""
+        """Return the lengths of the Redis lists with these keys, in the same order."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.llen(key)
@@ -299,10 +322,10 @@ class BatchSender:
     # --- sending ---
 
     def _dispatch(self, queue: QueueName) -> None:
-        """Send all batches of a queue that may be sent now.
+        """Form all batches of a queue that may be sent now, and send them.
 
-        If a group should wait for more rows, set a timer that calls this method when the wait ends,
-        unless a timer is set to an earlier time.
+        If a group should wait for more rows, sets a timer that calls this method when the wait
+        ends, unless a timer is set to an earlier time.
         """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
@@ -320,14 +343,21 @@ class BatchSender:
                 self._wakeup = self._loop.call_later(delay, self._wake_up)
 
     def _cancel_wakeup(self) -> None:
+        """Cancel the timer that was set by `_dispatch`, if there is one."""
         if self._wakeup is not None:
             self._wakeup.cancel()
 
     def _wake_up(self) -> None:
+        """Send the batches whose groups waited for more rows; the timer calls this."""
         self._wakeup = None
         self._dispatch("interactive")
 
     async def _send(self, command: Command, batch: InFlightBatch | None = None) -> None:
+        """Send a command to the queue server; if that fails, queue the rows of its batch again.
+
+        After a failure, sending pauses for `_RETRY_S` seconds. A command without a batch is not
+        repeated.
+        """
         try:
             await self._sending.command(*command)
         except (redis.RedisError, OSError) as error:
@@ -338,6 +368,10 @@ class BatchSender:
                 self._requeue(batch, isolate=False)
 
     def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
+        """Queue the slices of a batch again; with `isolate`, each slice is then a batch of its own.
+
+        The batch is kept in `_late`, so that a completion that still comes is accepted.
+        """
         # after a time-out the server may have the message all the same: a late completion is
         # accepted
         self._late[batch.id] = batch
@@ -349,6 +383,7 @@ class BatchSender:
             self._dispatch(queue)
 
     def _finish(self, batch: InFlightBatch) -> None:
+        """Forget a batch that has ended, and send the batches for which there is room now."""
         self._scheduler.finish_batch(batch)
         batch_ended(batch)
         self._late.pop(batch.id, None)
@@ -357,6 +392,7 @@ class BatchSender:
     # --- completions ---
 
     async def _read(self) -> None:
+        """Read completions from this process's stream and handle them, until cancelled."""
         last: bytes | str = "0"
         words = ("XREAD", "COUNT", "64", "BLOCK", str(int(_BLOCK_S * 1000)), "STREAMS", self._stream)
         while True:
@@ -376,12 +412,17 @@ class BatchSender:
                 self._later(self._trim())
 
     async def _trim(self) -> None:
-        """Delete the completions that were already read from the stream on the queue server."""
+        """Delete the completions that were read already from the stream on the queue server."""
         milliseconds, _, number = self._read_until.partition("-")
         self._read_bytes = 0
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
 
     async def _handle_completion(self, data: bytes) -> None:
+        """Handle a message of a worker about one batch: its progress, its results, or its rejection.
+
+        `data` is packed by MessagePack. A large message is in the blob store, and `data` has its
+        key. Messages about unknown batches are ignored.
+        """
         completion = unpack(data)
         if "blob" in completion:
             key = completion["blob"]
@@ -409,9 +450,10 @@ class BatchSender:
             self._handle_rejection(batch, completion["worker"], completion["reason"], lacks=completion["lacks"])
 
     def _handle_rejection(self, batch: InFlightBatch, worker_id: str, reason: str, *, lacks: bool) -> None:
-        """Send a batch to another worker, because this one cannot run it.
+        """Send a batch to another worker, because the worker `worker_id` cannot run it.
 
-        `lacks` says that it cannot run the version at all. If no worker can, the requests fail.
+        With `lacks`, that worker cannot run any batch of the version, and gets no more of them for
+        a while. If no worker can run the version, the requests of the batch fail.
         """
         log.warning("batch rejected", extra={"batch": batch.id, "worker": worker_id, "reason": reason})
         ref = f"{batch.key[0]}@{batch.key[1]}"
@@ -433,6 +475,10 @@ class BatchSender:
                 self._fail(part.request, problem)
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
+        """Store the result of a slice, and complete its request if all of its slices have results.
+
+        `outcome` has the result (`fields`), or the `problem` with which the request fails.
+        """
         request = part.request
         if part.outdated:
             return
@@ -447,11 +493,16 @@ class BatchSender:
 
     @staticmethod
     async def _join(request: PendingRequest, join: Callable[[], Fields]) -> None:
+        """Join the slices' results in a thread, and set the request's result."""
         fields = await asyncio.to_thread(join)
         if not request.result.done():
             request.result.set_result(fields)
 
     def _fail(self, request: PendingRequest, problem: dict[str, Any]) -> None:
+        """Set FailedError as the outcome of a request, and cancel its remaining rows.
+
+        Does nothing if the request has ended.
+        """
         if request not in self._scheduler:
             return
         if not request.result.done():
@@ -461,6 +512,11 @@ class BatchSender:
     # --- heartbeats ---
 
     async def _watch(self) -> None:
+        """Read the workers' heartbeats five times a second, and resend lost batches, until cancelled.
+
+        Also updates what the scheduler knows of the workers, and deletes the heartbeats and queues
+        of workers that are long dead.
+        """
         while True:
             await asyncio.sleep(HEARTBEAT_S / 2)
             try:
@@ -489,7 +545,7 @@ class BatchSender:
                 log.exception("watching the workers")
 
     async def _read_catalogs(self, heartbeats: Mapping[Any, Any]) -> None:
-        """Take new heartbeats, and read the catalogs of versions that they name and that are unknown."""
+        """Pass new heartbeats to the monitor; read the catalogs of versions that it does not know yet."""
         self._monitor.update(heartbeats)
         for digest in self._monitor.missing_catalogs():
             packed = await self._redis.get(catalog_key(digest))
@@ -497,9 +553,10 @@ class BatchSender:
                 self._monitor.add_catalog(digest, unpack(packed))
 
     def _replace_kinds(self) -> None:
-        """Choose a device kind for requests without one, and another one for those whose kind is lost.
+        """Choose a device kind for waiting requests that have none, or whose kind has no worker left.
 
-        The latter begin again at their first row, so that all of their rows are of one kind.
+        A request whose kind is replaced begins again at its first row, so that workers of one kind
+        compute all of its rows.
         """
         self._lost = {key: since for key, since in self._lost.items() if not self._scheduler.fleet.can_run(*key)}
         for ref, kind in list(self._scheduler.waiting_by_kind):
@@ -518,10 +575,9 @@ class BatchSender:
                 self._stop(self._scheduler.restart(request, self._least_loaded(ref, kinds)))
 
     def _forget_late_batches(self) -> None:
-        """Delete the records of lost batches whose requests have all ended, to free memory.
+        """Delete the records of resent batches whose requests have all ended, to free memory.
 
-        A batch that was lost and sent again keeps its record until then, because a worker may still
-        complete it.
+        Until then a worker may still complete the first copy of such a batch.
         """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
@@ -569,7 +625,7 @@ class BatchSender:
             part = batch.slices[0]
             part.attempts += 1
             if part.attempts >= self._settings.max_attempts:
-                detail = f"the process that ran this request died or fell silent {part.attempts} times"
+                detail = f"the process that ran this request died or sent no heartbeat {part.attempts} times"
                 problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
                 self._finish(batch)
                 self._fail(part.request, problem)
@@ -577,7 +633,7 @@ class BatchSender:
         self._requeue(batch, isolate=died)
 
     def _later(self, act: Any) -> None:
-        """Await `act` in a new task, without waiting for it here; ignore connection errors."""
+        """Await `act` in a new task, without waiting for the task; ignore connection errors."""
 
         async def best_effort() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

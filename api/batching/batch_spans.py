@@ -12,7 +12,7 @@ def batch_sent(batch: InFlightBatch) -> str:
 
     Each traced request gets an ended span `queue`, which is its time in the queue, and an open span
     `batch`. The returned `traceparent` is that of the first traced request's span `batch`, to which
-    the `batch` spans of the other requests link. Empty if no request is traced.
+    the `batch` spans of the other requests link. It is empty if no request is traced.
     """
     if not tracing.is_on():
         return ""
@@ -42,10 +42,10 @@ def batch_ended(batch: InFlightBatch) -> None:
 
 
 def observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
-    """Record in the metrics how long requests waited before a batch with their first rows ran.
+    """Record in the metrics how long requests waited for the batch that has just completed.
 
-    `batch` has just completed, after it ran for `took_s` seconds, which are subtracted from the
-    time since a request arrived. Requests whose first rows were in another batch are not recorded.
+    The batch ran for `took_s` seconds, which are subtracted from the time since a request arrived.
+    Only requests whose first row is in the batch are recorded.
     """
     if batch.progress:
         return

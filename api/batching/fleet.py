@@ -1,9 +1,10 @@
-"""Chooses the queues of the workers that can run a request, by what workers announce.
+"""Chooses the queues of the workers that can run a request, from the workers' heartbeats.
 
-Workers with the same device kind and the same `REVERIE_MODELS` form a group, which has queues that
-all of its workers read. A batch goes to such a queue if each worker of the group can run it equally
-well: whoever is free first takes it. Otherwise it goes to the queue of one worker, preferably of one
-that has the model in memory. Nothing here does I/O.
+Workers with the same device kind (device, processor, torch version, threads) and the same
+`REVERIE_MODELS` form a group, which has queues that all of its workers read. A batch goes to a
+group's queue if each worker of the group can run it equally well: the first free worker takes it.
+Otherwise it goes to the queue of one worker, preferably of one that has the model in memory. This
+module does no I/O.
 """
 
 from collections import Counter, defaultdict
@@ -17,17 +18,18 @@ from core.catalog.model_names import may_load
 IN_FLIGHT_PER_WORKER = 2  # batches in flight per worker and queue: one that runs and one that waits
 
 ANY_KIND = ""
-"""The device kind of workers of releases that announce none, and of requests that may run on any."""
+"""The device kind of workers whose release reports none, and of requests that may run on any kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker announces about the versions that it can run.
+    """What a worker's heartbeat says about the versions that the worker can run.
 
     `models` are the patterns of its `REVERIE_MODELS`, empty without restriction. `catalog` has the
-    versions (`name@version`) that it knows, or None if that is not known here; `loaded` those in
-    its memory, and `free_bytes` is what is left of its memory budget. `group` is empty for a worker
-    of a release without groups, which has no queue of its own.
+    versions (`name@version`) that the worker knows, or None if the catalog was not read yet.
+    `loaded` has the versions in the worker's memory, and `free_bytes` is what is left of its memory
+    budget. `group` is empty for a worker of a release without groups, which has no queue of its
+    own.
     """
 
     id: str
@@ -40,7 +42,10 @@ class WorkerState:
 
     @classmethod
     def of(cls, worker_id: str, heartbeat: Mapping[str, Any], catalogs: Mapping[str, frozenset[str]]) -> "WorkerState":
-        """Return the state in a heartbeat; `catalogs` has the known catalogs, keyed by digest."""
+        """Return the state in a heartbeat.
+
+        `catalogs` has the versions of each known catalog, keyed by digest.
+        """
         return cls(
             worker_id,
             heartbeat.get("group", ""),
@@ -52,19 +57,20 @@ class WorkerState:
         )
 
     def may_load(self, ref: str) -> bool:
-        """Return whether the worker's settings allow the version."""
+        """Return whether the worker's `REVERIE_MODELS` allows the version."""
         return may_load(self.models, ref)
 
     def lists(self, ref: str) -> bool:
-        """Return whether the version is in the worker's catalog, as far as that is known."""
+        """Return whether the version is in the worker's catalog; True if the catalog is not known."""
         return self.catalog is None or ref in self.catalog
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Queues to which batches are sent: those of a group, or of one worker (`name` is its id).
+    """Whose queues a batch is sent to: a group's, or one worker's (then `name` is the worker's id).
 
-    `workers` is the number of workers that read them, and `group_workers` that of the group.
+    `workers` is the number of workers that read the queues, and `group_workers` the number of
+    workers in the group.
     """
 
     name: str
@@ -77,10 +83,11 @@ class Target:
 class Route:
     """Where batches of a version can be sent, on one device kind.
 
-    `preferred` are the workers that have loaded the version or, if none has, all that can. If these
-    are busy, batches of the bulk queue are sent to `others` too, which load the version then.
-    Interactive batches are sent to the `roomy` ones among them, which need not unload another model
-    for it. `workers` is the number of all of these workers.
+    `preferred` are the workers that have loaded the version or, if none has, all that can load it.
+    If the preferred workers are busy, batches of the bulk queue are sent to `others`, which can
+    load the version. Interactive batches are then sent only to `roomy`: the workers in `others`
+    that need not unload another model. `workers` is the number of all workers that can run the
+    version.
     """
 
     preferred: tuple[Target, ...]
@@ -94,12 +101,15 @@ class Route:
 
 
 class Fleet:
-    """The workers that receive batches, and the routes of versions to them. It never changes."""
+    """The workers that receive batches, and the routes of versions to them. Immutable."""
 
     def __init__(
         self, workers: Iterable[WorkerState] = (), rejections: Collection[tuple[str, str]] = frozenset()
     ) -> None:
-        """Group the workers. `rejections` has pairs (worker id, version) that are not routed."""
+        """Group the workers.
+
+        `rejections` has pairs (worker id, version): the worker gets no batches of the version.
+        """
         self.states = tuple(workers)
         self.rejections = frozenset(rejections)
         self._sizes = Counter(worker.group for worker in self.states)
@@ -114,7 +124,7 @@ class Fleet:
     def kinds(self, ref: str) -> tuple[str, ...]:
         """Return the device kinds that can run a version, the preferred ones first.
 
-        Kinds with a worker that has loaded the version are preferred, then those with more workers.
+        Kinds with a worker that has loaded the version come first, then kinds with more workers.
         """
         if (known := self._kinds.get(ref)) is None:
             able = self._able(ref, ANY_KIND)
@@ -128,7 +138,7 @@ class Fleet:
     def route(self, ref: str, kind: str, size_bytes: int = 0) -> Route | None:
         """Return the route of a version on a device kind; None if no worker can run it.
 
-        `size_bytes` is the size of the version in memory.
+        `size_bytes` is the memory that the version needs.
         """
         key = (ref, kind, size_bytes)
         if key not in self._routes:
@@ -150,19 +160,19 @@ class Fleet:
 
     @property
     def groups(self) -> Mapping[str, int]:
-        """The number of workers of each group, keyed by its name."""
+        """The number of workers of each group, keyed by the group's name."""
         return self._sizes
 
     @property
     def targets(self) -> list[str]:
-        """The names of all groups, and of all workers with queues of their own."""
+        """The names of all groups, and the ids of all workers with queues of their own."""
         return [*self._sizes, *(worker.id for worker in self.states if worker.group)]
 
     def _able(self, ref: str, kind: str) -> list[WorkerState]:
-        """Return the workers of a kind that can run a version.
+        """Return the workers of a device kind that can run a version.
 
-        If the version is in no catalog, it may have been published just now: then these are all
-        workers whose settings allow it.
+        If no catalog has the version, it may have been published just now: then returns all workers
+        whose `REVERIE_MODELS` allows it.
         """
         allowed = [
             worker
@@ -174,6 +184,7 @@ class Fleet:
         return [worker for worker in allowed if worker.lists(ref)] or allowed
 
     def _find_route(self, ref: str, kind: str, size_bytes: int) -> Route | None:
+        """Return the route of a version on a device kind, not cached; None if no worker can run it."""
         able = self._able(ref, kind)
         if not able:
             return None
@@ -183,7 +194,11 @@ class Fleet:
         return Route(self._targets(loaded or able), self._targets(others), self._targets(roomy), len(able))
 
     def _targets(self, workers: list[WorkerState]) -> tuple[Target, ...]:
-        """Return the queues of groups that are complete in `workers`, and those of other workers."""
+        """Return the targets by whose queues batches reach these workers.
+
+        A group is one target if all of its workers are in `workers`; otherwise each of its workers
+        in `workers` is a target.
+        """
         groups: dict[str, list[WorkerState]] = defaultdict(list)
         for worker in workers:
             groups[worker.group].append(worker)
@@ -198,10 +213,10 @@ class Fleet:
 
 
 class InFlightCounts:
-    """Counts the batches in flight, and finds targets with room for another one.
+    """Counts the batches in flight, and finds targets that may get another one.
 
-    A group has room for `IN_FLIGHT_PER_WORKER` batches per worker and queue, no matter whether they
-    were sent to the group or to one of its workers.
+    A group may have `IN_FLIGHT_PER_WORKER` batches per worker and queue, no matter whether the
+    batches were sent to the group or to one of its workers.
     """
 
     def __init__(self) -> None:
@@ -210,7 +225,7 @@ class InFlightCounts:
         self._targets: Counter[tuple[QueueName, str]] = Counter()
 
     def add(self, queue: QueueName, target: Target, number: int = 1) -> None:
-        """Add `number` to the counts of a target."""
+        """Add `number`, which may be negative, to the number of a target's batches in flight."""
         self._queues[queue] += number
         for counts, key in ((self._groups, (queue, target.group)), (self._targets, (queue, target.name))):
             counts[key] += number
@@ -218,13 +233,14 @@ class InFlightCounts:
                 del counts[key]
 
     def total(self, queue: QueueName) -> int:
-        """Return the number of batches of a queue that are in flight."""
+        """Return the number of batches of a queue that are in flight to all targets together."""
         return self._queues[queue]
 
     def free_target(self, queue: QueueName, route: Route) -> Target | None:
-        """Return the target to which the next batch of a route is sent; None if none has room.
+        """Return the target for the next batch of a route; None if all have enough batches in flight.
 
-        It is the one with the fewest batches in flight per worker.
+        It is the target with the fewest batches in flight per worker, of the preferred ones or, if
+        these are all busy, of the alternatives for the queue.
         """
         for targets in (route.preferred, route.alternatives(queue)):
             free = [target for target in targets if self._has_room(queue, target)]
@@ -235,6 +251,7 @@ class InFlightCounts:
         return None
 
     def _has_room(self, queue: QueueName, target: Target) -> bool:
+        """Return whether neither the target nor its group has enough batches of the queue in flight."""
         group_limit = IN_FLIGHT_PER_WORKER * target.group_workers
         own_limit = IN_FLIGHT_PER_WORKER * target.workers
         return self._groups[queue, target.group] < group_limit and self._targets[queue, target.name] < own_limit

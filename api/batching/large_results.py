@@ -25,8 +25,8 @@ class LargeResults:
     async def move_to_disk(self, part: RequestSlice, fields: Fields) -> Fields:
         """Write the arrays of a slice to its request's file if the complete result will be large.
 
-        Returns the fields to keep in memory: arrays without rows in place of those that were
-        written. If the result is small or the disk is full, returns `fields` unchanged.
+        Returns the fields to keep in memory, in which each written array is replaced by one without
+        rows. If the result is small or the disk is full, returns `fields` unchanged.
         """
         request = part.request
         large = array_bytes(fields) * request.rows > ROW_FILE_BYTES * part.rows
@@ -49,8 +49,8 @@ class LargeResults:
 def take_result(request: PendingRequest) -> Callable[[], Fields]:
     """Remove the slices' results from a complete request; return a function that joins them.
 
-    Call this when every slice of the request has a result. The returned function needs no event
-    loop, so a large result can be joined in a thread.
+    Call this when every slice of the request has a result. The returned function does not use the
+    event loop, so a large result can be joined in a thread.
     """
     chunks = [request.chunks[first] for first in sorted(request.chunks)]
     join = joined if request.row_file is None else request.row_file.join

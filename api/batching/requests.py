@@ -74,7 +74,10 @@ class PendingRequest:
         self.rows_left = self.rows
 
     def restart(self, kind: str) -> None:
-        """Discard all results, so that the request begins again at its first row on another kind."""
+        """Discard all results, so that the request begins again at its first row on another device kind.
+
+        `kind` is this device kind.
+        """
         self.chunks.clear()
         self.retries.clear()
         self.batches.clear()
@@ -90,7 +93,7 @@ class PendingRequest:
 
     @property
     def unsent_rows(self) -> int:
-        """Number of rows to be sent: those never sent, and those of slices to be retried."""
+        """Number of rows that are in no batch: rows never sent, and rows of slices to be retried."""
         return self.rows - self.next_row + sum(retry.rows for retry in self.retries)
 
 
@@ -99,8 +102,8 @@ class RequestSlice:
     """Rows `first` … `first + rows − 1` of a request, for one forward pass.
 
     `isolated` is true if a worker died while it ran the slice: the slice's next batch then has no
-    other slice. `attempts` counts the workers that died while they ran a batch of this slice alone,
-    and `restarts` is that of the request when the slice was made.
+    other slice. `attempts` counts the workers that died while they ran a batch of this slice alone.
+    `restarts` is the request's number of restarts when the slice was made.
     """
 
     request: PendingRequest
@@ -115,7 +118,7 @@ class RequestSlice:
 
     @property
     def outdated(self) -> bool:
-        """Whether the request has begun again since: the result of this slice is not used."""
+        """Whether the request was restarted after the slice was made, so that its result is not used."""
         return self.restarts != self.request.restarts
 
     def to_wire(self) -> BatchSlice:
@@ -179,6 +182,7 @@ class OwnerQueue:
         return bool(self.small or self.large)
 
     def _queue_of(self, request: PendingRequest) -> OrderedDict[PendingRequest, None]:
+        """Return the one of the queues `small` and `large` that is for the request."""
         return self.small if request.rows <= SMALL_ROWS else self.large
 
     def add(self, request: PendingRequest, *, front: bool = False) -> None:
@@ -229,8 +233,8 @@ class OwnerQueue:
 class Group:
     """The requests with unsent rows that may share a batch.
 
-    `queues` has them, keyed by owner. `rows` is the number of their rows that are in no batch yet,
-    and `last_arrival` the time (monotonic, seconds) at which the newest request arrived.
+    `queues` has the requests, keyed by owner. `rows` is the number of their rows that are in no
+    batch yet, and `last_arrival` the time (monotonic, seconds) at which the newest request arrived.
     """
 
     queues: dict[str, OwnerQueue] = field(default_factory=lambda: defaultdict(OwnerQueue))
@@ -241,7 +245,7 @@ class Group:
 class StillWaitingError(Exception):
     """Raised if a request has no result `WAIT_S` seconds after its caller began to wait for it.
 
-    The request goes on; the caller may wait again.
+    The request is still computed; the caller may wait again.
     """
 
 

@@ -6,8 +6,8 @@ its `rows`, and cancelling a request wastes only those of its rows that were alr
 
 Owners (API keys) take turns, then the groups of an owner, then its requests by age. The rows that
 are left in a forward pass are filled with requests of the same group, one of each owner in turn,
-small ones first. Every owner, group and oldest request comes first after a bounded number of
-batches, so none starves.
+small requests first. Every owner, every group and every oldest request is served after a bounded
+number of batches, so none starves.
 
 This file has more than 400 lines because every step changes the same queues.
 """
@@ -86,9 +86,9 @@ class PassTiming:
     def until(self, last: float) -> float:
         """Return until when the group's next batch waits for more rows, in monotonic seconds.
 
-        This object has the duration and the end of the group's last slow pass. The wait ends when
-        no row has arrived for 15 % of that duration, and at the latest half that duration after the
-        end of the pass. `last` is the time at which the newest row of the group arrived.
+        `last` is the time at which the newest row of the group arrived. The wait ends when no row
+        has arrived for 15 % of the duration of the slow pass, and at the latest half that duration
+        after the end of the pass.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
@@ -155,6 +155,7 @@ class BatchScheduler:
         self._add(request)
 
     def _add(self, request: PendingRequest) -> None:
+        """Count a request as waiting, and queue its rows."""
         self._waiting.add(request)
         self._requests[request.owner] += 1
         self.waiting_by_kind[request.entry.ref, request.device_kind] += 1
@@ -163,6 +164,7 @@ class BatchScheduler:
         self._enqueue(request, request.rows)
 
     def _check(self, request: PendingRequest) -> None:
+        """Raise QueueFullError if a limit does not allow another waiting request, or its rows."""
         limits, owner = self._limits, request.owner
         if len(self._waiting) >= limits.requests:
             raise QueueFullError(f"{limits.requests} requests wait already", "max_waiting", own=False)
@@ -200,8 +202,9 @@ class BatchScheduler:
     def restart(self, request: PendingRequest, kind: str) -> list[InFlightBatch]:
         """Begin a waiting request again at its first row, on another device kind.
 
-        Results of its rows so far are discarded, and those that come later are ignored. Returns the
-        batches in flight that have rows of this request and of no other waiting request.
+        Its results so far are discarded, and later results of slices that were already sent are
+        ignored. Returns the batches in flight that have rows of this request and of no other
+        waiting request.
         """
         abandoned = self.cancel(request)
         request.restart(kind)
@@ -210,7 +213,7 @@ class BatchScheduler:
         return abandoned
 
     def waiting_on(self, ref: str, kind: str) -> list[PendingRequest]:
-        """Return the waiting requests for a version on a device kind."""
+        """Return the requests for a version that wait for results from workers of a device kind."""
         return [one for one in self._waiting if one.device_kind == kind and one.entry.ref == ref]
 
     def _dequeue(self, request: PendingRequest) -> None:
@@ -221,6 +224,7 @@ class BatchScheduler:
             self._remove_empty(request.queue, request.key, group, request.owner)
 
     def _remove(self, request: PendingRequest) -> None:
+        """Stop counting a request as waiting, because it has ended."""
         self._waiting.discard(request)
         _subtract(self._requests, request.owner)
         _subtract(self.waiting_by_kind, (request.entry.ref, request.device_kind))
@@ -394,17 +398,17 @@ class BatchScheduler:
             self._enqueue(request, part.rows, front=True)
 
     def _is_too_small(self, key: GroupKey, group: Group, workers: int) -> bool:
-        """Return whether a group's next batch should grow until one that is in flight has completed.
+        """Return whether a group's next batch should wait until a batch in flight has completed.
 
-        Beyond one batch per worker, and two in all, a batch is sent only if it has as many rows as
-        the batches in flight on average. Otherwise the rows of the same clients would be divided
-        among more and smaller batches the more workers there are.
+        If a batch per worker, and at least two, are in flight, the next one is sent only if it has
+        as many rows as they have on average. Otherwise the rows of the same clients would be
+        divided among more and smaller batches the more workers there are.
         """
         count = self._short_count[key]
         return count >= max(IN_FLIGHT_PER_WORKER, workers) and group.rows * count < self._short_rows[key]
 
     def _end_short(self, batch: InFlightBatch) -> None:
-        """Count a batch no more among those in flight on the interactive queue."""
+        """Stop counting a batch among the batches in flight on the interactive queue."""
         if batch.queue == "interactive":
             _subtract(self._short_count, batch.key)
             _subtract(self._short_rows, batch.key, sum(part.rows for part in batch.slices))
@@ -416,9 +420,9 @@ class BatchScheduler:
         """Return whether a group's next batch should wait for more rows; False without a slow pass.
 
         The batch waits while as many batches of the group are in flight as there are `workers`.
-        When fewer are, it waits a fraction of the slow pass's duration for the clients that send
-        their next requests; the end of this wait is stored in `wakeup_at`, unless an earlier time
-        is there. A batch of `owner` that must run isolated does not wait.
+        When fewer are in flight, it waits a fraction of the slow pass's duration, for clients that
+        send their next requests; the end of this wait is stored in `wakeup_at`, unless `wakeup_at`
+        is earlier. A batch of `owner` that must run isolated does not wait.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -463,6 +467,10 @@ class BatchScheduler:
         return largest
 
     def _enqueue(self, request: PendingRequest, rows: int, *, front: bool = False) -> None:
+        """Put a request into its group's queue, and add `rows` to the unsent rows of the group.
+
+        With `front`, the request and its group are the next ones of the request's owner.
+        """
         queue, key, owner = request.queue, request.key, request.owner
         group = self._groups[queue][key]
         group.queues[owner].add(request, front=front)
@@ -495,7 +503,7 @@ def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
 
 
 def _is_any_size(request: PendingRequest) -> bool:
-    """Return whether the images of a request may have any size, so that each runs alone."""
+    """Return whether the images of a request may have any size, so that a batch has only one of them."""
     spec = request.entry.card.operations.get(request.method)
     return spec is not None and spec.any_size
 

@@ -48,7 +48,7 @@ class WorkerMonitor:
     def update(self, packed: Mapping[Any, Any]) -> None:
         """Replace the known heartbeats by those that were read from the queue server.
 
-        `packed` has them, packed by MessagePack, keyed by worker id.
+        `packed` has the heartbeats, packed by MessagePack, keyed by worker id.
         """
         now = time.monotonic()
         heartbeats = {}
@@ -79,7 +79,7 @@ class WorkerMonitor:
 
         Each value is a pair: the number of rows of the largest forward pass, and the number of rows
         that take about one time slice. Where live workers report different numbers, the smallest
-        counts. The device kind `ANY_KIND` has the smallest of all kinds.
+        counts. The key's device kind `ANY_KIND` stands for all kinds together.
         """
         least: dict[tuple[str, str, str], Capacity] = {}
         for payload in self.live().values():
@@ -94,25 +94,25 @@ class WorkerMonitor:
     # --- which worker can run what ---
 
     def missing_catalogs(self) -> list[str]:
-        """Return the digests of catalogs that live workers name and that are not known here."""
+        """Return the digests of the catalogs that live workers report and that were not added yet."""
         named = {payload.get("catalog", "") for payload in self.live().values()}
         return [digest for digest in named if digest and digest not in self._catalogs]
 
     def add_catalog(self, digest: str, refs: Iterable[str]) -> None:
-        """Remember the versions (`name@version`) of a catalog."""
+        """Store the versions (`name@version`) of the catalog with a digest."""
         while len(self._catalogs) >= _CATALOGS:
             del self._catalogs[next(iter(self._catalogs))]
         self._catalogs[digest] = frozenset(refs)
 
     def reject(self, worker_id: str, ref: str) -> None:
-        """Remember that a worker has rejected a version, which it gets no batches of for a while."""
+        """Send a worker no batches of a version for a while, because it has rejected one."""
         self._rejections[worker_id, ref] = time.monotonic() + _REJECTION_S
 
     def fleet(self) -> Fleet:
         """Return the live workers that receive batches; the same object while nothing changes.
 
-        Workers that stop receive none. If there is no other, these are the workers that were there
-        before, because one of them may return.
+        Workers that are stopping receive none. If no other worker is left, returns the last fleet
+        that had workers, because one of them may return.
         """
         now = time.monotonic()
         self._rejections = {key: until for key, until in self._rejections.items() if until > now}

@@ -109,9 +109,11 @@ class JobLeases(JobQueries):
                     # to the end of the queue: a job that may kill its worker must not delay others,
                     # nor kill several workers in a row
                     change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": NOW}
-                    transitions.requeue(connection, still_lapsed, job.id, "its worker died or fell silent", **change)
+                    transitions.requeue(
+                        connection, still_lapsed, job.id, "its worker died or sent no heartbeat", **change
+                    )
                     continue
-                detail = f"the process that ran this job died or fell silent {attempts} times"
+                detail = f"the process that ran this job died or sent no heartbeat {attempts} times"
                 problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
                 change = {"attempts": attempts, "token": job.token + 1}
                 transitions.finish(connection, still_lapsed, job.id, "failed", problem, **change)

@@ -261,5 +261,5 @@ def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> Non
             good = {seed for seed, response in responses.items() if response.status_code == 200}
             problem = responses[bad].json()
     assert good == set(seeds) - {bad}
-    reason = {RAISES: "bad luck", KILLS: "died or fell silent 3 times"}[bad]
+    reason = {RAISES: "bad luck", KILLS: "died or sent no heartbeat 3 times"}[bad]
     assert reason in json.dumps(problem)

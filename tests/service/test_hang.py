@@ -49,7 +49,7 @@ def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) ->
 
         responses = dict(zip(seeds, pool.map(inference_request, seeds), strict=True))
     assert {number for number, response in responses.items() if response.status_code == 200} == set(seeds) - {seed}
-    assert "died or fell silent 2 times" in responses[seed].json()["detail"]
+    assert "died or sent no heartbeat 2 times" in responses[seed].json()["detail"]
     log = (reviving.state / "inference.log").read_text()
     assert "Timeout (0:00:02)!" in log
     assert "_obey" in log
@@ -62,7 +62,7 @@ def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
         ids = {number: create_job(client, number, seconds=0.0) for number in (seed, 3100, 3101)}
     bodies = finished_jobs(reviving, ids)
     assert [bodies[number]["status"] for number in ids] == ["failed", "succeeded", "succeeded"]
-    assert "died or fell silent 2 times" in json.dumps(bodies[seed]["problem"])
+    assert "died or sent no heartbeat 2 times" in json.dumps(bodies[seed]["problem"])
 
 
 def test_long_work_that_advances_is_left_alone(reviving: Stack) -> None:
