@@ -9,7 +9,7 @@
 
 Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are
 in the cards, of all 10,000 test digits: `python -m models evaluate
-checkpoints/bihm-mnist/1/model.safetensors --k 1000 --z-samples 5000000 --write`.
+checkpoints/bihm-mnist/1/model.safetensors --k 1000 --z-samples 1000000 --write`.
 """
 
 from __future__ import annotations
