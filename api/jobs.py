@@ -481,7 +481,9 @@ class JobService:
             elif kind is not None and self._batch_sender.lost_kind(ref, kind):
                 reason = f"no worker of device kind {kind} is left; it starts again at row 0 on another kind"
                 log.warning("device kind lost", extra={"model": ref, "device_kind": kind})
-                for key in await self._threads.write(self._job_store.leave_kind, model, version, kind, reason):
+                for key in await self._threads.write(
+                    self._job_store.restart_on_any_device_kind, model, version, kind, reason
+                ):
                     await self._threads.read(self._blobs.delete, key)
 
     async def _clean_up(self) -> None:

@@ -75,7 +75,7 @@ class Cleanup:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for step in (self.expire, self.keep_quota, self.remove_orphans, self._remove_unfinished_writes):
+            for step in (self.expire, self.enforce_quota, self.remove_orphans, self._remove_unfinished_writes):
                 try:
                     step()
                 except Exception:
@@ -95,7 +95,7 @@ class Cleanup:
         self._job_store.delete_expired_keys(self._settings.idempotency_key_ttl_s)
         self._deliveries.delete_expired(ttl_s)
 
-    def keep_quota(self) -> None:
+    def enforce_quota(self) -> None:
         """Remove results, oldest first, until the blobs of jobs are not larger than the quota.
 
         Stops if none of the 20 oldest can be removed.

@@ -16,7 +16,7 @@ from PIL import Image
 from api.errors import InvalidError
 from api.schemas.openai import ImageFormat, ImageParameters
 from core.catalog.cards import ImageShape
-from core.imaging.decode import Colours, open_picture
+from core.imaging.decode import DecodedImage, open_picture
 from core.imaging.encoders import MEDIA, PNG
 from core.imaging.pictures import Pixels, UnusableImageError, png
 
@@ -143,7 +143,7 @@ def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[b
     return image, png(np.where(hidden, 255, 0).astype(np.uint8)[None])
 
 
-def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
+def _open(field: str, data: bytes, shape: ImageShape) -> tuple[DecodedImage, int]:
     """Decode an image file; return its colours and its size as a multiple of the model's.
 
     `field` is the name of the file's field in errors, `shape` the shape of the model's images.
@@ -168,7 +168,7 @@ def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
     return colours, factor
 
 
-def _reduce(colours: Colours, factor: int) -> bytes:
+def _reduce(colours: DecodedImage, factor: int) -> bytes:
     """Return a PNG made of the middle pixel of each block of `factor` × `factor` pixels."""
     picture = colours.image.convert("L" if colours.image.mode in {"1", "L"} else "RGB")
     if colours.alpha is not None:

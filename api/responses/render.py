@@ -18,7 +18,7 @@ from api.request_content import NPZ_TYPES
 from core import tracing
 from core.broker.codec import Fields
 from core.catalog.operations import Operation
-from core.imaging.pictures import Pixels, png, unpng, write_grid
+from core.imaging.pictures import Pixels, decode_own_png, png, write_grid
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 ACCEPTANCE = "acceptance_rate"
@@ -182,7 +182,7 @@ def _join_numbered(fields: Fields) -> Fields:
 
 
 def _pixels(images: Pixels | list[bytes]) -> Pixels:
-    return np.stack([unpng(image) for image in images]) if isinstance(images, list) else images
+    return np.stack([decode_own_png(image) for image in images]) if isinstance(images, list) else images
 
 
 def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:

@@ -56,7 +56,7 @@ def reject_damage(message: str = DAMAGED) -> Iterator[None]:
         raise UnusableImageError(message) from error
 
 
-class Colours(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image: `image` has the colours without transparency, in any of Pillow's modes.
 
     `alpha` is the alpha channel, uint8 (H, W), None if there is none. `mode` is Pillow's mode of
@@ -115,7 +115,7 @@ class PictureFile:
         return image
 
     @reject_damage()
-    def colours(self) -> Colours:
+    def colours(self) -> DecodedImage:
         """Decode the image: upright, in sRGB if it has an ICC profile, alpha channel separate.
 
         Raises UnusableImageError if it is damaged.
@@ -145,7 +145,7 @@ class PictureFile:
                 image = image.convert("L" if image.mode == "1" else "RGB")
             image, note = to_srgb(image, container.profile)
             notes += [note] if note else []
-        return Colours(image, alpha, mode, (*container.notes, *notes))
+        return DecodedImage(image, alpha, mode, (*container.notes, *notes))
 
 
 def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile:

@@ -142,7 +142,7 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
         head, scan = _scan(block, shape, quality, 0 if full else 2)
         if number == 0:
             interval = across * (lines // edge) if shape.height > lines else 0
-            out.write(_headed(head, shape.height, interval))
+            out.write(_set_height_and_restarts(head, shape.height, interval))
         else:
             out.write(bytes([0xFF, 0xD0 + (number - 1) % 8]))
         out.write(scan)
@@ -175,7 +175,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
 
 
-def _headed(head: bytes, height: int, interval: int) -> bytes:
+def _set_height_and_restarts(head: bytes, height: int, interval: int) -> bytes:
     """Set the image height and the restart interval in JPEG headers; return the new headers.
 
     `interval` is a number of MCUs; 0 means no restart intervals.

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from core.imaging.container import Pixels, UnusableImageError
-from core.imaging.decode import FORMATS, Colours, open_picture, reject_damage
+from core.imaging.decode import FORMATS, DecodedImage, open_picture, reject_damage
 from core.imaging.png import chunk
 
-__all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "grid", "png", "unpng", "write_grid"]
+__all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "decode_own_png", "grid", "png", "write_grid"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -33,7 +33,7 @@ def png(pixels: Pixels) -> bytes:
     return _SIGNATURE + b"".join(chunk(name, data) for name, data in chunks)
 
 
-def unpng(data: bytes) -> Pixels:
+def decode_own_png(data: bytes) -> Pixels:
     """Decode a PNG that this service has encoded; return its pixels, uint8 (C, H, W)."""
     return _pixels(Image.open(io.BytesIO(data)))
 
@@ -100,7 +100,7 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
         return _converted(file.colours(), "L" if channels == 1 else "RGB")
 
 
-def _converted(colours: Colours, wanted: str) -> tuple[Pixels, str | None]:
+def _converted(colours: DecodedImage, wanted: str) -> tuple[Pixels, str | None]:
     image, notes = colours.image, list(colours.notes)
     if colours.alpha is not None:
         over = image.convert("RGBA")

@@ -166,7 +166,7 @@ class JobClaims(JobQueries):
         with self.engine.connect() as connection:
             return [(row.model, row.version, row.device_kind) for row in connection.execute(query)]
 
-    def leave_kind(self, model: str, version: str, device_kind: str, reason: str) -> list[str]:
+    def restart_on_any_device_kind(self, model: str, version: str, device_kind: str, reason: str) -> list[str]:
         """Let the waiting jobs of a version on a device kind begin again at row 0, on any other kind.
 
         `reason` is a text for the event of each job. Returns the keys of the blobs that had results of

@@ -73,7 +73,7 @@ class JobRunner:
         span = tracing.span("run job", first.traceparent or "", kind="consumer", links=links, attributes=attributes)
         try:
             with span, context.watchdog.working(first.method, *(job.id for job in claimed)):
-                reports = self._run_slice(self._with_room(claimed))
+                reports = self._run_slice(self._drop_jobs_without_space(claimed))
             saved = self._unsaved.add(reports)
         finally:
             self._running = False
@@ -113,7 +113,7 @@ class JobRunner:
 
     # --- storage that may be full ---
 
-    def _with_room(self, claimed: list[Job]) -> list[Job]:
+    def _drop_jobs_without_space(self, claimed: list[Job]) -> list[Job]:
         """Return the claimed jobs, except those whose results will not fit in the blob store.
 
         An earlier attempt has recorded the size of a result that did not fit. If there is still

@@ -23,7 +23,7 @@ MIN_PROGRESS_STEP = 0.002  # least increase of the progress, which is 0 to 1, fo
 
 
 @dataclass
-class Reported:
+class ReportedProgress:
     """What the events of a training's job have reported so far, so that nothing is reported twice.
 
     `epochs` is the number of epochs whose metrics are reported. `checkpoint` is the data of the
@@ -66,7 +66,7 @@ class TrainingRun:
         self.job = job
         self.request = job.request
         self.folder = context.paths.run(job.id)
-        self.reported = Reported()
+        self.reported = ReportedProgress()
         self._unsure = False  # whether an event may or may not have been written
         self._uploader = RunUploader(context, job, self.folder)
 
@@ -129,7 +129,7 @@ class TrainingRun:
 
     def restore_reported(self) -> None:
         """Set `reported` from the job's stored events, as an earlier worker left them."""
-        reported = Reported(progress=self.job.progress)
+        reported = ReportedProgress(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":
                 reported.epochs = max(reported.epochs, event.data["epoch"])

@@ -32,7 +32,7 @@ from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD, Operation
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
-from core.imaging.pictures import Pixels, unpng
+from core.imaging.pictures import Pixels, decode_own_png
 from core.jobs.records import Job
 
 router = APIRouter(prefix=f"{PREFIX}/images", tags=["openai"], route_class=JsonRoute)
@@ -121,7 +121,7 @@ async def get_openai_image(
         except LookupError as error:
             raise GoneError(GONE) from error
         image = fields["images"][index]
-        check_factor(output, unpng(image) if isinstance(image, bytes) else image)
+        check_factor(output, decode_own_png(image) if isinstance(image, bytes) else image)
         return Rendering(lambda out: out.write(_file(image, output)), 0, {})
 
     name = f"{index}.{factor}.{quality}.{output_format}"
@@ -300,4 +300,4 @@ def _file(image: Pixels | bytes, output: ImageOutput) -> bytes:
     """Return the image file in the format of `output`, from pixels or from the worker's PNG."""
     if not isinstance(image, bytes):
         return output.encode(image)
-    return image if output == ImageOutput() else output.encode(unpng(image))
+    return image if output == ImageOutput() else output.encode(decode_own_png(image))

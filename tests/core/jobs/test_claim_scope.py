@@ -78,7 +78,7 @@ def test_a_job_begins_again_on_another_kind(job_store: JobStore) -> None:
     job_store.insert(other, job(device_kind="cpu", queued_at=0.0))
     (held,) = claimed(job_store, CPU)
     assert sorted(job_store.waiting_kinds(-100)) == [("m", "1", "cpu"), ("m", "2", "cpu")]
-    assert job_store.leave_kind("m", "1", "cpu", "the kind is lost") == ["jobs/x/1-0"]
+    assert job_store.restart_on_any_device_kind("m", "1", "cpu", "the kind is lost") == ["jobs/x/1-0"]
     moved = job_store.get(left.id)
     assert moved is not None
     assert (moved.next_row, moved.device_kind, moved.status, moved.progress) == (0, None, "queued", 0.0)
