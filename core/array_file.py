@@ -28,7 +28,7 @@ _HEADER_ERRORS = (*_DAMAGE, SyntaxError, TypeError, tokenize.TokenError, MemoryE
 
 
 class UnusableArrayError(ValueError):
-    """A file without a usable array; the message says why and what would work."""
+    """Raised for a file without a usable array; the message says why and what would work."""
 
 
 def read_array(data: bytes, name: str, max_bytes: int) -> np.ndarray[Any, Any]:
@@ -54,9 +54,10 @@ def read_array(data: bytes, name: str, max_bytes: int) -> np.ndarray[Any, Any]:
 
 
 def _check_end_record(data: bytes) -> None:
-    """Raise UnusableArrayError if the list of an NPZ's members is not where it should be, or is long.
+    """Raise UnusableArrayError if the end record of an NPZ is damaged or states very many members.
 
-    zipfile would read the whole list.
+    This is checked before zipfile opens the NPZ, because zipfile reads the complete list of
+    members.
     """
     end = max(0, len(data) - _END_RECORD.size)
     signature, *_, directory_bytes, _, comment_bytes = _END_RECORD.unpack(data[end:].ljust(_END_RECORD.size))
@@ -68,6 +69,7 @@ def _check_end_record(data: bytes) -> None:
 
 
 def _find_member(members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
+    """Return the member of an NPZ with the array `name`, or its only member, whatever its name."""
     found = [info for info in members if info.filename.removesuffix(".npy") == name]
     if len(found) != 1 and (found or len(members) != 1):
         names = ", ".join(info.filename.removesuffix(".npy") for info in members[:10])[:200]
@@ -80,6 +82,7 @@ def _find_member(members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipIn
 
 
 def _read_npy(file: IO[bytes], name: str, max_bytes: int) -> np.ndarray[Any, Any]:
+    """Return the array of an NPY file; `name` is its name in error messages."""
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):  # later ones have no limit of the header's length, and records only need them

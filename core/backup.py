@@ -109,6 +109,7 @@ class _Copy:
         (self.folder / name).unlink(missing_ok=True)
 
     def _create_parent(self, name: str) -> Path:
+        """Return the path in the backup of the file `name`, after creating its folder."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -151,6 +152,7 @@ def create(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _database(settings: Settings) -> Path:
+    """Return the path of the job database. Raises BackupError if the database is not SQLite."""
     address = sa.make_url(settings.database)
     if address.get_backend_name() != "sqlite" or not address.database:
         raise BackupError(
@@ -344,7 +346,7 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy the file `source` to `target` and flush the copy to the disk.
+    """Restore one file: copy `source` to `target` and flush the copy to the disk.
 
     The copy of a model version is read-only.
     """

@@ -19,8 +19,8 @@ _IN_USE_S = 60.0  # a copy that was requested so recently is not removed: its re
 class BlobCache:
     """A folder with copies of blobs, named by their SHA-256, which the processes of a host share.
 
-    If the copies exceed the limit, those that were not requested for the longest time are removed.
-    A process that has opened one can still read it.
+    If the copies exceed the limit in bytes, the least recently requested ones are removed. A
+    process that has already opened a removed copy can still read it.
     """
 
     def __init__(self, blobs: Blobs, folder: Path, max_bytes: int) -> None:
@@ -35,10 +35,10 @@ class BlobCache:
         return self._folder / sha256
 
     def fetch(self, key: str, sha256: str) -> Path:
-        """Return the path of a copy of the blob `key`, which is downloaded if there is none. Blocks.
+        """Return the path of a local copy of the blob `key`; download the blob if needed. Blocks.
 
-        Raises FileNotFoundError if there is no such blob, and OSError if it does not have this
-        digest or cannot be downloaded.
+        Raises FileNotFoundError if there is no such blob, and OSError if the blob's SHA-256 is not
+        `sha256` or if it cannot be downloaded.
         """
         path = self.path(sha256)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ class BlobCache:
         return path
 
     def add(self, file: Path, sha256: str) -> Path:
-        """Move a local file with this digest, which was just uploaded, into the folder; return its path."""
+        """Move a local file whose content was just uploaded into the cache; return its new path."""
         path = self.path(sha256)
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / f".{uuid4().hex}.part"
@@ -70,13 +70,19 @@ class BlobCache:
         return path
 
     def link(self, key: str, sha256: str, target: Path) -> None:
-        """Make `target` a second name of a copy, so that it stays as long as `target` does. Blocks."""
+        """Create the hard link `target` to a copy of the blob `key`, downloaded if needed. Blocks.
+
+        The data stays on the disk as long as `target` exists, even if the cache removes its copy.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.link(self.fetch(key, sha256), target)
 
     def _is_intact(self, path: Path, sha256: str) -> bool:
-        """Return whether there is a copy; compare its digest the first time that this process sees it."""
+        """Return whether there is a copy with this SHA-256; a copy with another content is deleted.
+
+        A process computes the digest of a copy once, not at each call.
+        """
         try:
             inode = path.stat().st_ino
             if self._verified.get(sha256) != inode and digest_of(path) != sha256:
@@ -88,7 +94,10 @@ class BlobCache:
         return True
 
     def _make_room(self) -> None:
-        """Remove copies until the others fit in the limit, and what dead processes have left."""
+        """Remove the least recently requested copies until the folder is within its limit.
+
+        Partial downloads of processes that have died are removed, too.
+        """
         copies = []
         now = time.time()
         for path in self._folder.iterdir():

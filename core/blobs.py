@@ -66,21 +66,23 @@ class Blobs(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Return whether there is a blob under `key`."""
+        """Return whether the store has a blob with this key."""
 
     @abstractmethod
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the sizes in bytes of the entries directly below `prefix`, keyed by name.
 
-        The size of a folder is that of all blobs below it. "" means the whole store.
+        An entry is a blob or a folder; the size of a folder is the sum over all blobs below it. The
+        prefix "" means the whole store.
         """
 
     @abstractmethod
     def names(self, prefix: str) -> dict[str, float]:
         """Return the modification times of the entries directly below `prefix`, keyed by name.
 
-        They are Unix times. That of a local folder is when an entry was last added to it or
-        removed; that of a remote one is that of the last blob below it.
+        An entry is a blob or a folder; times are Unix times. In a local store, the time of a folder
+        is when an entry was last added to it or removed from it; in a remote store, it is the time
+        of the newest blob below it.
         """
 
     @abstractmethod
@@ -153,7 +155,7 @@ class FolderBlobs(Blobs):
         return Path(f"{self._root}/{check_key(key)}")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a file beside the blob's, and rename it."""
+        """Write the data to a temporary file beside the blob's, then rename it."""
         with self._partial_file(key) as partial:
             partial.write_bytes(data)
 
@@ -180,7 +182,7 @@ class FolderBlobs(Blobs):
             raise
 
     def check_room(self, size_bytes: int) -> None:
-        """Compare with the free space of the folder's disk."""
+        """Compare `size_bytes` with the free space of the folder's disk."""
         if shutil.disk_usage(self._root).free < size_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -199,11 +201,11 @@ class FolderBlobs(Blobs):
         remove_tree(self.path(prefix))
 
     def exists(self, key: str) -> bool:
-        """Return whether there is such a file."""
+        """Return whether the blob's file exists."""
         return self.path(key).exists()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Add up the sizes of all files, partial ones included."""
+        """Return the file sizes, including those of unfinished files, added up by entry."""
         sizes: dict[str, int] = {}
         root = self._below(prefix)
         for path, status in _walk(root):
@@ -212,7 +214,7 @@ class FolderBlobs(Blobs):
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """List one folder."""
+        """Return the modification time of each file and subfolder in the folder `prefix`."""
         modified = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._below(prefix)) as entries:
             for entry in entries:
@@ -221,13 +223,13 @@ class FolderBlobs(Blobs):
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """List the folder and its subfolders."""
+        """Return the keys of all files at or below `prefix`, without unfinished files."""
         root = self._below(prefix)
         paths = [root] if Path(root).is_file() else [path for path, _ in _walk(root)]
         return sorted(path[len(self._root) + 1 :] for path in paths if not path.endswith(PARTIAL))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Compare the modification times of files with the clock of this host."""
+        """Remove the files that are old by the clock of this host; return their number."""
         removed = 0
         for path, status in _walk(self._below(prefix)):
             if (path.endswith(PARTIAL) or not partial) and time.time() - status.st_mtime > older_than_s:
@@ -237,9 +239,10 @@ class FolderBlobs(Blobs):
         return removed
 
     def signed_url(self, key: str, expires_s: float) -> None:
-        """Return None: a folder is not reached by a URL."""
+        """Return None: files of a local folder have no URL."""
 
     def _below(self, prefix: str) -> str:
+        """Return the path of the folder that `prefix` names; "" is the folder of the store."""
         return f"{self._root}/{check_key(prefix)}" if prefix else self._root
 
 

@@ -86,7 +86,8 @@ class Cleanup:
     def expire(self) -> None:
         """Remove results after their time to live, and expired jobs after 7 times that time.
 
-        Webhook deliveries are removed two days after the result of their job has expired.
+        An expired job is a row without a result. Webhook deliveries are removed two days after the
+        result of their job has expired.
         """
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
@@ -96,9 +97,9 @@ class Cleanup:
         self._deliveries.delete_expired(ttl_s)
 
     def enforce_quota(self) -> None:
-        """Remove results, oldest first, until the blobs of jobs are not larger than the quota.
+        """Remove the oldest results until the blobs of all jobs are within the quota in bytes.
 
-        Stops if none of the 20 oldest can be removed.
+        Stops if none of the 20 oldest results can be removed.
         """
         sizes = self._blobs.sizes("jobs")  # once: of an object store, this is a listing of all blobs
         excess = sum(sizes.values()) - self._settings.disk_quota_bytes
@@ -148,6 +149,7 @@ class Cleanup:
         return removed
 
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
+        """Yield (unique name, orphan) for each file or folder that may be an orphan."""
         yield from self._job_blobs()
         yield from self._job_folders("scratch", lambda state: state.status not in TERMINAL)
         # runs are kept until the training is deleted
@@ -209,6 +211,7 @@ class Cleanup:
     def _path(
         kind: str, path: Path, is_needed: Callable[[], bool], remove: Callable[[Path], object] = remove_tree
     ) -> Iterator[tuple[str, _Orphan]]:
+        """Yield (unique name, orphan) for the file or folder `path` if it is not needed."""
         try:
             written_at = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
         except OSError:  # it was deleted meanwhile
@@ -225,6 +228,7 @@ class Cleanup:
         return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
 
     def _is_needed(self, job_id: str, needs: Callable[[JobState], bool]) -> bool:
+        """Return whether a job exists and is in a state that needs its files."""
         return not self._not_needed([job_id], needs)
 
     def _may_publish(self, model: str) -> bool:
@@ -237,10 +241,16 @@ class Cleanup:
     # --- files whose names show that they are unfinished ---
 
     def _remove_unfinished_writes(self) -> None:
+        """Remove what interrupted writes have left, by its name and age.
+
+        That is scratch folders of datasets, unfinished files of the blob store, and completions of
+        batches that nobody has read.
+        """
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", COMPLETION_TTL_S)
 
 
 def _is_not_among(key: str, orphans: Callable[[], list[str]]) -> bool:
+    """Return whether a blob is in use, that is, missing from the keys that `orphans()` returns."""
     return key not in orphans()

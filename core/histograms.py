@@ -1,7 +1,7 @@
 """Count observed values in histograms, which an API process exports to Prometheus.
 
 A worker sends its histograms in its heartbeat, because it has no HTTP server that Prometheus could
-read; those of prometheus_client cannot be sent. An observation takes a tenth of the time that
+read; histograms of prometheus_client cannot be sent. An observation takes a tenth of the time that
 prometheus_client needs.
 """
 

@@ -23,7 +23,7 @@ def is_shared(settings: Settings) -> bool:
 
 @lru_cache(maxsize=16)
 def instance_id(database_url: str, first_id: str) -> str:
-    """Return the id of the instance that uses a job database; it is `first_id` if none is stored yet."""
+    """Return the id of the instance that uses a job database; store `first_id` if it has none."""
     engine = JobStore(database_url).engine
     try:
         with transaction(engine) as connection:

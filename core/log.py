@@ -45,9 +45,9 @@ def set_up(level: str, part: str) -> None:
 
 
 def best_effort(act: Callable[[], object]) -> None:
-    """Call `act`; if it raises an exception, log it as a warning and return.
+    """Call `act`; if it raises an exception, log the exception as a warning and return.
 
-    Use it for work that is repeated later anyway.
+    Use this for work that is repeated later anyway.
     """
     try:
         act()

@@ -60,12 +60,13 @@ class ResourceStore:
     def claim(
         self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_after_s: float | None = None
     ) -> Ownership:
-        """Make `owner` the owner of a dataset or model that has none; return its ownership.
+        """Make `owner` the owner of a dataset or model that has none; return the ownership.
 
-        If it has another owner, that ownership is returned unchanged. If the dataset or model does
-        not exist, give `vacant_after_s`: an ownership that is older than so many seconds is of a
-        deleted one, and `owner` replaces it. `shared` says whether every API key may use it; None
-        means no for a new owner, and no change if `owner` is its owner already.
+        If the dataset or model has another owner, the existing ownership is returned unchanged. If
+        the dataset or model does not exist, give `vacant_after_s`: an existing ownership older than
+        this many seconds belongs to a deleted one, and `owner` replaces it. `shared` says whether
+        every API key may use the dataset or model; None means no for a new owner, and no change if
+        `owner` is the owner already.
         """
         resource = _is_resource(kind, name)
         with transaction(self._engine) as connection:

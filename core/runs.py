@@ -30,7 +30,7 @@ _TRIES = 3  # to read a checkpoint that may be replaced
 
 
 class Runs:
-    """The run folders in the state folder of this host, which is the only one."""
+    """The run folders in the state folder of this host, for an instance with one host."""
 
     def __init__(self, paths: StatePaths) -> None:
         """Use the run folders of a state folder."""
@@ -41,15 +41,15 @@ class Runs:
         return (self._paths.run(job_id) / "state.pt").exists()
 
     def preview(self, job_id: str, epoch: int | None = None) -> bytes:
-        """Return the newest preview of a training, or that of an epoch, a PNG.
+        """Return the newest preview of a training, or the preview of an epoch, as PNG.
 
-        Raises FileNotFoundError if there is none.
+        Raises FileNotFoundError if there is no such preview.
         """
         folder = self._paths.run(job_id)
         return (folder / _PREVIEW if epoch is None else self._paths.previews(job_id) / f"{epoch}.png").read_bytes()
 
     def preview_sizes(self, job_id: str) -> dict[int, int]:
-        """Return the sizes in bytes of the previews by epoch that are kept of a training."""
+        """Return the sizes in bytes of a training's previews that are kept, keyed by epoch."""
         sizes = {}
         for file in self._paths.previews(job_id).glob("*.png"):
             with contextlib.suppress(FileNotFoundError):  # the training may remove it now
@@ -67,11 +67,14 @@ class Runs:
         remove_tree(self._paths.run(job_id))
 
     def upload(self, claim: Claim, folder: Path) -> bool:  # noqa: ARG002 - see SharedRuns
-        """Keep the checkpoint and the previews that are in the run folder now; return whether it was kept."""
+        """Store the checkpoint and the previews that are now in the run folder, for other hosts.
+
+        Returns whether they were stored. Here they stay in the run folder, and nothing is copied.
+        """
         return True
 
     def restore(self, job_id: str, folder: Path) -> None:
-        """Write the kept checkpoint to the run folder, if the folder has no later one."""
+        """Write the stored checkpoint to the run folder, unless the folder has a later one."""
 
 
 class SharedRuns(Runs):
@@ -84,33 +87,38 @@ class SharedRuns(Runs):
         self._blobs = blobs
 
     def has_checkpoint(self, job_id: str) -> bool:
-        """Look for the row of the checkpoint."""
+        """Return whether the job database has the row of a training's checkpoint."""
         return "state.pt" in self._files(job_id)
 
     def preview(self, job_id: str, epoch: int | None = None) -> bytes:
-        """Read the blob of a preview."""
+        """Download a preview from the blob store."""
         return self._blobs.get(f"{PREFIX}/{job_id}/{_PREVIEW if epoch is None else f'previews/{epoch}.png'}")
 
     def preview_sizes(self, job_id: str) -> dict[int, int]:
-        """List the blobs of previews."""
+        """Return the sizes of the blobs of a training's previews, keyed by epoch."""
         sizes = {
             name.removesuffix(".png"): size for name, size in self._blobs.sizes(f"{PREFIX}/{job_id}/previews").items()
         }
         return {int(epoch): size for epoch, size in sizes.items() if epoch.isdecimal()}
 
     def sizes(self) -> Counter[str]:
-        """List the blobs of all runs."""
+        """Return the size in bytes of the blobs of each run, keyed by the id of its training."""
         return Counter(self._blobs.sizes(PREFIX))
 
     def remove(self, job_id: str) -> None:
-        """Delete the blobs, then the rows, and what this host has of the run."""
+        """Delete the blobs of a run, then its rows, then the run folder on this host."""
         self._blobs.delete(f"{PREFIX}/{job_id}")
         with transaction(self._engine) as connection:
             connection.execute(run_files.delete().where(run_files.c.job_id == job_id))
         super().remove(job_id)
 
     def upload(self, claim: Claim, folder: Path) -> bool:
-        """Upload what has changed. Raises OSError or an error of the database if that fails."""
+        """Upload the files of the run folder that have changed.
+
+        Returns False, and keeps the earlier checkpoint, if the job was claimed again meanwhile.
+
+        Raises OSError, or an error of the database, if that fails.
+        """
         self._upload_previews(claim.job_id, folder)
         old = self._files(claim.job_id)
         made = self._upload_checkpoint(claim.job_id, folder, old)
@@ -156,6 +164,7 @@ class SharedRuns(Runs):
         return made
 
     def _upload_previews(self, job_id: str, folder: Path) -> None:
+        """Upload previews that the blob store lacks; delete there those that the folder lacks."""
         prefix = f"{PREFIX}/{job_id}"
         with contextlib.suppress(FileNotFoundError):
             self._blobs.put(f"{prefix}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())
@@ -168,7 +177,7 @@ class SharedRuns(Runs):
             self._blobs.delete(f"{prefix}/previews/{name}")
 
     def restore(self, job_id: str, folder: Path) -> None:
-        """Download the checkpoint, if it is of a later step than that in the folder. Raises OSError."""
+        """Download the checkpoint if its step is later than that in the folder. Raises OSError."""
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):  # the checkpoint was replaced meanwhile
                 self._restore(self._files(job_id), job_id, folder)
@@ -217,7 +226,7 @@ class SharedRuns(Runs):
 
 
 def _step(progress: Path | None) -> int:
-    """Return the step of the checkpoint that a file with a training's progress names; 0 without one."""
+    """Return the checkpoint's step that a training's `progress.json` states; 0 without one."""
     if progress is None:
         return 0
     try:

@@ -96,7 +96,7 @@ class S3Blobs(Blobs):
             )
 
     def check_room(self, size_bytes: int) -> None:
-        """Do nothing: an object store does not say how much room it has."""
+        """Do nothing: an object store does not report its free space."""
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
         """Download an object or a range of it."""
@@ -121,7 +121,7 @@ class S3Blobs(Blobs):
                 )
 
     def delete(self, prefix: str) -> None:
-        """Delete objects by a listing and one request per thousand objects."""
+        """Delete the objects of a listing, with one request per thousand objects."""
         with _os_errors(prefix):
             paths = [check_key(prefix), *(path for path, _, _ in self._objects(prefix))]
             self._delete(paths)
@@ -132,7 +132,7 @@ class S3Blobs(Blobs):
                 obstore.delete(self._store, paths[first : first + _PAGE])
 
     def exists(self, key: str) -> bool:
-        """Request the metadata of an object."""
+        """Return whether the metadata of the object can be read."""
         try:
             with _os_errors(key):
                 obstore.head(self._store, check_key(key))
@@ -141,7 +141,7 @@ class S3Blobs(Blobs):
         return True
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Add up the sizes in a listing."""
+        """Return the object sizes of a listing, added up by entry."""
         sizes: dict[str, int] = {}
         with _os_errors(prefix):
             for path, size, _ in self._objects(prefix):
@@ -150,7 +150,7 @@ class S3Blobs(Blobs):
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the newest time of each entry in a listing."""
+        """Return the time of the newest object of each entry in a listing."""
         modified: dict[str, float] = {}
         with _os_errors(prefix):
             for path, _, written_at in self._objects(prefix):
@@ -159,7 +159,7 @@ class S3Blobs(Blobs):
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """List objects."""
+        """Return the keys of a listing."""
         with _os_errors(prefix):
             keys = [path for path, _, _ in self._objects(prefix)]
             if not keys and prefix and self.exists(prefix):
@@ -167,7 +167,7 @@ class S3Blobs(Blobs):
         return sorted(keys)
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Delete old objects by a listing. There are no partial ones: S3 shows complete objects only."""
+        """Delete old objects; return their number. With `partial` return 0: S3 has no partial objects."""
         if partial:
             return 0
         with _os_errors(prefix):
@@ -177,7 +177,7 @@ class S3Blobs(Blobs):
         return len(old)
 
     def signed_url(self, key: str, expires_s: float) -> str:
-        """Sign a request for an object with the credentials of this process."""
+        """Return a URL that is signed with the credentials of this process."""
         with _os_errors(key):
             return obstore.sign(self._store, "GET", check_key(key), timedelta(seconds=expires_s))
 

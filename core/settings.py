@@ -211,9 +211,7 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(3.0, gt=0.5, le=600)
     """A claim on a job expires after this time unless it is renewed."""
     stall_s: float = Field(120.0, gt=0.5)
-    """A worker whose work makes no progress for this long is ended, and its rows are charged an
-    attempt.
-    """
+    """A worker whose work makes no progress for this long is ended; its rows count a failed attempt."""
     max_attempts: int = Field(3, ge=1, le=10)
     """A row that has crashed its worker this many times fails."""
     result_ttl_s: float = Field(86_400.0, gt=0)
@@ -290,9 +288,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
-        """Raise ValueError for a `REVERIE_…` variable or secret file that is unknown or was renamed.
+        """Raise ValueError for a `REVERIE_…` variable or secret file with an unknown or old name.
 
-        A misspelt one would have no effect. Also raises it if `heartbeat_timeout_s` or
+        A misspelt name would have no effect. Also raises ValueError if `heartbeat_timeout_s` or
         `job_lease_s` is shorter than two heartbeats.
         """
         names = set(os.environ)

@@ -1,7 +1,8 @@
-"""Open the stores of versions, datasets and runs: folders of one host, or those that hosts share.
+"""Open the stores of versions, datasets and runs: folders of one host, or stores that hosts share.
 
-If the blob store is remote, hosts share it and the job database and need no common folder. Then
-`python -m core.shared import` copies the versions, datasets and runs of a state folder to them.
+If the blob store is remote, hosts share the blob store and the job database, and need no common
+folder. Then `python -m core.shared import` copies the versions, datasets and runs of a state folder
+to the shared stores.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def open_runs(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Runs:
 
 
 def _cache(settings: Settings, blobs: Blobs) -> BlobCache:
+    """Return this host's cache of blobs."""
     return BlobCache(blobs, settings.state.resolve() / "cache", settings.cache_bytes)
 
 
@@ -55,8 +57,9 @@ def _cache(settings: Settings, blobs: Blobs) -> BlobCache:
 def import_state(settings: Settings) -> dict[str, int]:
     """Copy versions, datasets and runs of the state folder to the stores that hosts share.
 
-    Returns the number of each. What is there already is left out, so an interrupted call can be
-    repeated. The folders stay.
+    Returns the numbers of versions and datasets that were copied, and of runs whose files are now
+    stored, keyed "versions", "datasets" and "runs". What the stores already have is not copied
+    again, so an interrupted call can be repeated. The folders stay.
     """
     paths, blobs = StatePaths(settings.state.resolve()), open_blobs(settings.blobs)
     engine = JobStore(settings.database).engine

@@ -86,8 +86,8 @@ def load_settings() -> Settings:
 def check(settings: Settings) -> bool:
     """Check the state folder, the job database and the queue server before a program starts.
 
-    With tracing, also check that its packages are installed. Returns whether the queue server is
-    reachable. Raises StartupError if one of them cannot be used.
+    With tracing, also check that the packages for tracing are installed. Returns whether the queue
+    server is reachable. Raises StartupError if a check fails.
     """
     if settings.tracing and not tracing.installed():
         raise StartupError(f"REVERIE_TRACING needs packages that are not installed: {tracing.REMEDY}")
@@ -269,6 +269,7 @@ def mark_of(url: str) -> dict[str, Any]:
 
 
 def _own_mark(settings: Settings) -> dict[str, Any]:
+    """Return the mark of this instance: its id, job database, state folder and host."""
     folder = settings.state.absolute()
     own_id, database = _instance_id(folder), _database_name(settings)
     if is_shared(settings) or not database.startswith("sqlite:"):
@@ -400,11 +401,11 @@ def _error_text(error: OSError) -> str:
 
 
 class QueueGuard(threading.Thread):
-    """A thread that checks the queue server periodically: it may start later or be replaced.
+    """A thread that checks periodically which instance of the service has marked the queue server.
 
-    If another instance of the service has marked the server as its own, the error is written to
-    standard error, `exit_status` becomes 1 and `stop` is called. The program should then exit with
-    `exit_status`.
+    The server may start later than this process, or be replaced by another one. If another instance
+    has marked the server, the error is written to standard error, `exit_status` becomes 1 and
+    `stop` is called. The program should then exit with `exit_status`.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], object]) -> None:

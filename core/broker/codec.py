@@ -26,6 +26,7 @@ _ARRAY = 1
 
 
 def _default(value: object) -> msgpack.ExtType:
+    """Encode an array as the extension type of arrays. Raises TypeError for any other value."""
     if isinstance(value, np.ndarray):
         if value.dtype.name not in _TYPES:
             raise TypeError(f"arrays of {value.dtype} cannot be packed; {', '.join(_TYPES)} can")
@@ -37,6 +38,7 @@ def _default(value: object) -> msgpack.ExtType:
 
 
 def _ext(code: int, data: bytes) -> np.ndarray[Any, Any]:
+    """Decode the extension type of arrays. Raises ValueError if it is damaged."""
     if code != _ARRAY:
         raise ValueError(f"unknown extension {code}")
     name, shape, raw = msgpack.unpackb(data)

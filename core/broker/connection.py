@@ -84,6 +84,7 @@ class FireAndForgetClient:
             self._send(command)
 
     def _send(self, command: tuple[Any, ...]) -> None:
+        """Send a command; take a connection from the pool if none is open."""
         if self._connection is None:
             self._connection = self._pool.get_connection()
         self._connection.send_command(*command)

@@ -46,6 +46,7 @@ class PipelinedConnection:
         return await stream.send(words, timeout_s)
 
     async def _connected(self) -> "_Stream":
+        """Return the open connection; open one if there is none or if it has broken."""
         async with self._connecting:
             if self._stream is None or self._stream.closed:
                 # only now may others use it: a command sent during the handshake would run in
@@ -115,6 +116,7 @@ class _Stream(asyncio.Protocol):
         return reply
 
     def _check_timeouts(self) -> None:
+        """Close the connection if a command has waited for its reply longer than its time-out."""
         self._check = None
         if not self._waiting:
             return

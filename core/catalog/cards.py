@@ -63,7 +63,7 @@ class Metric:
 
 
 def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics in a card's `figures`, in order; unknown fields are ignored."""
+    """Return the metrics in a model card's `figures`, in order; unknown fields are ignored."""
     return [
         Metric(one["name"], float(one["value"]), one["better"], one.get("unit", ""), one.get("detail", ""))
         for one in figures
@@ -83,7 +83,7 @@ def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """The length of the codes that an operation reads, and the range of their values.
+    """The length of the latent codes that an operation reads, and the range of their values.
 
     `sizes` is the length; if the integer option `option` decides it, there is one length for each
     value of the option, from 0 on.
@@ -95,18 +95,18 @@ class CodeFormat:
     option: str | None = None
 
     def size(self, options: Mapping[str, Any]) -> int:
-        """Return the length of a code for validated options of the operation."""
+        """Return the length of a latent code for validated options of the operation."""
         return self.sizes[0 if self.option is None else options[self.option]]
 
 
 @dataclass(frozen=True)
 class OperationSpec:
-    """One of a card's `operations`: the JSON Schema of its options, and how it runs.
+    """One of a model card's `operations`: the JSON Schema of its options, and how it runs.
 
     A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
     every side of a tile, in pixels; 0 for an operation without tiles. With `any_size`, tiles may
-    have any size, and another margin on each axis; `option_margins` has the pixels, by option, that
-    the margin must be wider if the option is not 0. `codes` is the format of the
+    have any size, and another margin on each axis. `option_margins` maps the name of an option to
+    the pixels by which the margin grows if the option is not 0. `codes` is the format of the latent
     codes that the operation reads; None if it reads none.
     """
 
@@ -132,9 +132,9 @@ class OperationSpec:
 
 @dataclass(frozen=True)
 class Card:
-    """The card of a checkpoint file.
+    """The model card in a checkpoint file, which describes the model.
 
-    `json` is the complete JSON object, with fields that are unknown to this class.
+    `json` is the complete JSON object, including fields that this class does not know.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Card:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the card that the JSON object `fields` describes; its values were checked before.
+        """Return the model card of a JSON object whose values were checked before.
 
         Raises CardError if `image` or `operations` is missing.
         """
@@ -168,11 +168,11 @@ class Card:
 
 
 class CardError(ValueError):
-    """Raised for a card with an invalid field, or an invalid preview; the message names it."""
+    """Raised for a model card with an invalid field or preview; the message names the field."""
 
 
 def parse_card(text: str) -> Card:
-    """Parse a card and check the type and the limits of every field.
+    """Parse a model card from JSON text and check the type and the limits of every field.
 
     Only `image` and `operations` are required. Raises CardError for the first field that is
     missing, of a wrong type or beyond a limit.
@@ -277,7 +277,7 @@ def _check_operations(operations: Mapping[str, Any]) -> None:
 
 
 def _check_code_format(method: str, codes: Any, options: Mapping[str, Any]) -> None:
-    """Raise CardError if the `codes` of an operation are no `CodeFormat` that fits its options."""
+    """Raise CardError if an operation's `codes` is not a valid `CodeFormat` for its options."""
     name = f"the 'codes' of the operation {method[:60]!r} of its card"
     if not isinstance(codes, dict) or not {"sizes", "minimum", "maximum"} <= set(codes) <= _CODE_FIELDS:
         raise CardError(f"{name} must hold sizes, minimum, maximum and possibly option")
@@ -300,7 +300,7 @@ def _check_code_format(method: str, codes: Any, options: Mapping[str, Any]) -> N
 
 
 def _check_codes(codes: Any) -> None:
-    """Raise CardError if `codes`, the activity of a model's codes, has a wrong type."""
+    """Raise CardError if `codes`, the activity of each value of a latent code, has a wrong type."""
     active = codes.get("active") if isinstance(codes, dict) else None
     if not isinstance(active, list) or not all(_is_active(entry) for entry in active):
         raise CardError("the 'codes' of its card must hold a list 'active' of objects with an index and an activity")
@@ -310,6 +310,7 @@ def _check_codes(codes: Any) -> None:
 
 
 def _is_active(entry: Any) -> bool:
+    """Return whether `entry` is an entry of `codes`: an index and an activity, with valid types."""
     if not isinstance(entry, dict) or not _is_index(entry.get("index"), 0):
         return False
     return isinstance(entry.get("activity"), int | float) and not isinstance(entry["activity"], bool)
@@ -320,6 +321,7 @@ def _is_index(value: Any, minimum: int) -> bool:
 
 
 def _check_figures(figures: Any) -> None:
+    """Raise CardError if `figures`, the metrics of a model card, has a wrong type or length."""
     if not isinstance(figures, list) or len(figures) > _MAX_FIGURES:
         raise CardError(f"the field 'figures' of its card must be a list of at most {_MAX_FIGURES}")
     for figure in figures:
@@ -337,7 +339,7 @@ def _check_figures(figures: Any) -> None:
 
 
 def parse_preview(text: str) -> bytes:
-    """Decode the preview of a card from base64 text; return the bytes of the PNG.
+    """Decode the preview in a checkpoint's header from base64 text; return the bytes of the PNG.
 
     Raises CardError if it is not a complete PNG, or is too large.
     """

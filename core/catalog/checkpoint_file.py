@@ -1,6 +1,6 @@
-"""Read the card and the preview in the metadata of checkpoint files (safetensors).
+"""Read the model card and the preview in the metadata of checkpoint files (safetensors).
 
-They are read without torch.
+Both are read without torch.
 """
 
 from collections.abc import Mapping
@@ -44,15 +44,16 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 
 
 def read_card(path: Path) -> Card:
-    """Return the card of a checkpoint file.
+    """Return the model card of a checkpoint file.
 
-    Raises ValueError if the file is damaged or its card is missing or invalid, and OSError if it
-    cannot be read.
+    Raises ValueError if the file is damaged or its card is missing or invalid, and OSError if the
+    file cannot be read.
     """
     return _parse_card(read_metadata(path))
 
 
 def _parse_card(metadata: Mapping[str, str]) -> Card:
+    """Return the model card in the metadata. Raises ValueError if it is missing or invalid."""
     if "card" not in metadata:
         raise ImportRejectedError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file")
     return parse_card(metadata["card"])

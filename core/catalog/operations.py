@@ -41,12 +41,12 @@ class Operation:
     """An operation: its route, the model's method, its inputs and the number of rows of a request.
 
     `path` is the last part of the route. `inputs` are the names of the method's image arguments, in
-    order. `shared` are the inputs of which a request has one for all its images, in a field of
-    their own. `codes`: the only input is `codes`, vectors in place of images. `counted`: a request
+    order. `shared` are the inputs of which a request has one for all its images, in a field of its
+    own. `codes`: the only input is `codes`, latent codes in place of images. `counted`: a request
     may set `count`. `rows(count, images, options)` returns the number of rows of a request with
-    this `count`, this number of images or codes and these options. `pictures`: the result has
-    images, so clients can request PNG. `tiled`: a request has one image of any size, and its tiles
-    are the rows.
+    this `count`, this number of images or latent codes and these options. `pictures`: the result
+    has images, so clients can request PNG. `tiled`: a request has one image of any size, and its
+    tiles are the rows.
     """
 
     path: str
@@ -78,8 +78,8 @@ class Operation:
         """Return how many columns the PNG grid of a response has; None means nearly square.
 
         If the operation has input images and a `count`, this is `per`, the number of results per
-        image, so that each line of the grid has the results of one image. The same holds for codes
-        if there are several results per code.
+        image, so that each line of the grid has the results of one image. The same holds for latent
+        codes if there are several results per code.
         """
         return per if self.counted and (self.images or (self.codes and per > 1)) else None
 

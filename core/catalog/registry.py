@@ -31,8 +31,8 @@ _CHECK_S = 0.1  # shortest time between two checks for another active version
 class ModelOperation:
     """An operation of a model: the JSON Schema of its options, their defaults and a validator.
 
-    The `validator` is that of jsonschema_rs for `schema`. `codes` is the format of the codes that
-    the operation reads, if it reads codes.
+    The `validator` is that of jsonschema_rs for `schema`. `codes` is the format of the latent codes
+    that the operation reads, if it reads any.
     """
 
     operation: Operation
@@ -62,9 +62,10 @@ class ModelOperation:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model: its card, and the path of its checkpoint file.
+    """One version of a model: its model card, and the path of its checkpoint file.
 
-    The file of a version in the blob store, `shared`, is not at `path` but must be fetched.
+    `shared` is set for a version in the blob store: its file is not at `path`; call `file` to
+    download it.
     """
 
     name: str
@@ -89,7 +90,7 @@ class ModelVersion:
 
     @property
     def content_id(self) -> str:
-        """A text that changes if another file takes the place of this version's."""
+        """A text that changes if the version's file is replaced by another file."""
         return self.shared.sha256 if self.shared is not None else str(modified_at_ns(self.path))
 
     @cached_property
@@ -124,9 +125,10 @@ def read_version(path: Path) -> ModelVersion:
 
 
 def _model_version(name: str, version: str, path: Path, read: Callable[[], Card]) -> ModelVersion:
-    """Return a version, whose card `read` returns.
+    """Return a version, whose model card is the result of `read()`.
 
-    Raises ValueError if that fails or the card describes no model that this service can run.
+    Raises ValueError if `read` raises it, or if the card describes no model that this service can
+    run.
     """
     try:
         card = read()
@@ -231,9 +233,9 @@ class Registry:
     def find(self, ref: str) -> ModelVersion | None:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
-        Returns None if it does not exist. The folders are read again first if a version was
-        published or activated since the last time. They are also read again before None is
-        returned, unless that was done in the last second.
+        Returns None if the version does not exist. The folders are read again first if a version
+        was published or activated since they were last read. They are also read again before None
+        is returned, unless that was done in the last second.
         """
         self.refresh()
         entry = self._lookup(ref)
@@ -266,7 +268,7 @@ class Registry:
         return [entry for entry in staged if entry is not None]
 
     def is_made(self, entry: ModelVersion) -> bool:
-        """Return whether a version was made by this service; others are files of the operator."""
+        """Return whether this service made a version; the others are files of the operator."""
         return entry.shared is not None or (self._made is not None and entry.path.is_relative_to(self._made.folder))
 
     def names(self) -> list[str]:

@@ -43,7 +43,7 @@ class SharedVersions(Versions):
     """The versions in the job database and the blob store. Its methods block."""
 
     def __init__(self, folder: Path, engine: sa.Engine, blobs: Blobs, cache: BlobCache) -> None:
-        """Use the stores of this process. Nothing is written to `folder`, which makes up paths."""
+        """Use the stores of this process. Paths of versions begin with `folder`, which has no files."""
         super().__init__(folder)
         self._engine = engine
         self._blobs = blobs
@@ -56,7 +56,7 @@ class SharedVersions(Versions):
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return the number of changes of versions and pointers."""
+        """Return a counter that increases with each change of a version or pointer."""
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(instance.c.version_changes)) or 0)
 
@@ -98,7 +98,7 @@ class SharedVersions(Versions):
 
     @contextmanager
     def _update_pointer(self, name: str) -> Iterator[Pointers]:
-        """Lock the pointers of a model, yield them, and store what the block has made of them."""
+        """Lock the pointers of a model, yield them, and store the changes that the block made."""
         with transaction(self._engine) as connection:
             pointer = _lock_pointer(connection, name)
             yield pointer
@@ -165,7 +165,7 @@ class SharedVersions(Versions):
         raise RuntimeError(f"no version number of {name} could be reserved in {_TRIES} tries")
 
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:  # noqa: ARG002 - of the folder's
-        """Return an empty list: reserved numbers stay, and blobs are found by `orphans`."""
+        """Return an empty list: reserved numbers are kept, and `orphans` returns unused blobs."""
         return []
 
     def orphans(self) -> list[str]:

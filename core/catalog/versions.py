@@ -81,9 +81,10 @@ class Versions:
                 del pointer["next"]
 
     def pin(self, name: str, version: str) -> None:
-        """Make a version active if the model has no pointer to an active version.
+        """Make a version active if the model has no pointer to an active version; else do nothing.
 
-        So a version that is published later does not become active by being the newest.
+        Without a pointer the newest version is active. So a version that is published later does
+        not replace this one.
         """
         with self._update() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
@@ -157,7 +158,8 @@ class Versions:
     def reserve(self, name: str, known: list[str], job_id: str = "") -> str:  # noqa: ARG002 - see SharedVersions
         """Reserve and return a version number above all in `known` and all reserved ones.
 
-        Creates the folder of the version. The caller keeps the number that its job has reserved.
+        Creates the folder of the version. Each call reserves another number: the caller stores the
+        number for its job, so that a job that runs again can use the same one.
         """
         while True:
             # a cleanup may remove an empty folder meanwhile
@@ -225,8 +227,8 @@ class Versions:
 def _without_versions(folder: Path) -> list[Path]:
     """Return the files and folders at or below `folder` that belong to no version.
 
-    If there is no file of a version at or below `folder`, this is `folder` itself. Otherwise it is
-    the partial files in `folder`, and the same for each subfolder.
+    If no version's file is at or below `folder`, the result is `folder` itself. Otherwise it has
+    the partial files in `folder`, and the results for each of its subfolders.
     """
     entries = list(folder.glob("*"))
     if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):

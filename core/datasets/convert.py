@@ -81,7 +81,7 @@ class _StagedImages:
 
 
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
-    """Write all `count` images of an upload to the file `path`; return what was found in them.
+    """Write all `count` images of an upload to the file `path`; return what is known of them.
 
     That is the hash of each image, the index of its split in `source.splits`, and for each of these
     splits the factor that scales its pixel values to 0 … 255.
@@ -105,9 +105,9 @@ def _stage(source: Source, path: Path, count: int) -> _StagedImages:
 
 
 def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
-    """Return the shares (0 to 1) of the splits that the upload lacks, keyed by split.
+    """Return the shares (0 to 1) of images for the splits that the upload lacks, keyed by split.
 
-    They are those in `options` for validation and test.
+    The shares are the options `validation` and `test`.
     """
     present = {split.split for split in source.splits}
     shares = {"validation": options.validation, "test": options.test}

@@ -36,7 +36,10 @@ class SharedDatasets(Datasets):
         self._cache = cache
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Upload the arrays in the folder `made`, and store them with `description` as the dataset `name`."""
+        """Upload the arrays in the folder `made`, and store them as the dataset `name`.
+
+        Returns the stored description, and whether the dataset is new, as `Datasets.add` does.
+        """
         if (existing := self.get(name)) is not None:
             return _same(existing, description, name), False
         prefix = f"{PREFIX}/{name}/{uuid4().hex}"
@@ -70,7 +73,10 @@ class SharedDatasets(Datasets):
     def listing(
         self, after: str = "", limit: int = 20, visible: Callable[[str], bool] = lambda _name: True
     ) -> list[dict[str, Any]]:
-        """Return the descriptions of at most `limit` visible datasets with names after `after`, sorted."""
+        """Return the descriptions of at most `limit` visible datasets, sorted by name.
+
+        Only datasets with names after `after` are listed.
+        """
         with self._engine.connect() as connection:
             # sorted here, because databases sort by their locale
             names = sorted(name for name in connection.scalars(sa.select(datasets.c.name)) if name > after)
@@ -93,7 +99,10 @@ class SharedDatasets(Datasets):
         return True
 
     def use(self, name: str, user: str) -> bool:
-        """Protect a dataset from deletion while a job uses it; return False if it does not exist."""
+        """Protect a dataset from deletion while the job `user` uses it, until `release` is called.
+
+        Returns False if the dataset does not exist.
+        """
         with transaction(self._engine) as connection:
             if _lock(connection, name) is None:
                 return False
@@ -124,7 +133,11 @@ class SharedDatasets(Datasets):
         return self._cache.fetch(entry["key"], entry["sha256"])
 
     def data_folder(self, name: str, work: Path) -> Path:
-        """Return a folder with the dataset's files in the subfolder `name`: links to local copies in `work`."""
+        """Return the folder `work / "data"`, whose subfolder `name` has the files of the dataset.
+
+        The files are hard links to copies in this host's cache, which are downloaded if needed.
+        `work` is a folder of the job. Blocks.
+        """
         folder = work / "data" / name
         for file, entry in self._files(name).items():
             self._cache.link(entry["key"], entry["sha256"], folder / file)
@@ -141,7 +154,7 @@ class SharedDatasets(Datasets):
         return [key for key in keys if key not in known]
 
     def _files(self, name: str) -> dict[str, Any]:
-        """Return the key, digest and size of each file of a dataset; empty if there is no such dataset."""
+        """Return {key, digest, size} of a dataset's files by file name; empty without dataset."""
         with self._engine.connect() as connection:
             files = connection.scalar(sa.select(datasets.c.files).where(datasets.c.name == name))
         return files or {}
@@ -155,7 +168,10 @@ def _lock(connection: sa.Connection, name: str) -> dict[str, Any] | None:
 
 
 def _same(existing: dict[str, Any], description: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the description of an existing dataset. Raises NameTakenError if its arrays differ."""
+    """Return the description of the existing dataset `name`, which has the arrays of `description`.
+
+    Raises NameTakenError if the arrays differ.
+    """
     if existing["sha256"] != description["sha256"]:
         raise NameTakenError(name)
     return existing

@@ -70,7 +70,7 @@ class Datasets:
         """Remove the scratch folders that processes left when they died.
 
         A folder in which something was written in the last `older_than_s` seconds stays. A scratch
-        folder without a lock is removed, too: it was left by a removal that was interrupted.
+        folder without a lock is removed, too: an interrupted deletion has left it.
         """
         for folder in self.folder.glob(".*"):
             with ExitStack() as stack:
@@ -80,7 +80,7 @@ class Datasets:
     def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
         """Return whether no live process uses a hidden folder of the store.
 
-        If so, its lock, if it has one, is held until `stack` closes.
+        If so, the folder's lock, if there is one, is held until `stack` closes.
         """
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:
@@ -95,7 +95,7 @@ class Datasets:
 
     @contextmanager
     def scratch_folder(self) -> Iterator[Path]:
-        """Yield a new scratch folder to make a dataset in; remove it after the block."""
+        """Yield a new scratch folder in which to make a dataset; remove it after the block."""
         folder = self.folder / f".{uuid4().hex}"
         with ExitStack() as stack:
             stack.callback(remove_tree, folder)
@@ -107,15 +107,15 @@ class Datasets:
     def _locked(self) -> AbstractContextManager[None]:
         """Return a context manager that locks the store while its block runs.
 
-        So only one process at a time adds or deletes datasets, or protects them from deletion.
+        So only one process at a time adds datasets, deletes them, or protects them from deletion.
         """
         return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """Store the finished folder `made`, with its `description`, as the dataset `name`.
 
-        Returns the stored description, and whether the dataset is new. If a dataset of this name
-        has the same arrays, it is not replaced, and False is returned. Raises NameTakenError if its
+        Returns the stored description, and whether the dataset is new. An existing dataset of this
+        name with the same arrays is kept, and False is returned. Raises NameTakenError if its
         arrays differ.
         """
         with self._locked():
@@ -178,10 +178,9 @@ class Datasets:
     # --- protection from deletion while in use ---
 
     def use(self, name: str, user: str) -> bool:
-        """Protect a dataset from deletion while a job uses it; return False if it does not exist.
+        """Protect a dataset from deletion while the job `user` uses it, until `release` is called.
 
-        `user` is the id of the job. The protection lasts until it is ended for this id. A second
-        call with the same id changes nothing.
+        Returns False if the dataset does not exist. A second call for the same job changes nothing.
         """
         with self._locked():
             if self.get(name) is None:
@@ -209,19 +208,20 @@ class Datasets:
         return self.folder / name / file
 
     def data_folder(self, name: str, work: Path) -> Path:  # noqa: ARG002 - see SharedDatasets
-        """Return a folder with the dataset's files in the subfolder `name`, for a child process.
+        """Return a folder with the dataset's files in its subfolder `name`, for a child process.
 
-        `work` is a folder of the job, where they may be put.
+        Here it is the folder of all datasets. `work` is a folder of the job, in which a store
+        without local files creates links.
         """
         return self.folder
 
     # --- images ---
 
     def images(self, name: str, split: str, first: int, count: int) -> ImagePage | None:
-        """Return at most `count` images of a split from the index `first` on.
+        """Return at most `count` images of a split from the index `first` on, as one page.
 
-        There are fewer at the end of the split, and if they are large. None if there is no such
-        dataset.
+        A page has fewer images at the end of the split, and if images are large. None if there is
+        no such dataset.
         """
         try:
             images = np.load(self.file(name, f"{split}.npy"), mmap_mode="r")
@@ -257,7 +257,7 @@ class Datasets:
 
 
 def _most_images(images: np.ndarray[Any, Any]) -> int:
-    """Return how many of the images (N, C, H, W) may be read at once."""
+    """Return how many images, of the shape (N, C, H, W), may be read at once."""
     per_image: int = math.prod(images.shape[1:])
     return max(1, _MAX_VALUES // per_image)
 

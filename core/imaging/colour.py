@@ -15,10 +15,11 @@ _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # bits per channel → factor to 8 bits
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the alpha channel, uint8 (H, W), of a PNG with a transparent colour.
+    """Return the alpha channel, uint8 (H, W), of a PNG with one transparent colour.
 
-    `image` is the PNG, decoded, and `container.key` the colour. Alpha is 0 where a pixel has this
-    colour, and 255 elsewhere. Levels are compared at the file's own bit depth, up to 16 bits.
+    `image` is the decoded PNG, and `container.key` the transparent colour. Alpha is 0 where a pixel
+    has this colour, and 255 elsewhere. Levels are compared at the file's own bit depth, up to 16
+    bits.
     """
     key, depth = container.key, container.depth
     assert key is not None  # noqa: S101 - called for those that have one
@@ -36,6 +37,7 @@ def key_alpha(image: Image.Image, container: Container) -> Pixels:
 
 
 def _equal(image: Image.Image, colour: list[int]) -> np.ndarray:
+    """Return where the pixels of an image have a colour, bool (H, W)."""
     array = np.asarray(image)
     matches: np.ndarray = array[:, :, 0] == colour[0]
     for channel in (1, 2):

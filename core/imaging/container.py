@@ -48,7 +48,7 @@ class Container(NamedTuple):
 
 
 def part_limit(size_bytes: int) -> int:
-    """Return the maximum number of chunks or segments of a file with `size_bytes` bytes.
+    """Return the maximum number of chunks or segments allowed in a file of `size_bytes` bytes.
 
     Real files have some tens; large files have one per 64 kB (JPEG) or 8 kB and more (PNG).
     """
@@ -126,9 +126,9 @@ def inflated(data: bytes, limit: int) -> bytes | None:
 
 
 def limit_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return an ICC profile and no message, or None and a message if it is too large.
+    """Return an ICC profile and no messages, or None and one message if the profile is too large.
 
-    The limit is `PROFILE_LIMIT_BYTES`; messages are in a tuple.
+    The limit is `PROFILE_LIMIT_BYTES`. The messages, for the client, are a tuple.
     """
     if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
         return None, (f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out",)

@@ -59,8 +59,8 @@ def reject_damage(message: str = DAMAGED) -> Iterator[None]:
 class DecodedImage(NamedTuple):
     """A decoded image: `image` has the colours without transparency, in any of Pillow's modes.
 
-    `alpha` is the alpha channel, uint8 (H, W), None if there is none. `mode` is Pillow's mode of
-    the file. `notes` lists the conversions, as messages.
+    `alpha` is the alpha channel, uint8 (H, W); None without transparency. `mode` is Pillow's mode
+    of the file. `notes` lists the conversions, as messages for the client.
     """
 
     image: Image.Image
@@ -118,7 +118,7 @@ class PictureFile:
     def colours(self) -> DecodedImage:
         """Decode the image: upright, in sRGB if it has an ICC profile, alpha channel separate.
 
-        Raises UnusableImageError if it is damaged.
+        Raises UnusableImageError if the file is damaged.
         """
         container, image = self._container, self._image
         notes = ["16 bits a channel to 8"] if self.deep else []

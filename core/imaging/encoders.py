@@ -120,6 +120,7 @@ def _png(bands: Iterator[Pixels], shape: Shape, _quality: int, out: BinaryIO) ->
 
 
 def _data(out: BinaryIO, compressed: bytes) -> None:
+    """Write compressed lines as an IDAT chunk of a PNG, if there are any."""
     if compressed:
         out.write(chunk(b"IDAT", compressed))
 

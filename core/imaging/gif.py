@@ -56,5 +56,5 @@ def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
 
 
 def _table(flags: int) -> int:
-    """Return the size in bytes of the colour table that a flags byte describes; 0 for none."""
+    """Return the size in bytes of the colour table that a flags byte describes; 0 without one."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

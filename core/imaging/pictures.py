@@ -34,7 +34,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def decode_own_png(data: bytes) -> Pixels:
-    """Decode a PNG that this service has encoded; return its pixels, uint8 (C, H, W)."""
+    """Decode a PNG that `png` has encoded; return its pixels, uint8 (C, H, W)."""
     return _pixels(Image.open(io.BytesIO(data)))
 
 
@@ -79,6 +79,7 @@ def write_grid(out: BinaryIO, pixels: Pixels, columns: int | None = None) -> Non
 
 
 def _header(channels: int, height: int, width: int) -> bytes:
+    """Return the content of the header chunk (IHDR) of a PNG with 8 bits per channel."""
     return struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
 
 
@@ -101,6 +102,7 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
 
 
 def _converted(colours: DecodedImage, wanted: str) -> tuple[Pixels, str | None]:
+    """Return the pixels (C, H, W) of a decoded image in the mode `wanted`, and a message or None."""
     image, notes = colours.image, list(colours.notes)
     if colours.alpha is not None:
         over = image.convert("RGBA")
@@ -115,5 +117,6 @@ def _converted(colours: DecodedImage, wanted: str) -> tuple[Pixels, str | None]:
 
 
 def _pixels(image: Image.Image) -> Pixels:
+    """Return the pixels of an image of Pillow as uint8 (C, H, W)."""
     array = np.asarray(image, np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -49,9 +49,9 @@ def read_png(data: bytes) -> Container:
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
     """Read the chunks of a PNG up to the end of the pixels.
 
-    Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata
-    keyed by name, and whether the file has no other chunks. Raises UnusableImageError if there are
-    too many chunks.
+    Returns (name, start, end) of each chunk that decoding needs, where the end is after the
+    checksum; the metadata, keyed by name; and whether the file has no other chunks. Raises
+    UnusableImageError if there are too many chunks.
     """
     limit = container.part_limit(len(data))
     spans: list[tuple[bytes, int, int]] = []
@@ -123,8 +123,8 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
     """Decompress the ICC profile in the content of an iCCP chunk.
 
-    Returns the profile and a tuple of messages. A damaged profile is None, without a message; one
-    that is too large is None, with a message.
+    Returns the profile and a tuple of messages. The profile is None without a message if it is
+    damaged, and None with a message if it is too large.
     """
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":

@@ -36,6 +36,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, data: bytes) -> "_Layout":
+        """Return the layout that the header of a TIFF states."""
         order = "<" if data[:2] == b"II" else ">"
         big = 43 in data[2:4]
         return cls(order, order + ("Q" if big else "I"), order + ("Q" if big else "H"))

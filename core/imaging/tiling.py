@@ -79,9 +79,9 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours, uint8 (H, W, 3), with visible ones extended into transparent areas.
+    """Return colours, uint8 (H, W, 3), with visible ones extended into transparent areas.
 
-    So the upscaled edge of a visible area is not mixed with the colour of invisible pixels.
+    So upscaling does not mix the colour of invisible pixels into the edge of a visible area.
     """
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
@@ -202,7 +202,7 @@ def _tile_length(size: int, parts: int, margin: int) -> int:
 
 
 def _least_columns(width: int, longest: int, margin: int) -> int:
-    """Return the fewest columns whose tiles are at most `longest` pixels wide; 0 if there are none."""
+    """Return the fewest columns whose tiles are at most `longest` pixels wide; 0 if impossible."""
     if width <= longest:
         return 1
     core = (longest - 2 * margin) // 2 * 2
@@ -305,11 +305,11 @@ _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Give the bands of an enlarged image, (lines, W, 3), the channels of the original.
+    """Give the bands of an enlarged image, (lines, W, 3), the channels of the original image.
 
-    With `channels` 1 they become grey. The original's alpha channel `alpha`, if there is one, is
-    enlarged by `scale` with bicubic interpolation, and added as last channel. With `opaque`, for
-    formats without transparency, the image is composed over white instead.
+    With `channels` 1 the bands become grey. The alpha channel of the original, `alpha`, if there is
+    one, is enlarged by `scale` with bicubic interpolation and added as last channel. With `opaque`,
+    for formats without transparency, the image is composed over white instead.
     """
     at = 0
     for band in bands:

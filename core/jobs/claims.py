@@ -55,8 +55,8 @@ class JobClaims(JobQueries):
         The next job is the oldest one of the owner whose last claim is longest ago. `holder`
         becomes the owner of the leases for `lease_s` seconds. `kinds` are all training, all
         auxiliary or all inference kinds; empty means all inference kinds. Jobs of `skip_owners` are
-        not claimed and stay queued. With `scope`, only jobs in it are claimed, and they get its device
-        kind if they have none. At most `limit` jobs are claimed. If there is more than one,
+        not claimed and stay queued. With `scope`, only jobs in it are claimed; claimed jobs without
+        a device kind get the scope's. At most `limit` jobs are claimed. If there is more than one,
         they have together at most `batch_rows(next job)` rows. Returns the claimed jobs, the next
         job first; an empty list if no job can be claimed.
         """
@@ -99,7 +99,7 @@ class JobClaims(JobQueries):
     ) -> bool:
         """Add events to a claimed job and set its progress, a fraction from 0 to 1.
 
-        `reset_attempts` sets the job's number of charged attempts to 0; `charge_attempt` adds 1.
+        `reset_attempts` sets the job's number of failed attempts to 0; `charge_attempt` adds 1.
         Returns True; False, and writes nothing, if the claim is no longer valid.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
@@ -159,7 +159,10 @@ class JobClaims(JobQueries):
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
 
     def waiting_kinds(self, older_than_s: float) -> list[tuple[str, str, str | None]]:
-        """Return (model, version, device kind) of the inference jobs that have waited for so long."""
+        """Return each (model, version, device kind) for which inference jobs wait for a worker.
+
+        Only jobs that were queued more than `older_than_s` seconds ago count.
+        """
         columns = (jobs.c.model, jobs.c.version, jobs.c.device_kind)
         waited = is_free() & (jobs.c.queued_at < NOW - older_than_s)
         query = sa.select(*columns).where(waited, RUNS_INFERENCE).distinct()
@@ -167,10 +170,10 @@ class JobClaims(JobQueries):
             return [(row.model, row.version, row.device_kind) for row in connection.execute(query)]
 
     def restart_on_any_device_kind(self, model: str, version: str, device_kind: str, reason: str) -> list[str]:
-        """Let the waiting jobs of a version on a device kind begin again at row 0, on any other kind.
+        """Restart the waiting jobs of a version on a device kind, at row 0 and on any device kind.
 
-        `reason` is a text for the event of each job. Returns the keys of the blobs that had results of
-        these jobs, which the caller deletes.
+        `reason` is a text for the event of each job. Returns the keys of the blobs that had results
+        of these jobs; the caller deletes the blobs.
         """
         left = (jobs.c.model == model) & (jobs.c.version == version) & (jobs.c.device_kind == device_kind)
         fresh = {"device_kind": None, "next_row": 0, "continuation": None, "progress": 0.0}
@@ -198,9 +201,10 @@ class JobClaims(JobQueries):
         """Return a claimed job to its queue because its result cannot be stored now.
 
         The job can be claimed again after a delay, which grows from 1 to 30 s with each deferral;
-        no attempt is charged. If its result still cannot be stored `max_wait_s` seconds after the
-        first deferral, the job fails with `problem`. `size_bytes` is the size of the result, 0 if
-        it is unknown. Returns True; False, and writes nothing, if the claim is no longer valid.
+        this does not count as a failed attempt. If the result still cannot be stored `max_wait_s`
+        seconds after the first deferral, the job fails with `problem`. `size_bytes` is the size of
+        the result, 0 if it is unknown. Returns True; False, and writes nothing, if the claim is no
+        longer valid.
         """
         held, job_id = transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
@@ -259,6 +263,7 @@ def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) ->
 
 
 def _is_small(job: Job) -> bool:
+    """Return whether a job is so small that it can share a forward pass with others."""
     return job.rows <= SMALL_JOB_ROWS and job.next_row == 0 and job.continuation is None and not job.isolated
 
 

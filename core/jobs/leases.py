@@ -14,7 +14,7 @@ from core.settings import HEARTBEAT_S
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of running jobs whose lease has expired."""
+    """Return the SQL condition that matches running jobs whose lease has expired."""
     return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < NOW)
 
 
@@ -51,9 +51,9 @@ class JobLeases(JobQueries):
                     transitions.append_event(connection, [job_id], Event("progress", {"progress": fraction}))
 
     def record_kind(self, holder: str, job_id: str, device_kind: str) -> None:
-        """Record that a job whose lease `holder` owns has begun again on another device kind.
+        """Record that a job whose lease `holder` owns has restarted on another device kind.
 
-        Adds an event that says so, if the kind differs from the stored one.
+        Adds an event that says so, if the device kind differs from the stored one.
         """
         held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.device_kind != device_kind)
         reason = f"its device kind has no worker any more; it started again at row 0 on {device_kind}"
@@ -65,7 +65,7 @@ class JobLeases(JobQueries):
     def release(self, holder: str | None, reason: str) -> None:
         """Return the running jobs whose leases `holder` owns (None: all owners) to their queues.
 
-        `reason` is a text for the event of each job. No attempt is charged.
+        `reason` is a text for the event of each job. This does not count as a failed attempt.
         """
         by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = by_holder & (jobs.c.status == "running")
@@ -92,10 +92,10 @@ class JobLeases(JobQueries):
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
         """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
 
-        With `job_ids`, only jobs among these. A job that a worker ran alone is charged an attempt,
-        and fails if `max_attempts` attempts are now charged. A job that ran in a batch with others
-        is not charged. Both run isolated from then on. A job whose lease an API process owned is
-        requeued, neither charged nor isolated.
+        With `job_ids`, only jobs among these. For a job that a worker ran alone, this counts as a
+        failed attempt; the job fails after `max_attempts` of them. For a job that ran in a batch
+        with others it does not count. Both run isolated from then on. A job whose lease an API
+        process owned is requeued without a failed attempt and not isolated.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
@@ -124,9 +124,10 @@ class LeaseReaper:
     """Requeues or fails the jobs of dead workers and API processes whose leases have expired.
 
     While the database cannot be written (full disk, locked, unreachable), live processes cannot
-    renew their leases either. So the reaper first tests that it can write. If so, it gives the
-    owner of an expired lease the time of two heartbeats to renew it; if not, it does nothing for
-    `lease_s` seconds. So a full disk is not charged to a job as an attempt.
+    renew their leases either. So the reaper first tests that it can write. If the test succeeds,
+    the reaper gives the owner of an expired lease the time of two heartbeats to renew it; if not,
+    the reaper does nothing for `lease_s` seconds. So a full disk never counts as a failed attempt
+    of a job.
     """
 
     def __init__(self, job_store: JobLeases, lease_s: float, max_attempts: int) -> None:

@@ -56,8 +56,8 @@ def inference_pace(engine: Engine) -> float | None:
     """Return how many inference jobs end per second while others wait; None if that is unknown.
 
     Only the time since the oldest waiting job was queued counts, at most the last 10 minutes,
-    because workers may have been idle before. None if no job waits, or if fewer than 5 jobs have
-    ended in that time.
+    because workers may have been idle earlier. The pace is unknown if no job waits, or if fewer
+    than 5 jobs have ended in that time.
     """
     queued = sa.select(sa.func.min(jobs.c.queued_at)).where(waiting(), jobs.c.status == "queued", RUNS_INFERENCE)
     with engine.connect() as connection:
@@ -89,7 +89,8 @@ class Pace:
     def remaining_s(self, now: float) -> float | None:
         """Return the seconds from `now` (Unix time) to the training's end at its pace so far.
 
-        None if it made no progress between the two reports; 0 if it should have ended already.
+        None if the training made no progress between the two reports; 0 if it should have ended
+        already.
         """
         gained, seconds = self.last_progress - self.first_progress, self.last_at - self.first_at
         if gained <= 0 or seconds <= 0:

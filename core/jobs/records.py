@@ -107,11 +107,13 @@ class Job:
 
 @dataclass(frozen=True)
 class ClaimScope:
-    """Which inference jobs a worker may claim, and on which kind of device it computes.
+    """The inference jobs that a worker may claim, and the worker's device kind.
 
-    `models` are the names of the models that it may load, None for all, and `lacking` the pairs
-    (model, version) that it has found missing. If `loaded` is not None, the worker's memory is
-    full: then other versions than these are left to other workers for some time.
+    A device kind names what the bits of a result depend on: device, processor, torch version,
+    threads. `models` are the names of the models that the worker may load, None for all, and
+    `lacking` the pairs (model, version) that it has found missing. If `loaded` is not None, the
+    worker's memory is full: jobs of versions that are not in `loaded` are left to other workers for
+    some time.
     """
 
     device_kind: str
@@ -132,9 +134,9 @@ class Event:
 
 @dataclass(frozen=True)
 class ResultChunk:
-    """The result of some rows of a job: its packed `data`, or the key of the blob with the data.
+    """The result of some rows of a job: its packed `data`, or `blob_key`, the key of its blob.
 
-    The other one is None.
+    The field that is not used is None.
     """
 
     data: bytes | None

@@ -33,7 +33,7 @@ _APPEND_EVENT = events.insert().from_select(
 def held_by(claim: Claim) -> Condition:
     """Return the SQL condition that matches the claim's job while the claim is valid.
 
-    Each write of a worker uses it.
+    Each write on behalf of a worker's claim uses this condition.
     """
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 

@@ -68,9 +68,9 @@ class AddressPolicy:
         return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
     def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
-        """Return those of the addresses of `host` that are allowed, in the same order.
+        """Return those of the given `addresses` of `host` that are allowed, in the same order.
 
-        Raises BlockedAddressError if there are none.
+        Raises BlockedAddressError if none is allowed.
         """
         allowed = [address for address in addresses if self.allows(address)]
         if not allowed:

@@ -44,16 +44,16 @@ class Deliveries:
         self._retry_period_s = retry_period_s
 
     def any_due(self) -> bool:
-        """Return whether a delivery can be claimed now."""
+        """Return whether a delivery can be claimed now: it is pending and `due_at` has passed."""
         with self._engine.connect() as connection:
             return connection.scalar(sa.select(_table.id).where(_due()).limit(1)) is not None
 
     def claim(self, lease_s: float, limit: int, in_flight: Mapping[str, int], per_host: int) -> list[Delivery]:
-        """Claim at most `limit` due deliveries for `lease_s` seconds, first due first.
+        """Claim at most `limit` deliveries for `lease_s` seconds, the earliest `due_at` first.
 
         `in_flight` has the numbers of deliveries that the caller is sending already, keyed by host.
-        Together with these, at most `per_host` deliveries go to one host; further ones stay due, so
-        that a slow receiver does not delay others.
+        Together with these, at most `per_host` deliveries go to one host; further deliveries to
+        that host are not claimed, so that a slow receiver does not delay others.
         """
         hosts = Counter(in_flight)
         full = [host for host, number in hosts.items() if number >= per_host]
@@ -77,7 +77,7 @@ class Deliveries:
         return claimed
 
     def record(self, delivery: Delivery, attempt: Attempt) -> bool:
-        """Write the outcome of an attempt: delivered, given up, or due again after a delay.
+        """Write the outcome of an attempt: delivered, given up, or to be retried after a delay.
 
         Returns True; False, and writes nothing, if the delivery was claimed again meanwhile.
         """
@@ -136,9 +136,9 @@ class Deliveries:
     def delete_expired(self, result_ttl_s: float) -> int:
         """Delete the deliveries of jobs whose results expired more than two days ago.
 
-        `result_ttl_s` is the time to live of results in seconds. None of a job's deliveries is
-        deleted while one of them is pending or newer, or while the job is unfinished. Returns the
-        number of deleted rows.
+        `result_ttl_s` is the time to live of results in seconds. No delivery of a job is deleted
+        while a delivery of that job is pending or newer, or while the job is unfinished. Returns
+        the number of deleted rows.
         """
         cutoff = NOW - (result_ttl_s + KEPT_AFTER_RESULT_S)
         other = webhook_deliveries.alias()
@@ -155,5 +155,5 @@ class Deliveries:
 
 
 def _due() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of deliveries that can be claimed now: pending and due."""
+    """Return the SQL condition of pending deliveries whose `due_at` has passed."""
     return (_table.status == PENDING) & (_table.due_at <= NOW)

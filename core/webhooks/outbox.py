@@ -22,7 +22,7 @@ _TIMES = ("created_at", "started_at", "finished_at")
 def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None:
     """Insert a delivery that reports a job's new `status` to its webhook.
 
-    Does nothing if the client did not ask for an event of this status. The job must have a webhook.
+    Does nothing if the webhook's `events` do not include this status. The job must have a webhook.
     """
     columns = [jobs.c[name] for name in (*_COPIED, *_TIMES, "owner", "webhook")]
     job = connection.execute(sa.select(*columns).where(jobs.c.id == job_id)).one()

@@ -123,7 +123,7 @@ def reject_damage(name: str, field: str = "file") -> Iterator[None]:
     """Convert the errors that a damaged file causes in the block to UploadRejectedError.
 
     `name` is the name of the uploaded file or member in the message; `field` is the form field with
-    the fault. OSError because of a full disk is not changed.
+    the fault. An OSError because of a full disk is raised unchanged.
     """
     try:
         yield
