@@ -68,10 +68,10 @@ class BatchSlice:
     """Rows `first` … `first + rows − 1` of one request, all with the same seed.
 
     `id` is the id of the pending request or job. `items` has the images of each input of the model,
-    uint8 (M, C, H, W), or its codes, float32 (M, n): one per row (M = `rows`), or one for all rows
-    (M = 1). With `png`, images are returned as PNG bytes instead of an array. `request_id` is the
-    id of the HTTP request, for the log, and `traceparent` identifies its span, for traces; "" if
-    there are none.
+    uint8 (M, C, H, W), or its latent codes, float32 (M, n): one per row (M = `rows`), or one for
+    all rows (M = 1). With `png`, images are returned as PNG bytes instead of an array. `request_id`
+    is the id of the HTTP request, for the log, and `traceparent` identifies its span, for traces;
+    "" if there are none.
     """
 
     id: str
@@ -91,9 +91,10 @@ class Batch:
     `method` is the model's method for the operation. `reply` is the completion stream of the API
     process that gets the results. `state` has the arrays from which an operation that used up its
     time slice continues; None at its start. `isolated` means that a worker died while it ran the
-    batch, so it must run alone. `traceparent` identifies the batch's span; "" without traces.
-    `device_kind` is the kind of device on which it must run, and `target` the name of the queues to
-    which it is sent; "" from releases without them.
+    batch, so the batch must run alone. `traceparent` identifies the batch's span; "" without
+    traces. `device_kind` is the device kind (device, processor, torch version, threads) on which
+    the batch must run, and `target` the group of workers, or the worker, to whose queues it is
+    sent; "" from releases without these fields.
     """
 
     id: str

@@ -99,8 +99,8 @@ class BatchPlanner:
     def first_plan(self) -> BatchPlan:
         """Return the plan with the reference size as its only batch size.
 
-        This takes a pass of one row and, if the reference size is larger, at least two of that
-        size: where the bits of a row depend on its place in the batch, the size is halved until
+        This takes a pass of one row and, if the reference size is larger, at least two passes of
+        that size: if the bits of a row depend on its place in the batch, the size is halved until
         they do not.
         """
         if self._reference is None:
@@ -162,7 +162,7 @@ class BatchPlanner:
         return 1 if size * counter.values > _MUCH * limit else size
 
     def _ignores_order(self, size: int) -> bool:
-        """Return whether rows have the same bits when the rows of a batch are in reverse order."""
+        """Return whether rows have the same bits when the rows of a batch are reversed."""
         self._outputs = self.run(size)
         return _same(self._outputs, self.run(size, reverse=True), size)
 
@@ -179,10 +179,11 @@ class BatchPlanner:
         return True
 
     def _grow(self, size: int, accepted: dict[int, Outputs]) -> Iterator[None]:
-        """Add sizes above `size` to the `accepted` ones, while they have the same bits and pay.
+        """Double `size` and accept the result, while rows keep their bits and time is saved.
 
-        A size is compared with the size before, and with itself in reverse order, so that rows are
-        compared in every place of the batch. Yields after each pass.
+        An accepted size and its outputs are added to `accepted`. A size is compared with the size
+        before it, and with itself in reverse order, so that rows are compared in every place of the
+        batch. Yields after each pass.
         """
         limit_s, slower = _MAX_TIME_SLICES * self._time_slice_s, 0
         smallest = min(self._seconds)
@@ -241,6 +242,7 @@ class BatchPlanner:
         return [tensor.flip(0) if reverse else tensor for tensor in tensors]
 
     def _timed(self, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None) -> tuple[Any, float]:
+        """Run one step of the operation; return its result and the seconds it took."""
         started = self._clock()
         result = self._model.call(self._method, self._options, rows, items, state)
         if self._model.device.type == "cuda":
@@ -251,12 +253,13 @@ class BatchPlanner:
 def _between(batch_sizes: list[int]) -> list[int]:
     """Return three evenly spaced sizes between each power of two in `batch_sizes` and the next one.
 
-    There are none after sizes below `_FINE_FROM`. With them at most a fifth of a large batch is
-    padding, instead of half.
+    Sizes below `_FINE_FROM` get no sizes in between. With the finer sizes, padding is at most a
+    fifth of a large batch instead of half.
     """
     steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]
 
 
 def _same(whole: Outputs, other: Outputs, size: int) -> bool:
+    """Return whether the first `size` rows of two outputs have the same bits."""
     return all(torch.equal(a[:size], b[:size]) for a, b in zip(whole, other, strict=True))

@@ -41,7 +41,7 @@ class BatchRunner:
         A finished batch is reported with its results. An unfinished batch is reported with its
         progress, and is sent to the end of the bulk queue together with its state. A long batch for
         which no request waits any more is dropped: it neither runs nor is reported. A batch that
-        this worker cannot run is rejected: the API process sends it to another one.
+        this worker cannot run is rejected, so that the API process sends it to another worker.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled
@@ -61,6 +61,7 @@ class BatchRunner:
             self.running.remove(batch.id)
 
     def _run_slice(self, batch: Batch) -> None:
+        """Run a batch for one time slice, and send a completion: done, progress or rejected."""
         context = self._context
         if batch.device_kind not in ("", context.device_kind):
             reason = f"it is for devices of kind {batch.device_kind}, this is {context.device_kind}"
@@ -116,4 +117,5 @@ class BatchRunner:
             log.warning("completion lost; the batch will be sent again", exc_info=True)
 
     def _packed(self, batch: Batch, completion: dict[str, Any]) -> bytes:
+        """Return a completion as msgpack, with the ids of the batch and of this worker."""
         return pack({**completion, "batch": batch.id, "worker": self._context.worker_id})

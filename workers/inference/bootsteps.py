@@ -97,7 +97,7 @@ class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _load_models() -> None:
-    """Load models and measure batch plans, for a moment if messages come, longer if none came."""
+    """Load models and measure batch plans: one step if messages keep coming, more if they do not."""
     worker = current_worker()
     idle = busy_poll.idle_s() > IDLE_S
     worker.loader.run(worker.context.settings.time_slice_s if idle else 0.0)

@@ -27,16 +27,17 @@ class BusyPoll:
         self._dense = False
 
     def message_received(self) -> None:
-        """Record whether a message, which has just arrived, came soon after the one before.
+        """Record whether a message, which has just arrived, came soon after the previous one.
 
-        That is within `DENSE_GAP_S` seconds after the previous message was handled.
+        Soon is within `DENSE_GAP_S` seconds after the previous message was handled.
         """
         self._dense = time.perf_counter() - self._handled_at <= DENSE_GAP_S
 
     def message_handled(self) -> None:
         """Allow polling for the next `POLL_S` seconds if the message just handled came soon.
 
-        If it came later than `DENSE_GAP_S` seconds after the message before, the event loop sleeps.
+        If it came more than `DENSE_GAP_S` seconds after the previous message, the event loop
+        sleeps.
         """
         self._handled_at = time.perf_counter()
         self._until = self._handled_at + POLL_S if self._dense else 0.0

@@ -81,13 +81,15 @@ class InferenceContext:
 
     @property
     def targets(self) -> list[str]:
-        """The names of the queues that this worker reads: its own, its group's, and those of earlier releases.
+        """The names of the queues that this worker reads: its own, its group's, and maybe "".
 
-        Those are for all models and devices, so a worker that is restricted to some does not read them.
+        The queue "" has messages of earlier releases, for all models and devices. A worker that the
+        setting `models` restricts does not read it.
         """
         return [self.worker_id, self.group, *([] if self.models else [""])]
 
     def _finish_step(self) -> None:
+        """Report progress to the watchdog, then let an interactive batch interrupt the work."""
         self.watchdog.advance()
         self.preemption.check()
 
@@ -123,8 +125,8 @@ class InferenceContext:
         The result is one outcome per slice of the batch, or a SliceResult if the operation is
         unfinished. `method` names the model's method. `state` continues an operation: it is the
         state of its last SliceResult, or None at the beginning. Interactive batches may interrupt
-        long work. They never interrupt `isolated` work, which may crash the process and with it
-        everything that runs there.
+        long work, but never `isolated` work, which may crash the process and with it everything
+        that runs there.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
@@ -144,11 +146,11 @@ class InferenceContext:
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:
-        """Store a preview of the unfinished images of each request on the queue server.
+        """Store a preview of each request's unfinished images on the queue server.
 
-        API processes read the previews there. A request whose last preview is less than
-        `PREVIEW_INTERVAL_S` seconds old gets no new one. `slices` are those of the batch in
-        `result`.
+        API processes read the previews there. If the last preview of a request is less than
+        `PREVIEW_INTERVAL_S` seconds old, no new one is stored. `slices` are the slices of the batch
+        in `result`.
         """
         now = time.monotonic()
         for index, one in enumerate(slices):

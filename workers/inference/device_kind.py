@@ -1,7 +1,7 @@
-"""Name the kind of device on which a worker computes.
+"""Name the device kind of a worker: its device, processor, torch version and threads.
 
 The bits of a result depend on the processor, on torch and its libraries, and on the number of
-threads. Workers whose kinds have the same name give the same bits for the same seed.
+threads. Two workers with the same device kind give the same bits for the same seed.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ _MAX_CHARACTERS = 80  # the width of a column of the job database
 
 
 def device_kind(device: torch.device, threads: int) -> str:
-    """Return the name of a device's kind, such as `cpu-AVX512-2threads-torch2.9.1-1a2b3c4d`.
+    """Return the device kind of a worker, such as `cpu-AVX512-2threads-torch2.9.1-1a2b3c4d`.
 
-    `threads` is the setting: 0 means that a large model uses all processors of the worker. The last
-    part is a hash of everything that distinguishes kinds.
+    The parts are the type of `device`, the name of the GPU or the CPU's instruction set, the
+    threads (of a CPU), the version of torch, and a hash of all details of processor, libraries and
+    threads. `threads` is the setting; 0 counts as all processors that this process may use.
     """
     described = processor(device)
     if device.type == "cuda":

@@ -38,7 +38,7 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the part of the state that belongs to the rows of `slices[index]`.
+        """Return the part of the state with the rows of `slices[index]`, for its continuation.
 
         `slices` are all slices of the batch, in order.
         """
@@ -54,6 +54,7 @@ class SliceResult:
 
 
 def _rows_of(slices: Slices, index: int) -> slice:
+    """Return the rows of `slices[index]` as a range of the rows of the whole batch."""
     first = sum(one.rows for one in slices[:index])
     return slice(first, first + slices[index].rows)
 
@@ -84,6 +85,7 @@ def run(
 
 
 def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any]:
+    """Return the problem (RFC 9457) of a request for which the model raised `error`."""
     if isinstance(error, ValueError):
         return {"type": "about:blank", "title": "Not possible for this model", "status": 422, "detail": str(error)}
     log.error("model raised", exc_info=error, extra={"method": method, "request_id": failed.request_id})
@@ -97,7 +99,7 @@ class _Rows:
 
     `seeds` (B,) has the seed of each row's request, and `numbers` (B,) the index of the row in its
     request. `items` has an array for each input of the operation: images, uint8 (B, C, H, W), or
-    codes, float32 (B, n).
+    latent codes, float32 (B, n).
     """
 
     seeds: np.ndarray[Any, Any]
@@ -127,6 +129,7 @@ class _Rows:
 
 
 def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """Return one item per row; a single item is repeated for all rows."""
     return items if len(items) == rows else np.repeat(items, rows, axis=0)
 
 
@@ -178,7 +181,7 @@ def _run_all(
 def _margins(slices: Slices) -> tuple[int, int] | None:
     """Return the vertical and the horizontal margin of tiles; None if slices have no tiles.
 
-    Raises RuntimeError if slices differ in them; each is then run alone.
+    Raises RuntimeError if two slices have different margins; the slices are then run one by one.
     """
     margins = {tuple(one.items[MARGINS][0].tolist()) if MARGINS in one.items else None for one in slices}
     if len(margins) > 1:
@@ -187,12 +190,13 @@ def _margins(slices: Slices) -> tuple[int, int] | None:
 
 
 def _input_tensor(item: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Return an input of the model in float32: images in 0 … 1, or codes as they are."""
+    """Return an input of the model in float32: images in 0 … 1, or latent codes unchanged."""
     tensor = torch.from_numpy(item).to(device).float()
     return tensor.div_(255) if item.dtype == np.uint8 else tensor
 
 
 def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the arrays of a state as tensors on the device, padded to `size` rows."""
     return {name: torch.tensor(_pad(value, size), device=device) for name, value in state.items()}
 
 

@@ -99,16 +99,18 @@ class JobRunner:
             best_effort(self._save_again)
 
     def _save_again(self) -> None:
+        """Try again to record the results kept in memory, and notify the API processes."""
         if saved := self._unsaved.save():
             self._publish_updates(saved)
 
     def _publish_updates(self, job_ids: list[str]) -> None:
-        """Notify the API processes that these jobs have changed; wake a worker for more jobs."""
+        """Notify the API processes that these jobs have changed; wake a worker to claim more jobs."""
         queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
         best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
         best_effort(lambda: queue_server.execute_command(*wake_inference_workers(self._context.group)))
 
     def _largest_batch(self, job: Job) -> int:
+        """Return the largest batch size of a job's operation on this worker, in rows."""
         return self._context.model_cache.largest(f"{job.model}@{job.version}", job.method)
 
     # --- storage that may be full ---
@@ -116,8 +118,8 @@ class JobRunner:
     def _drop_jobs_without_space(self, claimed: list[Job]) -> list[Job]:
         """Return the claimed jobs, except those whose results will not fit in the blob store.
 
-        An earlier attempt has recorded the size of a result that did not fit. If there is still
-        less room than that, the job goes back to its queue and is left out. A job without a
+        A job has a recorded size if its result did not fit earlier. If the blob store has less free
+        space than this size, the job goes back to its queue and is left out. A job without a
         recorded size is kept.
         """
         kept = []
@@ -144,10 +146,10 @@ class JobRunner:
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
         """Run one time slice of jobs with the same model, method and options; return their reports.
 
-        A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; it
-        goes back to its queue for a later try. So do all if this worker cannot run the version, so
-        that another worker claims them. If the model cannot be loaded, the report of each job is a
-        problem.
+        A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; the
+        job goes back to its queue for a later try. If this worker cannot run the version, all jobs
+        go back, so that another worker claims them. If the model cannot be loaded, the report of
+        each job is a problem.
         """
         if not claimed:
             return []
@@ -174,7 +176,10 @@ class JobRunner:
         return self._reports(jobs, slices, result)
 
     def _give_back(self, claimed: list[Job], reason: str) -> None:
-        """Return jobs to their queue that this worker cannot run, and claim none of their version for a while."""
+        """Return jobs that this worker cannot run to their queue.
+
+        The worker claims no jobs of their version for the next `_LACKING_S` seconds.
+        """
         log.warning("job given back", extra={"jobs": [job.id for job in claimed], "reason": reason})
         self._lacking[claimed[0].model, claimed[0].version] = time.monotonic() + _LACKING_S
         for job in claimed:
@@ -221,6 +226,7 @@ class JobRunner:
         return jobs, slices
 
     def _next_slice(self, job: Job, most_rows: int) -> BatchSlice:
+        """Return the next slice of a job, with its inputs; it has at most `most_rows` rows."""
         blobs = self._context.blobs
         first = job.next_row
         rows = job.rows if job.co_batched else min(most_rows, job.rows - first)
@@ -251,9 +257,9 @@ class UnsavedReports:
     """Keeps in memory what the job store cannot record now: results, and jobs to be queued again.
 
     Until the job store is writable, the worker renews the leases of these jobs and claims no
-    others. Nothing is computed a second time and no attempt is charged. If the job store is still
-    not writable `wait_s` seconds after the last result came, the results are replaced by problems
-    (507 or 503, with the reason), which are smaller and may fit.
+    others. Nothing is computed a second time, and nothing counts as a failed attempt. If the job
+    store is still not writable `wait_s` seconds after the last result came, the results are
+    replaced by problems (507 or 503, with the reason), which are smaller and may fit.
     """
 
     def __init__(self, job_store: JobStore, wait_s: float) -> None:
@@ -293,8 +299,8 @@ class UnsavedReports:
         """Write everything kept in memory to the job store; return the ids of the recorded jobs.
 
         A job whose claim is no longer valid is dropped. If the job store is not writable, what is
-        not recorded yet stays in memory. After any other error nothing stays, and the error is
-        raised: the leases of the jobs expire, and they run again.
+        not recorded yet stays in memory. After any other error everything kept is dropped and the
+        error is raised: the leases of the jobs expire, and other workers run the jobs again.
         """
         with self._lock:
             written: list[str] = []

@@ -40,7 +40,7 @@ class BatchPlan:
         return self.batch_sizes[-1]
 
     def padded_size(self, count: int) -> int:
-        """Return the smallest batch size with room for `count` rows; `count` if none has room."""
+        """Return the smallest batch size that holds `count` rows; `count` if none does."""
         return next((size for size in self.batch_sizes if size >= count), count)
 
 

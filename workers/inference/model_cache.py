@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Measurement:
-    """The steps that measure the batch plan of an operation, and whether it was requested."""
+    """The steps that measure an operation's batch plan, and whether a request has used it."""
 
     steps: Iterator[None]
     requested: bool = False
 
 
 class NoRoomError(Exception):
-    """Raised if a model does not fit in the memory budget beside the pinned models."""
+    """Raised if the memory budget minus the pinned models is too small for a model."""
 
 
 class ModelCache:
     """The models that a worker has in memory, within a budget of bytes.
 
-    If there is no room for another model, the least recently used ones are unloaded, but none that
+    To free memory for another model, the least recently used models are unloaded, except those that
     the setting `pinned_models` names.
     """
 
@@ -61,10 +61,10 @@ class ModelCache:
             importlib.invalidate_caches()
 
     def get(self, entry: ModelVersion, method: str) -> LoadedModel:
-        """Return the model of a version with a batch plan for one of its operations.
+        """Return the model of a version, with a batch plan for one of its operations.
 
-        The model is loaded and the plan made if necessary; other models are unloaded if there is no
-        room. Raises NoRoomError if only pinned models could be unloaded, and any exception that
+        If necessary, the model is loaded, other models are unloaded to free memory, and the plan is
+        made. Raises NoRoomError if that would need to unload pinned models, and any exception that
         loading or the operation raises.
         """
         model = self._held.get(entry.ref)
@@ -82,8 +82,8 @@ class ModelCache:
     def loading(self, entry: ModelVersion, *, candidate: bool = False) -> Iterator[None]:
         """Load the model of a version in steps, and yield after each of them.
 
-        The steps are reading the checkpoint, for which other models are unloaded if there is no
-        room, and running each operation once, to give it a batch plan. The cache holds the model
+        The first step reads the checkpoint, after unloading other models if memory is needed. Each
+        further step runs one operation once, to give it a batch plan. The cache holds the model
         after the first step or, if it is a candidate, after the last one: then all operations have
         run without an error. The caller may do other work at each yield.
         """
@@ -123,16 +123,16 @@ class ModelCache:
         return held is not None and held.plans.keys() >= version.operations.keys()
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether a model of this size has room beside those that are loaded."""
+        """Return whether a model of this size fits in the budget beside the loaded models."""
         return self._used_bytes() + size_bytes <= self._settings.memory_budget_bytes
 
     @property
     def free_bytes(self) -> int:
-        """What is left of the memory budget beside the loaded models."""
+        """The memory budget minus the size of the loaded models, in bytes, at least 0."""
         return max(0, self._settings.memory_budget_bytes - self._used_bytes())
 
     def is_pinned(self, version: ModelVersion) -> bool:
-        """Return whether a version is never unloaded."""
+        """Return whether the setting `pinned_models` names a version's model."""
         return matches(self._pinned, version.name)
 
     def largest(self, ref: str, method: str) -> int:
@@ -155,6 +155,7 @@ class ModelCache:
         }
 
     def _load(self, entry: ModelVersion) -> LoadedModel:
+        """Read a model from its checkpoint, and unload other models until it fits; return it."""
         started = time.perf_counter()
         model, _ = cards.load(entry.file(), self.device)
         loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
@@ -166,6 +167,10 @@ class ModelCache:
         return sum(held.size_bytes for held in list(self._held.values()))
 
     def _make_room(self, ref: str, size_bytes: int) -> None:
+        """Unload the least recently used models until `size_bytes` fit in the memory budget.
+
+        Raises NoRoomError if the pinned models leave too little.
+        """
         unpinned = [one for one, held in self._held.items() if not self.is_pinned(held.entry)]
         pinned_bytes = self._used_bytes() - sum(self._held[one].size_bytes for one in unpinned)
         if pinned_bytes and pinned_bytes + size_bytes > self._settings.memory_budget_bytes:

@@ -27,8 +27,8 @@ class ModelLoader:
     """Loads the candidates and the active versions in steps, then measures batch plans.
 
     Candidates are the versions that are to become active. A request for a model that is not loaded
-    yet does not wait for its turn here: the worker loads the model for the request. `refused` has
-    the error of each candidate that could not be loaded, keyed by `name@version`. `loading` has the
+    yet does not wait for this class: the worker loads the model for the request. `refused` has the
+    error of each candidate that could not be loaded, keyed by `name@version`. `loading` has the
     active versions that are still to be loaded, as `name@version`.
     """
 
@@ -75,6 +75,7 @@ class ModelLoader:
             return self._context.model_cache.measure_step(requested_only=busy)
 
     def _load_step(self, loading: _Loading) -> None:
+        """Run one step of loading a version; the error of a candidate is kept in `refused`."""
         ref = loading.version.ref
         try:
             with self._context.watchdog.working("loading", ref):
@@ -89,6 +90,7 @@ class ModelLoader:
             self._finish()
 
     def _finish(self) -> None:
+        """End the loading of a version, and report the change."""
         self._loading = None
         self._pending()
         best_effort(self._on_change)
@@ -114,10 +116,10 @@ class ModelLoader:
         return None
 
     def _pending(self) -> list[ModelVersion]:
-        """Return the active versions that are not loaded or tried yet.
+        """Return the active versions that this class has neither loaded nor tried yet.
 
-        Pinned ones come first, then the smallest file. Their references become `loading`, until the
-        next call.
+        Pinned versions come first, then those with the smallest file. Sets `loading` to their
+        references.
         """
         cache, may_load = self._context.model_cache, self._context.may_load
         active = [one for one in self._context.registry.active() if may_load(one.ref) and not cache.holds(one)]

@@ -34,7 +34,7 @@ class PlanStore:
         self._folder, self._time_slice_s = folder, time_slice_s
 
     def load(self, model: LoadedModel, method: str) -> BatchPlan | None:
-        """Return the plan of an operation, or None if there is none for this kind of machine."""
+        """Return the stored plan of an operation; None if this kind of machine has none."""
         try:
             stored = json.loads(self._file(model, method).read_text())
             return BatchPlan(tuple(stored["batch_sizes"]), stored["slice_rows"])
@@ -45,7 +45,7 @@ class PlanStore:
             return None
 
     def save(self, model: LoadedModel, method: str, plan: BatchPlan) -> None:
-        """Write the plan of an operation; on a full disk, only log that."""
+        """Write the plan of an operation; if the disk is full, only log a warning."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_durably(self._file(model, method), json.dumps(vars(plan)))
@@ -53,6 +53,7 @@ class PlanStore:
             log.warning("batch plan not stored", extra={"model": model.entry.ref, "reason": str(error)})
 
     def _file(self, model: LoadedModel, method: str) -> Path:
+        """Return the file of an operation's plan, named by a hash of all that the plan depends on."""
         card = model.entry.card
         network = [card.family, card.config, card.image, method, model.threads]
         depends = [RULES, network, self._time_slice_s, processor(model.device), libraries()]
@@ -61,7 +62,7 @@ class PlanStore:
 
 @cache
 def processor(device: torch.device) -> list[str]:
-    """Return the kind of processor of a device, equal on all machines that have it."""
+    """Return a description of a device's processor, equal on all machines that have it."""
     if device.type == "cuda":
         return [torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]
     try:

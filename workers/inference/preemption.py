@@ -99,6 +99,7 @@ class Preemption:
         self._due = ended + max(pause_s, ended - started)
 
     def _run_next(self) -> None:
+        """Receive the next message of the interactive queue, and run its batch."""
         consumer, threads = self.consumer, torch.get_num_threads()
         if consumer is None:
             return

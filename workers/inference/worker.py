@@ -58,8 +58,8 @@ class InferenceWorker:
     def state(self) -> str:
         """The state that the heartbeat reports: "loading", "ready" or "draining".
 
-        The worker is ready as soon as it receives messages and one active model is loaded. The
-        others are loaded when a request needs them, or when there is time (`ModelLoader`).
+        The worker is ready as soon as it receives messages and one active model is loaded. Other
+        models are loaded when a request needs them, or by `ModelLoader` when the worker is idle.
         """
         if self._draining:
             return "draining"
@@ -67,7 +67,7 @@ class InferenceWorker:
         return "ready" if self.receiving and loaded else "loading"
 
     def start(self) -> None:
-        """Start the heartbeat, which reports "loading" until there is a model to serve."""
+        """Start the heartbeat, which reports "loading" until a model is loaded."""
         torch.set_num_threads(1)
         memory.keep_freed_memory()
         # the objects of imported modules stay: collections need not look at them
@@ -97,18 +97,20 @@ class InferenceWorker:
         best_effort(self._hand_over)
 
     def _hand_over(self) -> None:
-        """Move the messages for this worker to the queues of its group, where others receive them."""
+        """Move the messages in this worker's own queues to those of its group, for other workers."""
         client, worker_id, group = self.context.queue_server, self.context.worker_id, self.context.group
         for queue in QUEUES:
             while client.rpoplpush(queue_key(queue, worker_id), queue_key(queue, group)) is not None:
                 pass
 
     def _run_heartbeat(self) -> None:
+        """Publish the heartbeat every `HEARTBEAT_S` seconds until `stop`."""
         while not self._stopped.wait(HEARTBEAT_S):
             self.context.watchdog.check()
             best_effort(self._report)
 
     def _renew_leases(self) -> None:
+        """Renew the leases of this worker's jobs every `HEARTBEAT_S` seconds until `stop`."""
         while not self._stopped.wait(HEARTBEAT_S):
             self.jobs.renew_leases()
 
@@ -120,7 +122,7 @@ class InferenceWorker:
             replace_text(file, self.state)
 
     def _check_drain(self) -> None:
-        """Stop this process as SIGTERM does if a rollout of a version has asked for it."""
+        """Send SIGTERM to this process if the rollout of a version has asked for its end."""
         reason = None if self._draining else self.context.queue_server.get(drain_key(self.context.worker_id))
         if reason is not None:
             log.warning("stopping", extra={"reason": reason.decode() if isinstance(reason, bytes) else str(reason)})
@@ -128,7 +130,10 @@ class InferenceWorker:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _store_catalog(self) -> None:
-        """Store the list of versions that this worker may load, if it has changed, below its digest."""
+        """Store the list of versions that this worker may load, under its digest.
+
+        The list is on the queue server. It is stored again if it has changed or may expire soon.
+        """
         registry, now = self.context.registry, time.monotonic()
         if registry.scans == self._catalog_scans and now < self._catalog_until:
             return
@@ -139,6 +144,7 @@ class InferenceWorker:
         self._catalog, self._catalog_scans, self._catalog_until = digest, scans, now + _CATALOG_REFRESH_S
 
     def _publish_heartbeat(self) -> None:
+        """Write the heartbeat, with all that API processes read of it, to the queue server."""
         self._store_catalog()
         self._beat += 1
         model_cache = self.context.model_cache

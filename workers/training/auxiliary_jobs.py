@@ -76,8 +76,8 @@ class AuxiliaryJobs:
     def publish(self, job: Job) -> None:
         """Publish the last checkpoint of the training that the job's request names.
 
-        That training was paused or cancelled, or has failed; a training that succeeds publishes a
-        version itself.
+        This training was paused, cancelled or failed; a training that succeeds publishes a version
+        itself.
         """
         folder = self._context.paths.run(job.request["training"])
         if self._context.shared:
@@ -135,6 +135,7 @@ class AuxiliaryJobs:
         return about
 
     def _log_file(self, job: Job) -> Path:
+        """Return the path of the log of a job's child processes, in the job's scratch folder."""
         return self._context.scratch_folder(job) / "log"
 
     def _conversion_limits(self) -> tuple[float, str]:

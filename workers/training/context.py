@@ -175,13 +175,13 @@ class JobContext:
     def drain_workers(self, worker_ids: list[str], reason: str) -> None:
         """Make inference workers stop as they do at SIGTERM; their supervisor starts new ones.
 
-        If the queue server cannot be reached, they go on.
+        If the queue server cannot be reached, the workers continue to run.
         """
         for worker_id in worker_ids:
             best_effort(partial(self.queue_server.set, drain_key(worker_id), reason, ex=DRAIN_TTL_S))
 
     def scratch_folder(self, job: Job) -> Path:
-        """Create the folder for the temporary files of an auxiliary job, and return its path.
+        """Create the folder for the temporary files of an auxiliary job; return its path.
 
         The worker deletes the folder when the job has ended.
         """

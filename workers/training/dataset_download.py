@@ -32,6 +32,7 @@ def download_dataset(context: JobContext, job: Job, path: Path, resolver: Resolv
 
 
 async def _download(context: JobContext, job: Job, file: IO[bytes], resolver: Resolver) -> None:
+    """Download the file, with an event of progress every `_PROGRESS_S` seconds."""
     settings = context.settings
     policy = AddressPolicy.of(settings.allowed_networks)
     written_at = 0.0

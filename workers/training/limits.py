@@ -61,9 +61,8 @@ def check_free_disk(settings: Settings, folder: Path) -> None:
 def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None:
     """Raise JobFailedError (507) if a child process failed because the disk was full.
 
-    That is so if the last line of the log in its run folder `folder` names such an error. If the
-    child process wrote no error (`error` is ""), it is so if the disk has too little free space
-    now. Otherwise return.
+    `folder` is the run folder. The disk was full if the last line of the log there says so. If the
+    child process wrote no error (`error` is ""), the present free space decides. Otherwise return.
     """
     text = "".join(last_log_lines(folder / "log"))
     reason = next((os.strerror(number) for number in NO_SPACE if os.strerror(number) in text), None)

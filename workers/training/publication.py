@@ -79,7 +79,7 @@ class VersionPublisher:
         self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
 
     def reserve_number(self, name: str, folder: Path) -> str:
-        """Return a version number of the model `name` that no other version gets.
+        """Reserve a version number of the model `name` and return it.
 
         The number is stored in `folder`: a second call with the same folder returns the same
         number.
@@ -113,10 +113,10 @@ class VersionPublisher:
     def activate(self, job: Job, version: str, active: str | None) -> str:
         """Wait until the inference workers have loaded a version, then make it active.
 
-        After `timeout_s` seconds, workers that have not loaded it are stopped, and it becomes active
-        on the others; an event says so. The result is "", or the reason why it did not become
-        active: a worker could not load it, or none has loaded it and there is an active version,
-        `active`.
+        After `timeout_s` seconds, workers that have not loaded the version are stopped, and the
+        version becomes active on the others; an event says so. Returns "", or the reason why the
+        version did not become active: a worker could not load it, or no worker has loaded it and
+        the model has another active version, `active`.
         """
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"

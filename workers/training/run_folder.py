@@ -72,7 +72,8 @@ def last_error(log_file: Path) -> str:
 def modification_times(folder: Path) -> tuple[int, ...]:
     """Return the modification times (ns) of the files in a run folder that a training updates.
 
-    They are those of progress, metrics, checkpoint and preview. The time of a missing file is 0.
+    The files are those of progress, metrics, checkpoint and preview. The time of a missing file is
+    0.
     """
     return tuple(modified_at_ns(folder / name) for name in _PROGRESS_FILES)
 
@@ -95,8 +96,8 @@ def describe_checkpoint(folder: Path) -> str:
 def kill_orphan(folder: Path) -> None:
     """Stop the process that still works in a run folder although its worker has died.
 
-    It gets SIGTERM and, after `ORPHAN_STOP_S` seconds, SIGKILL. Raises JobFailedError if it still
-    runs `ORPHAN_STOP_S` seconds later. Without such a process this returns at once.
+    The process gets SIGTERM and, after `ORPHAN_STOP_S` seconds, SIGKILL. Raises JobFailedError if
+    it still runs `ORPHAN_STOP_S` seconds later. Returns at once if there is no such process.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:

@@ -16,9 +16,9 @@ _PREVIEW_S = 5.0  # least time between two uploads without a new checkpoint
 
 
 class RunUploader:
-    """Uploads a run folder in a thread, so that a training is polled meanwhile; and once at the end.
+    """Uploads a run folder while its training runs, in a thread, and once more at the end.
 
-    Does nothing if the run folders of this host are the only ones.
+    Does nothing if hosts do not share a blob store.
     """
 
     def __init__(self, context: JobContext, job: Job, folder: Path) -> None:
@@ -39,7 +39,7 @@ class RunUploader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop the thread and upload what the training has left, before its job goes to another worker."""
+        """Stop the thread and upload a last time, before another worker can claim the job."""
         if self._context.shared:
             self._ended.set()
             self._requested.set()
@@ -47,10 +47,11 @@ class RunUploader:
             self._upload()
 
     def request(self) -> None:
-        """Ask for an upload soon; return at once."""
+        """Make the thread upload the run folder soon; return at once."""
         self._requested.set()
 
     def _run(self) -> None:
+        """Upload the run folder after each request; repeat an upload that failed."""
         while not self._ended.is_set():
             self._requested.wait()
             if self._ended.is_set():

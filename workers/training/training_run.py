@@ -41,11 +41,11 @@ class ReportedProgress:
 
 @dataclass
 class _Process:
-    """A running child process and the times, on the monotonic clock, of what happened to it.
+    """A running child process, and the times of its start, last check and last written file.
 
     `started` is its start, `limits_checked` the last check of its limits, and `written` the last
-    time at which one of its files was seen to change. `file_times` are the modification times (ns)
-    that these files had then.
+    time at which one of its files was seen to change, all on the monotonic clock in seconds.
+    `file_times` are the modification times (ns) that the files had then.
     """
 
     child: subprocess.Popen[bytes]
@@ -82,6 +82,7 @@ class TrainingRun:
             self._run()
 
     def _run(self) -> None:
+        """Prepare the run folder, then run child processes until one succeeds; see `run`."""
         limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / run_folder.RECIPE_FILE).write_text(json.dumps(self.request["recipe"]))
@@ -160,7 +161,8 @@ class TrainingRun:
         """Run the child process once; return its exit code and its error message, "" without one.
 
         If this worker stops, the child process is stopped after a checkpoint. If it has written no
-        file for `training_stall_s` seconds, it is killed, and an attempt is charged to the job.
+        file for `training_stall_s` seconds, it is killed, which counts as a failed attempt of the
+        job.
         """
         stall_s = self._context.settings.training_stall_s
         with self._children.start(self._command(), self.folder / "log") as child:
@@ -183,8 +185,10 @@ class TrainingRun:
     def check_process(self, process: _Process) -> None:
         """Append events for the progress of the training, and check the job's claim and limits.
 
-        If the claim is lost or a limit is exceeded, the child process is stopped and ClaimLostError
-        or JobFailedError is raised. Other errors are logged, and the training continues.
+        The claim is lost if the training was paused or cancelled, or if its lease has expired: the
+        child process is stopped after a checkpoint and ClaimLostError is raised. If a limit is
+        exceeded, the child process is stopped likewise and JobFailedError is raised. Other errors
+        are logged, and the training continues.
         """
         now = time.monotonic()
         try:
@@ -249,6 +253,7 @@ class TrainingRun:
         self._report_preview()
 
     def _report_preview(self) -> None:
+        """Publish the newest preview if it has changed since the last call."""
         file = self.folder / "preview.png"
         with contextlib.suppress(FileNotFoundError, redis.RedisError):
             written = file.stat().st_mtime_ns
@@ -258,4 +263,5 @@ class TrainingRun:
                 self._uploader.request()
 
     def _append_events(self, events: list[Event], **attempts: bool) -> None:
+        """Append events to the job, with its reported progress; see `JobContext.append_events`."""
         self._context.append_events(self.job, events, self.reported.progress, **attempts)

@@ -126,13 +126,14 @@ class TrainingWorker:
             self._release_datasets()
 
     def _publish(self, heartbeat: dict[str, Any]) -> None:
+        """Write the heartbeat to the queue server, and the state to the file for health checks."""
         dated = {"at": server_time(self._training_queue), **heartbeat}
         self._training_queue.hset(TRAINING_WORKERS, self.id, pack(dated))
         if file := self.context.settings.heartbeat_file:
             replace_text(file, self.state)
 
     def _release_datasets(self) -> None:
-        """Let datasets be deleted that only jobs which have ended, or are unknown, protect."""
+        """End the protection of datasets by jobs that have ended or do not exist."""
         for dataset, job_id in self.context.datasets.uses():
             job = self.context.job_store.get(job_id)
             if job is None or job.ended:
@@ -231,9 +232,9 @@ class TrainingWorker:
         return [owner for owner, count in running.items() if owner and count >= limit]
 
     def _wait_for_wakeup(self) -> None:
-        """Wait for a wake-up message on the queue server, at most a second.
+        """Wait at most a second for the message on the queue server that announces a new job.
 
-        The caller then looks for jobs in either case, because a message can be lost.
+        Because a message can be lost, the caller looks for jobs in either case.
         """
         try:
             self._training_queue.blpop([TRAINING_WAKEUP], timeout=1)
@@ -244,8 +245,8 @@ class TrainingWorker:
         """Run a claimed job and record its end, or return the job to its queue.
 
         A job returns to its queue for a later try if the disk is full or the database is not
-        available, and at once if this worker stops. If its claim is lost, nothing is recorded. Any
-        other exception makes it fail.
+        available, and at once if this worker stops. If its claim is lost, nothing is recorded.
+        After any other exception the job fails.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
