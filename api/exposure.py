@@ -21,7 +21,7 @@ _HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]|\*")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def words(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """Split the text of a comma-separated setting into its parts; leave out empty parts."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -84,7 +84,7 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
     loopback allows only loopback's names, and any other service allows all hosts. Raises ValueError
     if the setting contains something that is not a host.
     """
-    hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
+    hosts = tuple(word.lower() for word in split_list(settings.allowed_hosts))
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise ValueError(f"REVERIE_ALLOWED_HOSTS: {host[:80]!r} is not a host, such as example.com or [::1]")
@@ -97,7 +97,7 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
     Raises ValueError if the setting `allowed_origins` contains something that is not an origin,
     such as https://example.com.
     """
-    origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
+    origins = tuple(word.lower().rstrip("/") for word in split_list(settings.allowed_origins))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@?#\s]+", origin):
             raise ValueError(f"REVERIE_ALLOWED_ORIGINS: {origin[:80]!r} is not an origin, such as https://example.com")
@@ -110,7 +110,7 @@ def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
     Raises ValueError if the setting `trusted_proxies` contains something that is not an IP network.
     """
     try:
-        return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))
+        return tuple(ipaddress.ip_network(word, strict=False) for word in split_list(settings.trusted_proxies))
     except ValueError as error:
         raise ValueError(f"REVERIE_TRUSTED_PROXIES: {error}; write for example 10.0.0.1,10.1.0.0/16") from error
 

@@ -7,7 +7,17 @@ from fastapi import Request, Response
 
 from api.errors import GONE, ConflictError, GoneError, ModelFailedError
 from api.prefer import Prefer
-from api.responses.render import JSON, NPZ, PNG, About, choose, json_response, negotiate, with_acceptance_rate, write
+from api.responses.render import (
+    JSON,
+    NPZ,
+    PNG,
+    ResultMetadata,
+    choose,
+    json_response,
+    negotiate,
+    with_acceptance_rate,
+    write,
+)
 from api.responses.result_files import Rendering
 from api.responses.upscaled import OutputFormat, kinds_of
 from api.row_files import array_bytes
@@ -95,11 +105,11 @@ async def _render(state: AppState, job: Job, media: str) -> Rendering:
     """
     request = job.request
     columns = BY_METHOD[job.method].columns(job.rows_per_image)
-    about = About(job.model, job.version, job.seed, tuple(request.get("conversions", ())), columns)
-    about.device_kind = job.device_kind or ""
+    metadata = ResultMetadata(job.model, job.version, job.seed, tuple(request.get("conversions", ())), columns)
+    metadata.device_kind = job.device_kind or ""
     try:
         fields = with_acceptance_rate(await state.job_service.result(job))
     except LookupError as error:
         raise GoneError(GONE) from error
-    make = partial(write, fields=fields, about=about, media=media)
-    return Rendering(make, array_bytes(fields), about.headers(fields))
+    make = partial(write, fields=fields, metadata=metadata, media=media)
+    return Rendering(make, array_bytes(fields), metadata.headers(fields))

@@ -45,7 +45,7 @@ def json_response(body: BaseModel, headers: Mapping[str, str] | None = None, sta
 
 
 @dataclass(slots=True)
-class About:
+class ResultMetadata:
     """Metadata of a result: model, version, seed, and how the images of the request were converted.
 
     `columns` is the number of columns if several images are put into one PNG; None for a grid that
@@ -141,7 +141,7 @@ def _precision(pattern: str, offer: str) -> int:
     return int(pattern == "*/*")
 
 
-def render(fields: Fields, about: About, media: str) -> bytes:
+def render(fields: Fields, metadata: ResultMetadata, media: str) -> bytes:
     """Return the body of the result `fields` in the media type `media`, with the metadata `about`.
 
     `fields["images"]` are pixels, or PNG files if the worker has encoded them. Fields `name.0`,
@@ -150,21 +150,21 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     """
     if media != JSON:
         file = io.BytesIO()
-        write(file, fields, about, media)
+        write(file, fields, metadata, media)
         return file.getvalue()
     with tracing.span("encode", attributes={"reverie.media_type": media}):
-        return _json_body(fields, about)
+        return _json_body(fields, metadata)
 
 
-def _json_body(fields: Fields, about: About) -> bytes:
-    body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
+def _json_body(fields: Fields, metadata: ResultMetadata) -> bytes:
+    body: dict[str, Any] = {"model": metadata.model, "version": metadata.version, "seed": metadata.seed}
     for name, value in _join_numbered(fields).items():
         if name == "images":
             body[name] = _base64_pngs(value)
         else:
             body[name] = value
-    if about.conversions:
-        body["conversions"] = list(about.conversions)
+    if metadata.conversions:
+        body["conversions"] = list(metadata.conversions)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -185,7 +185,7 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
     return np.stack([decode_own_png(image) for image in images]) if isinstance(images, list) else images
 
 
-def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
+def write(out: BinaryIO, fields: Fields, metadata: ResultMetadata, media: str) -> None:
     """Write the body of the result `fields` to `out`, a seekable file, in bounded memory.
 
     The body is in the media type `media`, and contains the metadata `about` if that type can.
@@ -196,15 +196,15 @@ def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
             if len(pixels) == 1:
                 out.write(png(pixels[0]))
             else:
-                write_grid(out, pixels, about.columns)
+                write_grid(out, pixels, metadata.columns)
         elif media == NPZ:
-            _write_npz(out, {**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
+            _write_npz(out, {**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, metadata)
         else:
-            _write_json(out, fields, about)
+            _write_json(out, fields, metadata)
 
 
-def _write_json(out: BinaryIO, fields: Fields, about: About) -> None:
-    out.write(orjson.dumps({"model": about.model, "version": about.version, "seed": about.seed})[:-1])
+def _write_json(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None:
+    out.write(orjson.dumps({"model": metadata.model, "version": metadata.version, "seed": metadata.seed})[:-1])
     for name, value in _join_numbered(fields).items():
         out.write(b"," + orjson.dumps(name) + b":")
         if not isinstance(value, np.ndarray | list) or not len(value):
@@ -216,8 +216,8 @@ def _write_json(out: BinaryIO, fields: Fields, about: About) -> None:
                 rows = _base64_pngs(rows)
             out.write((b"," if first else b"[") + orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         out.write(b"]")
-    if about.conversions:
-        out.write(b',"conversions":' + orjson.dumps(list(about.conversions)))
+    if metadata.conversions:
+        out.write(b',"conversions":' + orjson.dumps(list(metadata.conversions)))
     out.write(b"}")
 
 
@@ -226,11 +226,11 @@ def _base64_pngs(images: Pixels | list[bytes]) -> list[str]:
     return [base64.b64encode(data).decode() for data in pngs]
 
 
-def _write_npz(out: BinaryIO, fields: Fields, about: About) -> None:
+def _write_npz(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None:
     arrays = {name: np.asarray(value) for name, value in fields.items()}
-    if about.conversions:
-        arrays["conversions"] = np.asarray(about.conversions)
-    np.savez(out, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
+    if metadata.conversions:
+        arrays["conversions"] = np.asarray(metadata.conversions)
+    np.savez(out, model=metadata.model, version=metadata.version, seed=np.int64(metadata.seed), **arrays)  # type: ignore[arg-type]
 
 
 def not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
@@ -244,7 +244,9 @@ def _is_known(request: Request, tag: str) -> bool:
     return tag in known or "*" in known
 
 
-def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
+def evaluate_range_headers(
+    request: Request, size: int, digest: str, headers: dict[str, str]
+) -> tuple[int, int, int, dict[str, str]]:
     """Evaluate the conditional and range headers of a request for a result of `size` bytes.
 
     Returns the status (200, 206 or 304), the first byte to send, the byte after the last one to

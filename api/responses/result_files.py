@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from api.errors import GONE, GoneError
 from api.responses.large_responses import PIECE_BYTES, LargeResponses, Write, written_bytes
-from api.responses.render import window
+from api.responses.render import evaluate_range_headers
 from core.blobs import Blobs
 from core.files import unfinished_file
 
@@ -121,7 +121,9 @@ class ResultFiles:
         GoneError if the result's file was deleted, and RangeError if the requested range lies
         outside the result.
         """
-        status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
+        status, begin, end, headers = evaluate_range_headers(
+            request, file.size, file.digest, {**file.headers, **more_headers}
+        )
         if status == 304:
             return Response(status_code=304, headers=headers)
         if self._presigned_url_s and file.data is None and file.size >= LINKED_BYTES and request.method == "GET":

@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
 from api.responses.large_responses import LargeResponses
-from api.responses.render import JSON, About, choose
+from api.responses.render import JSON, ResultMetadata, choose
 from api.responses.result_files import Rendering, ResultFile, ResultFiles, run_once
 from core import tracing
 from core.blobs import Blobs
@@ -171,7 +171,7 @@ class UpscaleService:
     # --- synchronous requests ---
 
     async def render(
-        self, spec: UpscaleSpec, alpha: Pixels | None, fields: Fields, about: About, output: OutputFormat
+        self, spec: UpscaleSpec, alpha: Pixels | None, fields: Fields, metadata: ResultMetadata, output: OutputFormat
     ) -> bytes:
         """Return the body of the response for an upscaled image whose tiles are in memory.
 
@@ -183,7 +183,7 @@ class UpscaleService:
             file = io.BytesIO()
             with tracing.span("encode", attributes={"reverie.media_type": output.media}):
                 _encode(spec, output.kind, alpha, iter(fields["images"]), file)
-                return _body(file.getvalue(), spec, about, output, _constants(fields))
+                return _body(file.getvalue(), spec, metadata, output, _constants(fields))
 
         return await asyncio.to_thread(encode)
 
@@ -201,14 +201,14 @@ class UpscaleService:
         if reason:
             raise NotAcceptableError(reason)
         conversions = (*job.request.get("conversions", ()), *spec.conversions_to(output.kind))
-        about = About(job.model, job.version, job.seed, conversions)
+        metadata = ResultMetadata(job.model, job.version, job.seed, conversions)
         try:
             file = await self._stored_picture(job, spec, output.kind)
         except (LookupError, FileNotFoundError) as error:
             raise GoneError(GONE) from error
         except OSError as error:
             raise storage_failed(error) from error
-        headers = {**about.headers({}), **headers}
+        headers = {**metadata.headers({}), **headers}
         if not output.json:
             return await self._results.send(request, file, output.media, headers)
         if file.size > JSON_BYTES:
@@ -222,9 +222,9 @@ class UpscaleService:
 
             def write_json(out: BinaryIO) -> None:
                 pieces = (read(at, min(at + _BASE64_BYTES, file.size)) for at in range(0, file.size, _BASE64_BYTES))
-                _write_json(pieces, spec, about, output, file.constants, out)
+                _write_json(pieces, spec, metadata, output, file.constants, out)
 
-            return Rendering(write_json, file.size * 4 // 3, about.headers({}))
+            return Rendering(write_json, file.size * 4 // 3, metadata.headers({}))
 
         return await self._results.respond(request, job.id, f"{output.kind}.json", JSON, render, headers)
 
@@ -300,16 +300,21 @@ def _encode(spec: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[
     write(kind, picture, spec.shape(kind), spec.quality, out)
 
 
-def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields) -> bytes:
+def _body(file: bytes, spec: UpscaleSpec, metadata: ResultMetadata, output: OutputFormat, constants: Fields) -> bytes:
     if not output.json:
         return file
     body = io.BytesIO()
-    _write_json([file], spec, about, output, constants, body)
+    _write_json([file], spec, metadata, output, constants, body)
     return body.getvalue()
 
 
 def _write_json(
-    pieces: Iterable[bytes], spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields, out: BinaryIO
+    pieces: Iterable[bytes],
+    spec: UpscaleSpec,
+    metadata: ResultMetadata,
+    output: OutputFormat,
+    constants: Fields,
+    out: BinaryIO,
 ) -> None:
     """Write JSON that contains an image file as base64 to `out`, piece by piece.
 
@@ -317,13 +322,19 @@ def _write_json(
     so that base64 needs no padding between them. `constants` are further fields of the JSON.
     """
     height, width = spec.size
-    body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}
+    body = {
+        "model": metadata.model,
+        "version": metadata.version,
+        "seed": metadata.seed,
+        "scale": spec.scale,
+        **constants,
+    }
     body |= {"width": width, "height": height, "format": output.kind}
     out.write(orjson.dumps(body)[:-1] + b',"image":"')
     out.writelines(base64.b64encode(piece) for piece in pieces)
     out.write(b'"')
-    if about.conversions:
-        out.write(b',"conversions":' + orjson.dumps(list(about.conversions)))
+    if metadata.conversions:
+        out.write(b',"conversions":' + orjson.dumps(list(metadata.conversions)))
     out.write(b"}")
 
 

@@ -31,7 +31,7 @@ from api.requests import (
     validate_fields,
 )
 from api.responses.job_results import accepted, whole_result_response
-from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate, write
+from api.responses.render import JSON, ResultMetadata, negotiate, render, with_acceptance_rate, write
 from api.row_files import ROW_FILE_BYTES, array_bytes
 from api.schemas.operations import OperationFields
 from api.state import AppState
@@ -214,15 +214,17 @@ async def _respond_sync(
         return fields
     fields = with_acceptance_rate(fields)
     entry, columns = inference_request.entry, inference_request.operation.columns(inference_request.rows_per_image)
-    about = About(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
-    about.device_kind, about.restarts = inference_request.device_kind, inference_request.restarts
-    headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
+    metadata = ResultMetadata(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
+    metadata.device_kind, metadata.restarts = inference_request.device_kind, inference_request.restarts
+    headers = {**metadata.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
     if array_bytes(fields) > ROW_FILE_BYTES:
-        return await state.responses.written(partial(write, fields=fields, about=about, media=media), headers, media)
+        return await state.responses.written(
+            partial(write, fields=fields, metadata=metadata, media=media), headers, media
+        )
     if inference_request.rows > PNG_BY_WORKER:
-        body = await asyncio.to_thread(render, fields, about, media)
+        body = await asyncio.to_thread(render, fields, metadata, media)
     else:
-        body = render(fields, about, media)
+        body = render(fields, metadata, media)
     return state.responses.of_body(body, 200, headers, media)
 
 

@@ -20,7 +20,7 @@ from api.request_content import FORM, Content, decode_base64, media_type, parse_
 from api.request_span import traceparent_of
 from api.requests import InferenceRequest, seed_or_random, valid_urls, validate_fields, validate_options
 from api.responses.job_results import accepted, check_succeeded
-from api.responses.render import About
+from api.responses.render import ResultMetadata
 from api.responses.upscaled import OutputFormat, UpscaleSpec, storage_failed
 from api.routes.operations import (
     add_plain_route,
@@ -99,10 +99,10 @@ async def _respond_sync(
     if isinstance(fields, Response):
         return fields
     entry, conversions = inference_request.entry, inference_request.conversions + spec.conversions_to(output.kind)
-    about = About(entry.name, entry.version, inference_request.seed, conversions)
-    about.device_kind, about.restarts = inference_request.device_kind, inference_request.restarts
-    body = await state.upscales.render(spec, photograph.alpha, fields, about, output)
-    headers = {**about.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
+    metadata = ResultMetadata(entry.name, entry.version, inference_request.seed, conversions)
+    metadata.device_kind, metadata.restarts = inference_request.device_kind, inference_request.restarts
+    body = await state.upscales.render(spec, photograph.alpha, fields, metadata, output)
+    headers = {**metadata.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
     return state.responses.of_body(body, 200, headers, output.media)
 
 

@@ -13,7 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
-from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, window, with_acceptance_rate, write
+from api.responses.render import (
+    JSON,
+    NPZ,
+    PNG,
+    ResultMetadata,
+    evaluate_range_headers,
+    negotiate,
+    render,
+    with_acceptance_rate,
+    write,
+)
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
@@ -75,37 +85,37 @@ def test_every_form_carries_the_same_pixels() -> None:
     too.
     """
     pixels = np.arange(3 * 1 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
-    about = About("m", "2", 2**63 - 1, ("images[0]: RGB to L",))
-    body = json.loads(render({"images": pixels}, about, JSON))
+    metadata = ResultMetadata("m", "2", 2**63 - 1, ("images[0]: RGB to L",))
+    body = json.loads(render({"images": pixels}, metadata, JSON))
     assert (body["model"], body["version"], body["seed"]) == ("m", "2", 2**63 - 1)
     assert body["conversions"] == ["images[0]: RGB to L"]
     pngs = [png(one) for one in pixels]
     for media in (JSON, PNG, NPZ):
-        assert render({"images": pngs}, about, media) == render({"images": pixels}, about, media)
-    sheet = decode_image(render({"images": pixels}, about, PNG))
+        assert render({"images": pngs}, metadata, media) == render({"images": pixels}, metadata, media)
+    sheet = decode_image(render({"images": pixels}, metadata, PNG))
     assert sheet.shape == (8, 8)
     assert (sheet[:4, 4:] == pixels[1, 0]).all()
     assert (sheet[4:, 4:] == 0).all()  # the empty cell
-    assert (decode_image(render({"images": pixels[:1]}, about, PNG)) == pixels[0, 0]).all()
-    with np.load(io.BytesIO(render({"images": pixels}, about, NPZ))) as arrays:
+    assert (decode_image(render({"images": pixels[:1]}, metadata, PNG)) == pixels[0, 0]).all()
+    with np.load(io.BytesIO(render({"images": pixels}, metadata, NPZ))) as arrays:
         assert (arrays["images"] == pixels).all()
         assert (str(arrays["model"]), int(arrays["seed"])) == ("m", 2**63 - 1)
         assert list(arrays["conversions"]) == ["images[0]: RGB to L"]
-    assert about.headers({})["Reverie-Conversions"] == "images[0]: RGB to L"
+    assert metadata.headers({})["Reverie-Conversions"] == "images[0]: RGB to L"
 
 
 def test_rendering_twice_gives_the_same_bytes() -> None:
     """Rendering is deterministic, because the ETag is a hash of the body."""
     fields = {"log_p": np.array([-1.5, -2.5]), "k": 10}
-    about = About("m", "1", 0)
-    assert render(fields, about, NPZ) == render(fields, about, NPZ)
-    assert json.loads(render(fields, about, JSON))["log_p"] == [-1.5, -2.5]
+    metadata = ResultMetadata("m", "1", 0)
+    assert render(fields, metadata, NPZ) == render(fields, metadata, NPZ)
+    assert json.loads(render(fields, metadata, JSON))["log_p"] == [-1.5, -2.5]
 
 
 def test_a_grid_may_have_so_many_columns() -> None:
     """The number of columns of a PNG grid can be set: here three images in one line."""
     pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
-    assert decode_image(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
+    assert decode_image(render({"images": pixels}, ResultMetadata("m", "1", 0, columns=3), PNG)).shape == (4, 12)
 
 
 def test_numbered_fields_are_one_list_in_json() -> None:
@@ -116,10 +126,10 @@ def test_numbered_fields_are_one_list_in_json() -> None:
         f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)
     }
     fields |= {"log.p": np.zeros(2, np.float32), "unit": "nats"}
-    body = json.loads(render(fields, About("m", "1", 0), JSON))
+    body = json.loads(render(fields, ResultMetadata("m", "1", 0), JSON))
     assert [layer[0] for layer in body["layers"]] == [[0.0], [1.0] * 2, [2.0] * 3, [10.0] * 11]
     assert (body["log.p"], body["unit"]) == ([0.0, 0.0], "nats")
-    with np.load(io.BytesIO(render(fields, About("m", "1", 0), NPZ))) as arrays:
+    with np.load(io.BytesIO(render(fields, ResultMetadata("m", "1", 0), NPZ))) as arrays:
         assert arrays["layers.10"].shape == (2, 11)
 
 
@@ -129,7 +139,7 @@ def test_the_acceptance_rate_covers_all_rows() -> None:
     """
     fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
     assert with_acceptance_rate(fields)["acceptance_rate"] == 0.25
-    assert About("m", "1", 0).headers(with_acceptance_rate(fields))["Reverie-Acceptance-Rate"] == "0.25"
+    assert ResultMetadata("m", "1", 0).headers(with_acceptance_rate(fields))["Reverie-Acceptance-Rate"] == "0.25"
     assert with_acceptance_rate({**fields, "proposals": np.zeros(3, np.int64)}).keys() == fields.keys()
     assert with_acceptance_rate({"accepted": np.array([True])}).keys() == {"accepted"}
 
@@ -141,7 +151,7 @@ def _request(**headers: str) -> Request:
 
 def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
     """Return the response with `data` to a request that may have a range or a condition."""
-    status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
+    status, begin, end, headers = evaluate_range_headers(request, len(data), hashlib.sha256(data).hexdigest(), headers)
     return Response(data[begin:end], status, headers, media)
 
 
@@ -210,15 +220,15 @@ def test_a_large_body_is_written_in_little_memory(media: str, rows: int, most_by
     """
     pixels = np.random.default_rng(0).integers(0, 2, (rows, 1, 28, 28), np.uint8)
     fields = {"images": pixels, "energies": np.arange(len(pixels), dtype=np.float32), "unit": "nats"}
-    about = About("m", "1", 3, ("grey",))
+    metadata = ResultMetadata("m", "1", 3, ("grey",))
     with tempfile.TemporaryFile() as file:
         tracemalloc.start()
-        write(file, fields, about, media)
+        write(file, fields, metadata, media)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < most_bytes
         file.seek(0)
-        assert file.read() == render(fields, about, media)
+        assert file.read() == render(fields, metadata, media)
 
 
 def test_a_written_body_equals_the_rendered_one() -> None:
@@ -240,6 +250,6 @@ def test_a_written_body_equals_the_rendered_one() -> None:
                 if rows == 0 and isinstance(images, list) and media == NPZ:
                     continue
                 out = io.BytesIO()
-                about = About("m", "1", 3, ("grey", "größer"), 7)
-                write(out, {**fields, "images": images}, about, media)
-                assert out.getvalue() == render({**fields, "images": images}, about, media)
+                metadata = ResultMetadata("m", "1", 3, ("grey", "größer"), 7)
+                write(out, {**fields, "images": images}, metadata, media)
+                assert out.getvalue() == render({**fields, "images": images}, metadata, media)
