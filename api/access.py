@@ -83,7 +83,7 @@ def rule_of(method: str, path: str) -> Rule:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Return the caller that `AccessControl.refusal` has stored in the scope; anonymous if none."""
+    """Return the caller that `AccessControl.refusal` stored in the scope; anonymous if there is none."""
     caller: Caller = scope.get("reverie_caller", ANONYMOUS)
     return caller
 
@@ -130,6 +130,10 @@ class AccessControl:
         return self._check_key(scope, headers)
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
+        """Check the API key, and the caller's request rate and role; return the error, or None.
+
+        Public paths need no key.
+        """
         authorization, path = headers.get(b"authorization", b""), scope["path"]
         if not authorization and not path.startswith("/v1/") and self._is_public(path):
             return None
@@ -146,6 +150,7 @@ class AccessControl:
         return self._settings.public_openapi and _DESCRIPTION_PATHS.fullmatch(path) is not None
 
     def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError:
+        """Return the error for a missing or unknown key: 401, or 429 after too many wrong keys."""
         challenge = {"WWW-Authenticate": "Bearer"}
         if not headers.get(b"authorization"):
             detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
@@ -161,6 +166,7 @@ class AccessControl:
         return error
 
     def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> errors.ProblemError | None:
+        """Count a request of the caller, and check its rate and role; return the error, or None."""
         per_second = caller.limits.get("requests_per_second", self._settings.key_requests_per_second)
         within = self._rates.request(caller.name, per_second)
         scope["reverie_headers"] = self._rates.headers(caller.name, per_second)
@@ -193,5 +199,6 @@ def _names_one_host(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
 
 
 def _audit_refusal(scope: Scope, owner: str, status: int, reason: str, **details: str) -> None:
+    """Write a line about a rejected key or a missing role to the audit log."""
     resource, request_id = f"{scope['method']} {scope['path'][:200]}", scope.get("reverie_request_id", "")
     audit.record("key", owner=owner, resource=resource, status=status, request_id=request_id, reason=reason, **details)

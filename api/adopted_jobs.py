@@ -90,7 +90,7 @@ class AdoptedJobs:
 
         `fields` is the result, of `rows` rows. A small result is in one record; a large one is
         first put into the blob store in slices, one record per slice, with its blob's key. Raises
-        OSError if a blob cannot be stored; then those that were stored are deleted.
+        OSError if a blob cannot be stored; the blobs of the other slices are then deleted.
         """
         size_bytes = array_bytes(fields)
         if size_bytes <= INLINE_BYTES and len(data := pack(fields)) <= INLINE_BYTES:

@@ -43,7 +43,7 @@ class KeyRecord:
     """A line of the key file: the owner's name, the key's SHA-256 in hex, roles and limits.
 
     `expires_at` is in seconds since the epoch. `limits` has only the limits that differ from the
-    settings. `webhook_secret` is empty for keys that are older than webhooks.
+    settings. `webhook_secret` is empty for keys made by a release without webhooks.
     """
 
     name: str
@@ -164,7 +164,7 @@ class KeyFile:
     def edit(self) -> Iterator[list[str]]:
         """Yield the lines of the file, to be edited in place; then replace the file with them.
 
-        The file, of mode 0600, is locked meanwhile. Raises ValueError, and keeps the file
+        The file, of mode 0600, is locked during the block. Raises ValueError, and keeps the file
         unchanged, if a line is not valid before or after the block.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +226,7 @@ class KeyFile:
 
 
 def _matches(line: str, name: str, key_id: str) -> bool:
+    """Return whether a line of the key file has a key of `name` whose hash begins with `key_id`."""
     if not line.strip() or line.lstrip().startswith("#"):
         return False
     record = KeyRecord.parse(line)
@@ -325,12 +326,14 @@ class Keys:
         return list(dict.fromkeys(record.webhook_secret for record in valid if record.webhook_secret))
 
     def _reload_if_changed(self, path: Path) -> None:
+        """Reload the key file if it has changed; check this at most every `_CHECK_S` seconds."""
         now = time.monotonic()
         if now - self._checked_at > _CHECK_S:
             self._checked_at = now
             self._reload(path)
 
     def _load(self, path: Path) -> None:
+        """Read the key file and replace all known keys."""
         with path.open() as file:
             stamp = _stamp(os.fstat(file.fileno()))
             records = parse_keys(file.read())
@@ -355,4 +358,5 @@ class Keys:
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Return the values by which a changed file is recognized: modification time, inode and size."""
     return status.st_mtime_ns, status.st_ino, status.st_size

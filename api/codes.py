@@ -1,4 +1,7 @@
-"""Reads the codes of requests: lists of numbers, or an NPZ file → rows of the length that the model takes."""
+"""Reads the latent codes that requests send as lists of numbers or as an NPZ file.
+
+A latent code is what a model decodes to an image.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +27,11 @@ Codes = np.ndarray[Any, Any]  # (N, size)
 def read_codes(
     content: Content, fields: OperationFields, code_format: CodeFormat, options: Mapping[str, Any], settings: Settings
 ) -> Codes:
-    """Return the codes of a request, float32 (N, size), in the order in which they were sent.
+    """Return the latent codes in a request, float32 (N, size), in the order in which they were sent.
 
-    `options` are the validated options of the operation. Raises InvalidError if the codes are
-    missing, sent twice, of a wrong length, or out of range, and for images.
+    `code_format` says how long a code is, given the validated `options` of the operation. Raises
+    InvalidError if the codes are missing, sent twice, of a wrong length, or out of range, or if the
+    request has images.
     """
     if fields.images or fields.image_url:
         detail = "this operation takes `codes` and no images; POST /v1/encodings makes codes of images"
@@ -74,12 +78,16 @@ def _from_file(data: bytes, size: int, settings: Settings) -> Codes:
 
 
 def _check_count(count: int, settings: Settings) -> None:
+    """Raise InvalidError if there are no codes or too many."""
     if not 1 <= count <= settings.max_count:
         raise _error(f"there are {count} codes; send 1 to {settings.max_count}")
 
 
 def _error(detail: str, *indices: int) -> InvalidError:
-    """Return the error for the codes, one code, or one number of a code, by its indices."""
+    """Return the error for the field `codes`, or for a part of it.
+
+    `indices` is the index of a code, or that of a code and of a number in it.
+    """
     name = CODES + "".join(f"[{index}]" for index in indices)
     field = ".".join([CODES, *map(str, indices)])
     return InvalidError(f"{name}: {detail}", errors=[{"field": field, "detail": detail}])

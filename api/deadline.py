@@ -60,8 +60,8 @@ def deadline_of(scope: Mapping[str, Any]) -> float | None:
 async def stop_at(deadline_at: float) -> AsyncIterator[asyncio.Timeout]:
     """Run a block until a deadline; then cancel it and raise DeadlineExceededError.
 
-    Yields the timeout. Once a response has started, call its `reschedule(None)`, so that the block
-    is not cancelled at the deadline.
+    Yields the `asyncio.Timeout`. Once a response has started, call the timeout's
+    `reschedule(None)`, so that the block is not cancelled at the deadline.
     """
     try:
         async with asyncio.timeout(max(0.0, deadline_at - time.time())) as timeout:

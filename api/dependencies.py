@@ -56,7 +56,7 @@ def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
 
 
 def check_cursor(after: str | None, *, known: bool) -> None:
-    """Raise InvalidError if the query has a cursor `after` that is not `known`.
+    """Raise InvalidError if the query parameter `after` of a list is set, but not `known`.
 
     `known` says whether the list has an entry with this cursor.
     """

@@ -28,7 +28,10 @@ GONE = "the result has expired; send the request again with the same seed for th
 
 
 class ProblemError(Exception):
-    """An error whose response is a problem. `detail` says what happened and what would work."""
+    """An error that is sent as a problem response (RFC 9457).
+
+    `detail` says what happened and what would work.
+    """
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
@@ -120,7 +123,7 @@ class InvalidError(ProblemError, status=422, title="Invalid request"):
 
     @classmethod
     def in_fields(cls, fields: Iterable[str], detail: str) -> Self:
-        """Return the error that concerns several fields, or one whose name `detail` need not repeat."""
+        """Return the error for one or more invalid fields, whose names are not added to `detail`."""
         return cls(detail, errors=[{"field": field, "detail": detail} for field in fields])
 
     @classmethod
@@ -182,6 +185,7 @@ def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | Non
 
 
 def _shortened(text: Any, limit: int) -> Any:
+    """Return a text cut to `limit` characters, the last of which is then "…"; other values unchanged."""
     return text[: limit - 1] + "…" if isinstance(text, str) and len(text) > limit else text
 
 
@@ -258,9 +262,9 @@ async def handle_database(request: Request, error: sqlalchemy.exc.SQLAlchemyErro
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:
-    """Return the response for an OSError: 507 if the disk is full, 503 for an error of an object store.
+    """Return the response for an OSError: 507 for a full disk, 503 for an error of an object store.
 
-    Others are raised again.
+    Any other OSError is raised again.
     """
     if isinstance(error, ObjectStoreError) and not lacks_space(error):
         detail = f"{reason_of(error)}; try again later"

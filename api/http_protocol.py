@@ -52,10 +52,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- opening and closing ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer that checks the connection's time-outs.
-
-        The head of the first request must be complete within the header time-out.
-        """
+        """Start the timer of the connection's time-outs, the first of which is that of a request's head."""
         super().connection_made(transport)
         limits = self.limits
         self.url = b""
@@ -297,6 +294,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
     def _check_head(self, now: float) -> None:
+        """Reject the request (408) if its head is late; close a connection that never sent anything."""
         timeout_s = self.limits.header_timeout_s
         if self._head_began_at is not None and now - self._head_began_at >= timeout_s:
             if self._head_bytes == 0 and self._messages == 0:
@@ -305,6 +303,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(408, f"the head of the request was not complete within {timeout_s:g} s")
 
     def _check_body(self, elapsed_s: float) -> None:
+        """Reject the request (408), or close the connection after a response, if the body is too slow."""
         moved, self._new_body_bytes = self._new_body_bytes, 0
         if self.flow.read_paused:
             return  # the application is slow, not the client
@@ -323,6 +322,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
 
     def _check_writing(self, elapsed_s: float) -> None:
+        """Abort the connection if the client reads the response too slowly."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0:
             self._write_credit.refill()

@@ -56,8 +56,8 @@ class _ClaimLostError(Exception):
 class InputFetcher:
     """Downloads the images that jobs name by URL, and queues these jobs, in one API process.
 
-    `builders` has a function for each job method, keyed by the method; it returns the complete
-    request of a job, made from the stored body and the downloaded files.
+    `builders` has a function for each job method, keyed by the method. The function returns the
+    complete request of a job, made from the stored body and the downloaded files.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class InputFetcher:
         await asyncio.gather(*(self._check(field, url) for field, url in checks))
 
     async def _check(self, field: str, url: str) -> None:
+        """Raise InvalidError if the host of a URL does not exist or is not a public address."""
         try:
             await check_host(httpx.URL(url), self._policy, _CHECK_S, self._resolver)
         except (ValueError, BlockedAddressError) as error:
@@ -150,10 +151,12 @@ class InputFetcher:
         return True
 
     def _finished(self, task: asyncio.Task[None]) -> None:
+        """Forget a task that has ended, and look for the next job."""
         self._running.pop(task, None)
         self.wake()
 
     async def _renew_leases(self) -> None:
+        """Renew the leases of the claimed jobs periodically, until cancelled."""
         lease_s = self._settings.job_lease_s
         while True:
             await asyncio.sleep(min(1.0, lease_s / 3))
@@ -295,6 +298,7 @@ class _Progress:
 
 
 def _disk_error(error: OSError) -> ProblemError:
+    """Return the error for downloaded images that cannot be written to the disk."""
     if lacks_space(error):
         return FullError("the disk has no room for the images; try again later, or send smaller ones")
     return storage_error(error)

@@ -126,6 +126,7 @@ class JobEvents:
                 feed.reader.cancel()
 
     async def _refresh(self, feed: _Feed) -> None:
+        """Read the new events of a job until it has no more; retry while the job store fails."""
         try:
             while feed.stale and feed.listeners:
                 feed.stale = False
@@ -138,6 +139,7 @@ class JobEvents:
             feed.reader = None
 
     async def _read_new(self, feed: _Feed) -> None:
+        """Read the new events of a job and its preview, and wake the listeners."""
         events = await self.read(feed.job_id, len(feed.events))
         feed.events += [JobEvent.of(event) for event in events]
         if not events and not await self.exists(feed.job_id):
@@ -150,6 +152,7 @@ class JobEvents:
                 await asyncio.sleep(0)
 
     async def _read_preview(self, feed: _Feed) -> None:
+        """Read the preview of a job, unless a new one came within the last `PREVIEW_S` seconds."""
         now = asyncio.get_running_loop().time()
         if now - feed.preview_at < PREVIEW_S:
             return
@@ -189,7 +192,7 @@ class JobEvents:
 class JobUpdates:
     """Wakes the requests and event streams of one API process when the jobs they wait for change.
 
-    It learns of changes from the workers' messages, and by polling the job store for new events.
+    The process learns of a change by a worker's message or by polling the job store for new events.
     """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:

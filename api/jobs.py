@@ -1,6 +1,6 @@
 """The job service: creates, reads, waits for and ends jobs without blocking the event loop.
 
-This file has more than 400 lines because all of them are steps of one job.
+This file has more than 400 lines because its methods are the steps of one job.
 """
 
 import asyncio
@@ -93,6 +93,7 @@ class JobService:
         await self.training_workers.stop()
 
     def _run(self, work: Any) -> None:
+        """Run a coroutine in a task, which is kept until it ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -182,8 +183,9 @@ class JobService:
     def spread(self, inference_request: InferenceRequest) -> PendingRequest | None:
         """Queue the rows of a large job for all workers that can run it; return the pending request.
 
-        Returns None for a job that a worker is to claim: a small one, one that a single worker can
-        run, or one that is over the limits on waiting requests.
+        Returns None if a single worker should claim the job: it is small, no other worker can run
+        it, it is an upscale, it has a webhook or URLs, or it would exceed the limits on waiting
+        requests.
         """
         operation, rows = inference_request.operation, inference_request.rows
         if operation.tiled or inference_request.input_urls or inference_request.webhook:
@@ -330,9 +332,10 @@ class JobService:
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
     async def wake_training_workers(self, job_id: str) -> None:
-        """Make training workers look for jobs, and wake the requests and streams that wait for one.
+        """Notify training workers and clients that the job `job_id` was created or changed.
 
-        `job_id` is that job, which was created or changed.
+        Idle training workers look for a job; requests and event streams that wait for this job
+        continue.
         """
         self._updates.notify(job_id)
         await self.training_workers.wake()
@@ -446,8 +449,8 @@ class JobService:
     async def _maintain(self) -> None:
         """Renew leases, requeue jobs of dead processes, and end overdue jobs, until cancelled.
 
-        Also counts the jobs of each status, and wakes inference workers that do not claim queued
-        jobs.
+        Also counts the jobs of each status, and wakes inference workers if queued jobs are not
+        claimed.
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
@@ -469,7 +472,8 @@ class JobService:
     async def _check_waiting(self) -> None:
         """End waiting jobs of versions that do not exist any more.
 
-        Also lets waiting jobs begin again on another device kind if theirs has no worker any more.
+        Also moves waiting jobs whose device kind has no worker left to another device kind, on
+        which they begin again.
         """
         for model, version, kind in await self._threads.read(self._job_store.waiting_kinds, _WAITED_S):
             ref = f"{model}@{version}"

@@ -33,6 +33,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments of `python -m api keys`."""
     parser = argparse.ArgumentParser(prog="python -m api keys", description="API keys; the service reloads the file.")
     parser.add_argument("--file", type=Path, help="the key file [default: REVERIE_API_KEYS]")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -67,12 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _name(text: str) -> str:
+    """Parse an owner's name. Raises ArgumentTypeError if it is not valid."""
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError("a name has 1 to 80 letters, digits and . _ @ + -, and begins with no sign")
     return text
 
 
 def _roles(text: str) -> frozenset[str]:
+    """Parse a comma-separated list of roles. Raises ArgumentTypeError for an unknown one."""
     roles = frozenset(word.strip() for word in text.split(",") if word.strip())
     if not roles or not roles <= set(ROLES):
         raise argparse.ArgumentTypeError(f"roles are {', '.join(ROLES)}, separated by commas")
@@ -80,6 +83,7 @@ def _roles(text: str) -> frozenset[str]:
 
 
 def _seconds(text: str) -> float:
+    """Parse a duration such as 12h or 90d; return seconds. Raises ArgumentTypeError for other texts."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError("a time is a number with s, m, h or d, as in 12h or 90d")
@@ -87,10 +91,12 @@ def _seconds(text: str) -> float:
 
 
 def _keep(text: str) -> float | None:
+    """Parse the option `--keep`: a duration in seconds, or None for keys that stay until revoked."""
     return None if text == _UNTIL_REVOKED else _seconds(text)
 
 
 def _limit(text: str) -> tuple[str, int]:
+    """Parse NAME=NUMBER; return the name and value of a limit. Raises ArgumentTypeError."""
     name, _, value = text.partition("=")
     if name not in LIMITS or not re.fullmatch(r"[0-9]{1,18}", value):
         raise argparse.ArgumentTypeError(f"a limit is NAME=NUMBER, of {', '.join(LIMITS)}")
@@ -116,6 +122,7 @@ def _list(file: KeyFile, _args: argparse.Namespace) -> None:
 
 
 def _expiry(record: KeyRecord) -> str:
+    """Return the time at which a key expires as text, or "never"."""
     if record.expires_at is None:
         return "never"
     at = datetime.fromtimestamp(record.expires_at, UTC).isoformat(timespec="seconds")

@@ -89,6 +89,7 @@ class OpenAIErrorSender:
         await self._send(message)
 
     async def _send_error(self, start: Message) -> None:
+        """Send OpenAI's error object in place of the problem response that was held."""
         problem = orjson.loads(self._body)
         body = orjson.dumps(error_object(problem))
         replaced = {b"content-type", b"content-length"}

@@ -1,6 +1,7 @@
 """Completes the OpenAPI description with what FastAPI cannot derive from the routes.
 
-It adds bytes, event streams, forms, problems and API keys; `operation_docs` describes operations. See
+Adds responses of bytes and event streams, forms, problems and API keys; `operation_docs` describes
+operations. See
 docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in-prose.
 """
 
@@ -157,7 +158,7 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
 def _write_whole_numbers(value: Any) -> None:
     """Replace floats such as 9.223372036854776e18, which FastAPI makes of bounds, by integers.
 
-    Readers that take the decimal at its word would take it for another number than 2^63.
+    A reader that takes this decimal exactly would get another number than 2^63.
     """
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items):
@@ -187,6 +188,7 @@ _LINKS: dict[tuple[str, str], Schema] = {
 
 
 def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:
+    """Add links, problem responses and what all routes share to the description of a route."""
     responses = described["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # a problem replaces it, see below

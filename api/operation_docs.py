@@ -1,4 +1,4 @@
-"""Describes the routes of operations for OpenAPI; their options come from the cards of the models."""
+"""Describes the routes of operations for OpenAPI; their options come from the model cards."""
 
 import base64
 from collections.abc import Iterable
@@ -27,10 +27,10 @@ _STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503, 507)
 
 
 class OperationDocs:
-    """Describes the routes of operations, from the cards of the active versions of models."""
+    """Describes the routes of operations, from the model cards of the active versions."""
 
     def __init__(self, models: Models, settings: Settings) -> None:
-        """Read the cards of the active versions; no component schemas are made yet."""
+        """Read the model cards of the active versions; no component schemas are made yet."""
         self._entries = models.active()
         self._settings = settings
         self.schemas: dict[str, Schema] = {}
@@ -96,9 +96,10 @@ class OperationDocs:
         }
 
     def _codes_schema(self) -> Schema:
-        """Return the schema of the field `codes` of a JSON body.
+        """Return the schema of the field `codes`, the latent codes in a JSON body.
 
-        The length and the range of a code are not in it, because they depend on the model.
+        The schema does not state the length of a code and the range of its numbers, because they
+        depend on the model.
         """
         code = {"type": "array", "minItems": 1, "items": {"type": "number"}}
         text = "Codes, each a list of numbers; the model's card has their length and range."
@@ -144,7 +145,7 @@ class OperationDocs:
         return fields
 
     def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
-        """Add component schemas for the options of these models, and return references to them.
+        """Add component schemas for the options of these models, and return references to the schemas.
 
         Models of a family share a schema unless their options differ.
         """
@@ -209,6 +210,10 @@ class OperationDocs:
 def _responses(
     operation: Operation, media: Iterable[str], description: str, statuses: Iterable[int]
 ) -> dict[int | str, Schema]:
+    """Return the descriptions of the responses of an operation's route, keyed by status.
+
+    `media` are the media types of the result, and `statuses` the statuses of problems.
+    """
     schema = reference(RESPONSES[operation.path])
     content = {kind: {"schema": schema} if kind == JSON else BINARY for kind in media}
     return {

@@ -1,8 +1,8 @@
 """Checks what callers may do with datasets and models.
 
-Callers may use their own and shared ones; admins may use and change all. Owners are stored in SQL.
-Each process caches them in memory and polls for changes twice a second, so that a request for a
-small sample needs no database query.
+Callers may use their own resources and shared ones; admins may use and change all resources. Owners
+are stored in SQL. Each process caches them in memory and polls for changes twice a second, so that
+a request for a small sample needs no database query.
 """
 
 import asyncio
@@ -72,6 +72,7 @@ class Permissions:
         self._load()
 
     def _load(self) -> None:
+        """Read all owners from the database if they have changed since the last read."""
         with self._loading:  # so that an older read does not replace a newer one
             count = self._store.change_count()
             if count != self._count:
@@ -226,10 +227,12 @@ class Permissions:
 
 
 def _taken(kind: Kind, name: str) -> ConflictError:
+    """Return the error for a name that belongs to a resource which the caller may not use."""
     return ConflictError(f"the name {name} is taken by another {kind}; choose another name")
 
 
 def _always_shared(kind: Kind, name: str, caller: Caller) -> InvalidError:
+    """Return the error for making a resource private that has no owner."""
     why = f"the {kind} {name} belongs to nobody" if caller.name else "without API keys nothing has an owner"
     detail = f"shared: {why}, and so everybody may use it"
     return InvalidError(detail, errors=[{"field": "shared", "detail": detail}])

@@ -187,6 +187,7 @@ class Quotas:
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
     def _lasting_bytes(self, owner: str) -> int:
+        """Return how many bytes an owner's datasets, and the versions of its models made here, take."""
         datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
         total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
         for name in self._permissions.owned_by("model", owner):
@@ -204,6 +205,7 @@ class Quotas:
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:
+        """Return how many bytes the results and runs of each owner take, keyed by owner."""
         sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
         sizes.update(self._runs.sizes())
         owned: Counter[str] = Counter()
@@ -221,5 +223,6 @@ class Quotas:
 
 
 def _full(limit: int) -> TooManyRequestsError:
+    """Return the error for a caller that has reached its limit of stored bytes."""
     detail = f"you may store {limit} bytes; delete datasets, versions, trainings or results of yours first"
     return quota_exceeded("stored_bytes", detail, retry_after_s=60)

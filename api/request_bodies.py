@@ -320,6 +320,7 @@ class DecodedReceive:
 
     @property
     def _complete(self) -> bool:
+        """Return whether the current gzip member, or the deflate body, is decoded to its end."""
         return self._decoder is not None and bool(self._decoder.eof)
 
     def _next_block(self) -> bytes:
@@ -335,6 +336,7 @@ class DecodedReceive:
         return block
 
     def _decompress(self, data: bytes) -> bytes:
+        """Decode data and return at most one block. Raises MalformedError if it cannot be decoded."""
         try:
             block = bytes(self._decoder.decompress(data, _BLOCK_BYTES))
         except zlib.error as error:
@@ -360,5 +362,6 @@ class DecodedReceive:
         return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
 
     def _malformed(self, fault: str) -> MalformedError:
+        """Return the error for a body that cannot be decoded; `fault` says why, after "the body"."""
         detail = f"the body {fault}; its Content-Encoding says {self._encoding}"
         return MalformedError(detail, headers={"Connection": "close"})

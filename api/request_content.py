@@ -39,10 +39,10 @@ _BOOLEANS: Mapping[str, bool] = {
 class Content:
     """The parsed content of a JSON body, a form, or a single file with its fields in the query.
 
-    `fields` has the parsed fields keyed by name, `uploads` the uploaded images (of an operation on
-    codes, the files of codes), and `named` the files of other file fields keyed by field name.
-    `texts` has the unparsed text of each form or query field, because only an option's schema says
-    whether a text such as `1` is a number or a string.
+    `fields` has the parsed fields keyed by name. `uploads` has the uploaded images or, for an
+    operation on latent codes, the uploaded files of codes. `named` has the files of other file
+    fields, keyed by field name. `texts` has the unparsed text of each form or query field, because
+    only an option's schema says whether a text such as `1` is a number or a string.
     """
 
     fields: dict[str, Any]
@@ -186,6 +186,7 @@ def unique_fields(values: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _json_value(text: str) -> Any:
+    """Return the value of a JSON text; the text itself if it is not JSON."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

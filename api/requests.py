@@ -48,14 +48,14 @@ _IMAGES_ACCEPTED = (
 
 @dataclass
 class InferenceRequest:
-    """A validated request for an operation, with decoded images or codes.
+    """A validated request for an operation, with decoded images or latent codes.
 
     `items` are the pixels of the input images, or the codes, keyed by the model's argument; each
     image or code is for `rows_per_image` consecutive rows. `input_urls`, keyed by field, name
-    images that must be fetched first; until then there are no items. `conversions` are messages
-    about how images were converted. `deadline_at` is in seconds since the epoch; `traceparent` is
-    that of the request's span. A request of `POST /v1/upscales` has, in place of items, the
-    complete image (`photograph`) and how to enlarge it (`upscale`).
+    images that must be fetched first; until then `items` is empty. `conversions` are messages about
+    how images were converted. `deadline_at` is in seconds since the epoch; `traceparent` is that of
+    the request's span. A request of `POST /v1/upscales` has, in place of items, the complete image
+    (`photograph`) and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -202,6 +202,10 @@ def idempotency_key(header: str) -> str:
 
 
 def _inference_request(content: Content, operation: Operation, models: Models, settings: Settings) -> InferenceRequest:
+    """Find the model of a request, and return the validated request.
+
+    Raises NotFoundError for an unknown model, and InvalidError for fields that are not valid.
+    """
     fields = validate_fields(OperationFields, content.fields)
     entry = models.find(fields.model)
     if entry is None:

@@ -29,6 +29,7 @@ class _Column:
 
     @property
     def row_bytes(self) -> int:
+        """The size of one row of the array, in bytes."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 

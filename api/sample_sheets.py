@@ -71,6 +71,7 @@ class SampleSheets:
             raise
 
     async def _make(self, entry: ModelVersion, caller: Caller) -> Sheet:
+        """Return the preview in the version's file or, if it has none, a sheet of new samples."""
         picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
         if picture is None:
             picture = await self._draw(entry, caller)

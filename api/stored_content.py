@@ -1,6 +1,6 @@
-"""Packs the body of a request with URLs, so that its job can store it until they are fetched.
+"""Packs the body of a request with URLs, so that its job can store it until the URLs are fetched.
 
-It is then restored with the fetched images as if they had been uploaded.
+The request is then restored with the fetched images as if the client had uploaded them.
 """
 
 import base64

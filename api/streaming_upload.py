@@ -133,6 +133,7 @@ class StreamingUpload:
         await asyncio.to_thread(self._write, chunks)
 
     def _write(self, chunks: list[tuple[str, bytes]]) -> None:
+        """Write chunks of data to their files. Raises OSError (ENOSPC) if the disk is too full."""
         if shutil.disk_usage(self._folder).free < self._reserve_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for name, data in chunks:
@@ -173,6 +174,10 @@ class _FormCallbacks:
         self._header = self._value = b""
 
     def _end_headers(self) -> None:
+        """Read the name of a form part from its headers; open its file if it is a file field.
+
+        Raises MalformedError for a part without a name, and InvalidError for an unknown file field.
+        """
         _, options = parse_options_header(self._disposition)
         if b"name" not in options:
             raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
@@ -189,6 +194,7 @@ class _FormCallbacks:
             raise InvalidError.in_fields([self._name[:60]], detail)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
+        """Add data to the part's file or text. Raises InvalidError if the text is too long."""
         if self._is_file:
             if not self._opened:
                 self._upload.open_file(self._name)

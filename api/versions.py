@@ -71,9 +71,9 @@ async def activate_version(state: AppState, entry: ModelVersion) -> str:
 async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> str:
     """Wait until every worker has loaded a version, at most `rollout_timeout_s`.
 
-    Then stops the workers that have not, and returns a sentence that says so; "" if there are none.
-    Raises OverloadedError if no worker has loaded it in time, or if none is alive; and ConflictError
-    if a worker cannot load it.
+    Then stops the workers that have not loaded it, and returns a sentence that says so; "" if there
+    are none. Raises OverloadedError if no worker has loaded it in time, or if none is alive; and
+    ConflictError if a worker cannot load it.
     """
     timeout_s = state.settings.rollout_timeout_s
     start = last_alive = time.monotonic()

@@ -97,6 +97,7 @@ class WaitEstimator:
         return [self._estimate(job, positions.get(job.id), snapshot, trainers) for job in jobs]
 
     def _estimate(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> WaitEstimate:
+        """Return the estimate for a job; `trainers` is the number of live training workers."""
         if job.blocked_reason is not None:
             return WaitEstimate(reason=job.blocked_reason)
         if job.status == "queued":
@@ -106,6 +107,7 @@ class WaitEstimator:
         return WaitEstimate(reason="it is paused; resume it to go on") if job.status == "paused" else UNKNOWN
 
     def _of_queued(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> WaitEstimate:
+        """Return the estimate for a queued job; its `reason` says why the job waits."""
         if job.input_urls:
             return WaitEstimate(reason="its images are to be fetched by URL")
         queue = queue_of(job.kind)
@@ -135,6 +137,7 @@ class WaitEstimator:
         return await asyncio.shield(self._next_read)
 
     async def _read_positions(self) -> dict[str, int | None]:
+        """Read the queue positions of all jobs that callers have asked for; cache and return them."""
         async with self._reading:
             asked, self._asked, self._next_read = self._asked, set(), None
             began = time.monotonic()
@@ -145,6 +148,7 @@ class WaitEstimator:
             return self._positions
 
     async def _current(self) -> _Snapshot:
+        """Return how fast jobs progress; read it again if the last reading is older than `KEEP_S`."""
         if time.monotonic() - self._snapshot.taken_at > KEEP_S:
             pace = await self._read(inference_pace, self._engine)
             paces = await self._read(training_paces, self._engine)

@@ -87,7 +87,7 @@ class Webhooks:
     # --- deliveries ---
 
     async def run(self) -> None:
-        """Send deliveries when they are due, until cancelled.
+        """Send each delivery when the time of its next attempt has come, until cancelled.
 
         When cancelled, waits up to `STOP_S` seconds for the deliveries that are being sent.
         """
@@ -107,7 +107,7 @@ class Webhooks:
             await self._stop()
 
     async def _send_due(self) -> int:
-        """Claim the deliveries that are due, start to send them in tasks, and return their number.
+        """Claim the deliveries to be attempted now, and send them in tasks; return their number.
 
         Claims at most as many as may be sent at the same time.
         """
@@ -126,7 +126,7 @@ class Webhooks:
     async def _stop(self) -> None:
         """Wait up to `STOP_S` seconds until the deliveries that are being sent have ended.
 
-        Those that have not are cancelled; they are sent again when their leases have expired.
+        The others are cancelled; they are sent again when their leases have expired.
         """
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=STOP_S)
@@ -182,6 +182,7 @@ class Webhooks:
             return Attempt(error=describe_error(error))
 
     def _secrets(self, owner: str) -> list[str]:
+        """Return the secrets that sign deliveries of an owner; without an owner, the service's secret."""
         return self._keys.webhook_secrets(owner) if owner else [secret_of_file(self._secret_file)]
 
     async def _post(self, url: httpx.URL, headers: dict[str, str], body: bytes) -> Attempt:
@@ -212,6 +213,7 @@ async def _discard(response: httpcore.Response) -> None:
 
 
 def _outcome(response: httpcore.Response) -> Attempt:
+    """Return the outcome that a receiver's response means: success for the statuses 200 to 299."""
     status = response.status
     if 200 <= status < 300:
         return Attempt(status)

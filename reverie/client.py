@@ -82,6 +82,7 @@ class Client(ApiMethods):
                     outcome = error
 
     def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
+        """Run one step of a method: wait and return None, or send a request and return its response."""
         if isinstance(step, Delay):
             time.sleep(step.seconds)
             return None
@@ -165,6 +166,7 @@ class AsyncClient(ApiMethods):
                     outcome = error
 
     async def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
+        """Run one step of a method: wait and return None, or send a request and return its response."""
         if isinstance(step, Delay):
             await asyncio.sleep(step.seconds)
             return None

@@ -85,7 +85,7 @@ class Caller(Record):
 
 
 class Model(Record):
-    """The card of a version of a model."""
+    """The model card of a version."""
 
     name = Field(str, "The model's name.")
     family = Field(str, "The family: vae, bihm, ebgan, superres or one of your own.")

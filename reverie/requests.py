@@ -95,8 +95,8 @@ class Download:
     def request_headers(self) -> dict[str, str]:
         """Return the headers of the next request for the file.
 
-        If a part of it was received, they ask only for the missing bytes, or for the whole file if
-        it has changed meanwhile.
+        If a part of the file was received, the headers ask only for the missing bytes, or for the
+        whole file if it has changed meanwhile.
         """
         headers = {"Accept-Encoding": "identity"}
         if self.size_bytes and self._etag:
@@ -150,8 +150,8 @@ class ApiRequest:
     `json` is the body, `params` the query parameters, and `upload` files to send instead of a body.
     `download` gets the body of a successful response. `retry_if_lost` says whether to retry if the
     connection breaks after the service may have received the request. `timeout_s` is the longest
-    silence of the service, None for the client's. `deadline`, on the monotonic clock, is when the
-    service stops the work; after that nothing is retried.
+    time without data from the service; None means the client's time-out. `deadline`, on the
+    monotonic clock, is when the service stops the work; after that nothing is retried.
     """
 
     method: str
@@ -193,7 +193,7 @@ class ApiRequest:
 
         That is so for the statuses 429 and 503, and if no connection was made; with
         `retry_if_lost`, also for the statuses 502 and 504 and for a broken connection. After the
-        `deadline` it never is.
+        `deadline` the request is never sent again.
         """
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return False
@@ -228,7 +228,7 @@ class Delay:
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """Return the time on the monotonic clock that is `seconds` from now; None if that is None.
+    """Return the time on the monotonic clock that is `seconds` from now; None if `seconds` is None.
 
     Raises ValueError if `seconds` is not above 0.
     """

@@ -33,8 +33,8 @@ Read = Callable[[int, int], bytes]
 class LargeResponses:
     """Makes large responses, and limits the memory that all of them hold while they are sent.
 
-    `held` is the number of bytes that they hold now. A response with which they would exceed the
-    limit raises OverloadedError before anything of it is sent.
+    `held` is the number of bytes that all large responses hold now. A response that would exceed
+    the limit raises OverloadedError before anything of it is sent.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -112,10 +112,9 @@ class LargeResponses:
     ) -> Response:
         """Return a response with the bytes `begin` … `end` − 1 of a stored body.
 
-        `read` is called with a first byte and the byte after the last, and returns the bytes
-        between. It runs in a thread, gets at most `read_bytes` bytes at a time, and is called again
-        only when the client has read those before. `first` has the first bytes of the response, if
-        they were already read.
+        `read(a, b)` returns the bytes `a` … `b` − 1 of the body, at most `read_bytes`. It runs in a
+        thread, and is called again only when the client has read the bytes of the last call.
+        `first` has the first bytes of the response, if they were already read.
         """
         pieces = _pieces(read, begin, end, [first] if first else [], read_bytes)
         held = SENDING_BYTES + max(0, read_bytes - PIECE_BYTES)
@@ -204,6 +203,7 @@ class _PiecesResponse(Response):
             await self._pieces.aclose()
 
     async def _send(self, receive: Receive, send: Send) -> None:
+        """Send the response piece by piece; stop when the client disconnects."""
         disconnected = asyncio.create_task(_wait_for_disconnect(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -217,6 +217,7 @@ class _PiecesResponse(Response):
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client disconnects; wait forever if the rest of the request's body is rejected."""
     with contextlib.suppress(ProblemError):  # of a body that nobody reads
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -256,6 +257,7 @@ class _BodyResponse(_PiecesResponse):
         await super().__call__(scope, receive, send)
 
     def _write(self, file: BinaryIO) -> None:
+        """Write the body to a file."""
         file.write(self._bodies[0])
 
 

@@ -84,7 +84,7 @@ def nearest_factor(size: str | None, image: ImageShape) -> int:
 def check_pixels(n: int, output: ImageOutput, image: ImageShape) -> None:
     """Raise InvalidError if `n` images, enlarged as `output` says, have too many pixels together.
 
-    `image` is the shape of the images before.
+    `image` is the shape of the images before they are enlarged.
     """
     width, height = output.size(image)
     most = MAX_PIXELS // (width * height)

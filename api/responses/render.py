@@ -49,8 +49,9 @@ class ResultMetadata:
     """Metadata of a result: model, version, seed, and how the images of the request were converted.
 
     `columns` is the number of columns if several images are put into one PNG; None for a grid that
-    is nearly square. `device_kind` is the kind of device that has computed it, empty if unknown, and
-    `restarts` how often it was begun again on another kind.
+    is nearly square. `device_kind` (device, processor, torch version, threads) identifies the
+    workers that computed the result; it is empty if unknown. `restarts` counts how often the
+    request began again on another device kind.
     """
 
     model: str
@@ -64,8 +65,8 @@ class ResultMetadata:
     def headers(self, fields: Fields) -> dict[str, str]:
         """Return the metadata as response headers, because PNG bodies cannot contain metadata.
 
-        At most eight conversions are named. `fields` is the result, whose acceptance rate, if it
-        has one, is a header too.
+        Only the first eight conversions are named. If the result `fields` has an acceptance rate,
+        it is a header too.
         """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
         if self.device_kind:
@@ -142,7 +143,7 @@ def _precision(pattern: str, offer: str) -> int:
 
 
 def render(fields: Fields, metadata: ResultMetadata, media: str) -> bytes:
-    """Return the body of the result `fields` in the media type `media`, with the metadata `about`.
+    """Return the body of the result `fields` in the media type `media`, with its metadata.
 
     `fields["images"]` are pixels, or PNG files if the worker has encoded them. Fields `name.0`,
     `name.1`, …, which have different widths, become one list `name` in JSON; in NPZ they stay
@@ -157,6 +158,7 @@ def render(fields: Fields, metadata: ResultMetadata, media: str) -> bytes:
 
 
 def _json_body(fields: Fields, metadata: ResultMetadata) -> bytes:
+    """Return a result with its metadata as JSON."""
     body: dict[str, Any] = {"model": metadata.model, "version": metadata.version, "seed": metadata.seed}
     for name, value in _join_numbered(fields).items():
         if name == "images":
@@ -182,13 +184,14 @@ def _join_numbered(fields: Fields) -> Fields:
 
 
 def _pixels(images: Pixels | list[bytes]) -> Pixels:
+    """Return images as pixels, uint8 (N, C, H, W); PNG files are decoded."""
     return np.stack([decode_own_png(image) for image in images]) if isinstance(images, list) else images
 
 
 def write(out: BinaryIO, fields: Fields, metadata: ResultMetadata, media: str) -> None:
     """Write the body of the result `fields` to `out`, a seekable file, in bounded memory.
 
-    The body is in the media type `media`, and contains the metadata `about` if that type can.
+    The body is in the media type `media`, and contains the metadata if this type allows it.
     """
     with tracing.span("encode", attributes={"reverie.media_type": media}):
         if media == PNG:
@@ -204,6 +207,7 @@ def write(out: BinaryIO, fields: Fields, metadata: ResultMetadata, media: str) -
 
 
 def _write_json(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None:
+    """Write a result with its metadata as JSON, at most `_JSON_ROWS` rows at a time."""
     out.write(orjson.dumps({"model": metadata.model, "version": metadata.version, "seed": metadata.seed})[:-1])
     for name, value in _join_numbered(fields).items():
         out.write(b"," + orjson.dumps(name) + b":")
@@ -222,11 +226,13 @@ def _write_json(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None
 
 
 def _base64_pngs(images: Pixels | list[bytes]) -> list[str]:
+    """Return images as base64 texts of PNG files."""
     pngs = images if isinstance(images, list) else [png(pixels) for pixels in images]
     return [base64.b64encode(data).decode() for data in pngs]
 
 
 def _write_npz(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None:
+    """Write a result with its metadata as an NPZ file."""
     arrays = {name: np.asarray(value) for name, value in fields.items()}
     if metadata.conversions:
         arrays["conversions"] = np.asarray(metadata.conversions)
@@ -234,7 +240,10 @@ def _write_npz(out: BinaryIO, fields: Fields, metadata: ResultMetadata) -> None:
 
 
 def not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
-    """Return the response 304 if the client has the content that the `ETag` in `headers` names; else None."""
+    """Return a 304 response if the client already has the content with the `ETag` in `headers`.
+
+    Returns None if it does not.
+    """
     return Response(status_code=304, headers=dict(headers)) if _is_known(request, headers["ETag"]) else None
 
 

@@ -156,6 +156,10 @@ class ResultFiles:
         return await run_once(self._rendering, key, lambda: self._find_or_render(job_id, key, render, media))
 
     async def _find_or_render(self, job_id: str, key: str, render: Render, media: str) -> ResultFile:
+        """Return the result that is stored under `key`; if there is none, render and store it.
+
+        Raises GoneError if the job was deleted meanwhile.
+        """
         file = await asyncio.to_thread(self._find, key)
         if file is None:
             rendering = await render()
@@ -174,6 +178,7 @@ class ResultFiles:
         return file
 
     def _find(self, key: str) -> ResultFile | None:
+        """Return the result that is stored under `key`; None if there is none or it cannot be read."""
         try:
             return ResultFile(key, **orjson.loads(self._blobs.get(f"{key}.about")))
         except (OSError, ValueError, TypeError):
@@ -203,6 +208,7 @@ class ResultFiles:
             return self._in_memory(key, written_bytes(rendering.write), rendering.headers)
 
     def _store_bytes(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+        """Store a body under `key`; keep it in memory if it is small or cannot be stored."""
         file = self._in_memory(key, body, headers)
         if file.size >= STORED_BYTES:
             try:
@@ -215,16 +221,22 @@ class ResultFiles:
         return file
 
     def _describe(self, file: ResultFile) -> None:
+        """Store the size, SHA-256 and headers of a result beside its file."""
         about = {"size": file.size, "digest": file.digest, "headers": file.headers}
         self._blobs.put(f"{file.key}.about", orjson.dumps(about))
 
     @staticmethod
     def _in_memory(key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+        """Return a result whose body is kept in memory."""
         return ResultFile(key, len(body), hashlib.sha256(body).hexdigest(), headers, body)
 
     async def _response(
         self, file: ResultFile, begin: int, end: int, status: int, headers: dict[str, str], media: str
     ) -> Response:
+        """Return the bytes `begin` … `end` − 1 of a result as a response.
+
+        Raises GoneError if the result's file was deleted.
+        """
         if file.data is not None:
             return self._responses.of_body(file.data[begin:end], status, headers, media)
         step = self._blobs.read_bytes

@@ -166,6 +166,7 @@ class UpscaleService:
         return await self._run(width * height, decode_photograph, file)
 
     async def _has_input(self, job_id: str) -> bool:
+        """Return whether the stored inputs of a job exist."""
         return await asyncio.to_thread(self._blobs.exists, f"jobs/{job_id}/items")
 
     # --- synchronous requests ---
@@ -295,12 +296,14 @@ def _tiles(chunks: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
 
 
 def _encode(spec: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[Pixels], out: BinaryIO) -> None:
+    """Join the tiles to an image and write it to `out` as a file of the format `kind`."""
     bands = spec.layout.tiling.bands(tiles, spec.scale)
     picture = restore_channels(bands, spec.layout.channels, alpha, spec.scale, opaque=kind == JPEG)
     write(kind, picture, spec.shape(kind), spec.quality, out)
 
 
 def _body(file: bytes, spec: UpscaleSpec, metadata: ResultMetadata, output: OutputFormat, constants: Fields) -> bytes:
+    """Return the body of a response for an image file: the file, or JSON that contains it as base64."""
     if not output.json:
         return file
     body = io.BytesIO()

@@ -49,9 +49,9 @@ async def list_dataset_images(
 ) -> Response:
     """Return at most `limit` images of a split, in their order, after the one with the index `after`.
 
-    There are fewer if images are large. `Accept` chooses a list with links, one PNG with all of
-    them line by line, or an NPZ with `images`, `index` and, if there are any, `labels`. A PNG of no
-    images is a 404.
+    There are fewer if images are large. `Accept` chooses a list with links, one PNG with these
+    images line by line, or an NPZ with `images`, `index` and, if there are any, `labels`. If there
+    are no images, a PNG has the status 404.
     """
     media = choose(request.headers.get("accept", ""), [JSON, PNG, NPZ])
     first = 0 if after is None else after + 1
@@ -80,7 +80,7 @@ async def get_dataset_image(
     index: Annotated[int, Path(ge=0, lt=1 << 62)],
     split: Split = "train",
 ) -> Response:
-    """Return the image with an index in a split, a PNG. The status is 404 if there is none."""
+    """Return the image at an index of a split, a PNG. The status is 404 if there is no such image."""
     _, headers = await _about_and_headers(state, caller, name, f"{split}-{index}")
     if (unchanged := not_modified(request, headers)) is not None:
         return unchanged
@@ -93,9 +93,10 @@ async def get_dataset_image(
 async def _about_and_headers(
     state: AppState, caller: Caller, name: str, part: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the description of a dataset, and the headers of a response with the part `part` of it.
+    """Return the description of a dataset, and the headers for a response with a part of the dataset.
 
-    Raises NotFoundError if the caller may not use the dataset.
+    `part` names this part in the entity tag. Raises NotFoundError if the caller may not use the
+    dataset.
     """
     about = await find_dataset(state, caller, name)
     # a dataset never changes, but another one may get its name
@@ -104,6 +105,10 @@ async def _about_and_headers(
 
 
 async def _read(state: AppState, name: str, split: Split, first: int, count: int) -> ImagePage:
+    """Return at most `count` images of a split from index `first` on.
+
+    Raises NotFoundError if the dataset was deleted.
+    """
     page = await asyncio.to_thread(state.datasets.images, name, split, first, count)
     if page is None:
         raise NotFoundError(f"the dataset {name} was deleted")

@@ -281,7 +281,8 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 async def _read_small(request: Request) -> bytes:
     """Return the body of a JSON request, of at most `_MAX_JSON_BYTES` bytes.
 
-    Raises TooLargeError for a longer one. The route itself limits only uploads, which may be large.
+    Raises TooLargeError for a longer body. The route itself limits only uploads, which may be
+    large.
     """
     body = b""
     async for chunk in request.stream():

@@ -18,7 +18,7 @@ async def list_deliveries(
 ) -> DeliveryPage:
     """Return a page of the requests to a job's webhook, newest first.
 
-    They are kept two days longer than the job's result, also if the job is deleted.
+    The requests are kept two days longer than the job's result, even if the job is deleted.
     """
     store = state.webhooks.deliveries
     found = []

@@ -64,8 +64,9 @@ async def _find(state: AppState, caller: Caller, name: str) -> ModelVersion:
 async def get_model_sheet(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
     """Return a PNG with samples of the active version, or of the version that `name@version` names.
 
-    It is the preview that was made at publication; without one, samples with seed 0 and default
-    options. The status is 404 if the model has no preview and cannot draw samples.
+    The PNG is the preview that was made at the version's publication or, if there is none, shows
+    samples with seed 0 and default options. The status is 404 if the model has no preview and
+    cannot draw samples.
     """
     entry = await _find(state, caller, name)
     sheet = await state.sheets.sheet(entry, caller)
@@ -83,7 +84,7 @@ async def update_model(
 ) -> ModelResponse:
     """Activate a version of a model, or set whether everybody may use the model, or both.
 
-    The version is activated when all workers have loaded it. Workers that have not after
+    The version is activated when all workers have loaded it. Workers that have not loaded it after
     `REVERIE_ROLLOUT_TIMEOUT_S` are stopped, and the version is activated on the others.
     """
     audit.describe(request, **change.model_dump(exclude_none=True))

@@ -21,13 +21,13 @@ _FOREVER = "public, max-age=31536000, immutable"  # the name of a file has a has
 
 
 class _AssetFiles(StaticFiles):
-    """Files that never change. The build has written each script and style compressed, too."""
+    """Serves the scripts and styles of Studio, which never change, also compressed by gzip."""
 
     async def check_config(self) -> None:
         """Accept a folder that does not exist: the page may be built later."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Return the file, gzipped if the client accepts that and there is such a file."""
+        """Return the file; its gzipped copy if the client accepts gzip and the build has made one."""
         if "gzip" in Headers(scope=scope).get("accept-encoding", ""):
             try:
                 response = await super().get_response(f"{path}.gz", scope)
@@ -52,8 +52,8 @@ def add_studio(app: FastAPI) -> None:
 def _get_page() -> Response:
     """Return the page, which reads from its own address which area to show.
 
-    The status is 404 if it has not been built. It is read for each request, so a running service
-    shows a new build.
+    The status is 404 if the page has not been built. The file is read for each request, so a
+    running service shows a new build.
     """
     try:
         page = (FOLDER / "index.html").read_bytes()

@@ -101,7 +101,7 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
 async def get_training_metrics(request: Request, state: State, job: CurrentTraining) -> Response:
     """Return the metrics of all epochs, or stream them as events after `Last-Event-ID`.
 
-    They are streamed if `Accept` contains `text/event-stream`.
+    The metrics are streamed if `Accept` contains `text/event-stream`.
     """
     if SSE not in request.headers.get("accept", ""):
         return json_response(schemas.MetricsPage.of(await _metrics(state, job.id), "epoch"))
@@ -179,6 +179,7 @@ async def get_epoch_preview(
 
 
 async def _metrics(state: AppState, job_id: str) -> list[schemas.EpochMetrics]:
+    """Return the metrics of the epochs of a training so far, oldest first."""
     events = await state.job_service.events(job_id)
     return [schemas.EpochMetrics.model_validate(event.data) for event in events if event.name == "metrics"]
 
@@ -190,7 +191,7 @@ async def _metrics(state: AppState, job_id: str) -> list[schemas.EpochMetrics]:
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Pause a queued or running training; a paused one stays paused.
 
-    The status is 409 for one that has ended.
+    The status is 409 for a training that has ended.
     """
     paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job.id))
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
@@ -200,7 +201,7 @@ async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Tr
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training; a queued or running one is left as it is.
 
-    The status is 409 for one that has ended.
+    The status is 409 for a training that has ended.
     """
     active = job.status in {"queued", "running"}
     resumed = active or await state.job_service.write(lambda job_store: job_store.resume(job.id))

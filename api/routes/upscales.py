@@ -191,7 +191,11 @@ async def _with_image(
 
 
 def _tiling(photograph: Photograph, entry: ModelVersion, options: dict[str, Any]) -> Tiling:
-    """Return the division of an image into tiles: those of the model, or fitting ones if it allows."""
+    """Return how an image is divided into tiles.
+
+    Tiles have the size of the model's images or, if the model allows any size, one that fits the
+    image.
+    """
     (_, height, width), spec = entry.image, entry.card.operations[OPERATION.method]
     if spec.any_size:
         return Tiling.fit(*photograph.size, int(TILE_AREA * height * width), spec.margin_for(options))

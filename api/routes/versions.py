@@ -78,7 +78,7 @@ async def get_version(state: State, caller: CurrentCaller, name: str, version: s
 
 @router.get("/{version}/preview", summary="A preview of what a version generates", **bytes_response(PICTURE, 404))
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
-    """Return the preview image in a version's checkpoint. The status is 404 if it has none."""
+    """Return the preview image in a version's checkpoint. The status is 404 if there is no preview."""
     entry = await find_version(state, caller, name, version)
     picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
     if picture is None:
@@ -167,7 +167,7 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
 
 
 def _nothing() -> None:
-    """Do nothing when an import is committed whose file is in the blob store."""
+    """Do nothing when an import is committed, because its file is already in the blob store."""
 
 
 async def _with_webhook(state: AppState, caller: Caller, row: Job, text: str) -> Job:
@@ -185,6 +185,7 @@ async def _with_webhook(state: AppState, caller: Caller, row: Job, text: str) ->
 
 
 def _parse_shared(fields: dict[str, str]) -> bool | None:
+    """Return the field `shared` of an import; None if it is missing. Raises InvalidError."""
     try:
         return VersionForm.model_validate(fields).shared
     except ValidationError as error:

@@ -53,7 +53,7 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 class Resource(BaseModel, extra="allow"):
-    """A response in JSON. It may have fields that are not declared, for example of a card."""
+    """A response in JSON. It may have fields that are not declared, such as those of a model card."""
 
 
 class Page(Resource, Generic[Item]):

@@ -110,4 +110,5 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _timestamp(seconds: float | None) -> str | None:
+    """Return a time in seconds since the epoch as ISO 8601; None for None."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else None

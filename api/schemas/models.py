@@ -29,7 +29,7 @@ class Figure(Resource):
 
 
 class CodeFormatResponse(Resource):
-    """The length of the codes that an operation takes, and the range of their numbers."""
+    """The length of the latent codes that an operation takes, and the range of their numbers."""
 
     sizes: list[int] = Field(description="The length; with `option`, one for each value of this option, from 0 on.")
     minimum: float
@@ -47,14 +47,17 @@ class ModelOperationResponse(Resource):
 
 
 class ActiveCode(Resource):
-    """One number of a model's codes, and how much it matters."""
+    """One number of a model's latent codes, and how much it matters for the images."""
 
     index: int = Field(description="Its place in a code, from 0.")
     activity: float = Field(description="By the `measure`; larger means more.")
 
 
 class CodesResponse(Resource):
-    """Which numbers of a model's codes matter most. The top layer's, if there are several."""
+    """The numbers of a model's latent codes that matter most for its images.
+
+    For a model with several layers of codes, they are those of the top layer.
+    """
 
     active: list[ActiveCode] = Field(description="The most active numbers first, at most 64.")
     measure: str | None = Field(None, description="What the activity is, and of how many pictures.")
@@ -94,6 +97,7 @@ class ModelChange(RequestBody, json_schema_extra={"example": {"version": "1"}, "
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
+        """Raise ValueError if neither field is set."""
         if self.version is None and self.shared is None:
             raise ValueError("send `version`, `shared` or both")
         return self

@@ -53,7 +53,7 @@ class OpenAIModelList(Resource):
 
 
 def _not_zero(value: Any) -> Any:
-    """Return the value. Raises PydanticCustomError for 0, which equals False."""
+    """Return the value. Raises PydanticCustomError for 0, which pydantic would accept as False."""
     if value == 0 and value is not False:
         raise PydanticCustomError("literal_error", "Input should be False")
     return value
@@ -197,11 +197,12 @@ def _unavailable(reason: str) -> BeforeValidator:
 
 
 class _Parameters(BaseModel, extra="forbid", strict=True):
-    """Nested parameters. The error for an unknown one lists those that there are."""
+    """Nested parameters. The error for an unknown parameter lists the known ones."""
 
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, fields: Any) -> Any:
+        """Raise PydanticCustomError for unknown parameters; it lists the known ones."""
         unknown = [name[:60] for name in fields if name not in cls.model_fields] if isinstance(fields, dict) else []
         if unknown:
             names = {"unknown": ", ".join(unknown[:10]), "known": ", ".join(cls.model_fields)}

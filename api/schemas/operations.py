@@ -82,7 +82,7 @@ class ManifoldResponse(PicturesResponse):
 
 
 class DecodingsResponse(PicturesResponse):
-    """Decoded codes: result j of code i has the index i·count + j."""
+    """Images decoded from latent codes: result j of code i has the index i·count + j."""
 
 
 class ReconstructionsResponse(PicturesResponse):

@@ -97,4 +97,5 @@ class DeliveryPage(Page[DeliveryResponse]):
 
 
 def _iso(seconds: float) -> str:
+    """Return a time in seconds since the epoch as ISO 8601."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

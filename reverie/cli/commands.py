@@ -65,7 +65,7 @@ def decode(
     webhook: WebhookUrl = None,
     webhook_events: WebhookEvents = None,
 ) -> None:
-    """Decode codes and save the pictures; the suffix of the file chooses PNG (a grid), NPZ or JSON.
+    """Decode latent codes and save the images; the file's suffix chooses PNG (a grid), NPZ or JSON.
 
     reverie decode vae-mnist-2d 0.5,-1.2 -0.3,0.8 -o digits.png
     """
@@ -89,7 +89,7 @@ def _save_images(
 
 
 def _codes_of(texts: Sequence[str]) -> list[list[float]] | Path:
-    """Return the codes in the arguments of `reverie decode`, or the path of their file.
+    """Return the latent codes in the arguments of `reverie decode`, or the path of their file.
 
     Raises typer.BadParameter if an argument is neither.
     """

@@ -66,7 +66,7 @@ def _save_previews(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The training's id, such as job_01a2….")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to. [default: JOB]")] = Path(),
 ) -> None:
-    """Save the previews of a training, EPOCH.png for each epoch of which one is kept."""
+    """Save the previews of a training: a file EPOCH.png for each epoch that has a preview."""
     cli = context.obj
     epochs = cli.client.training_previews(job_id)
     folder = Path(job_id) if out == Path() else out
@@ -157,6 +157,7 @@ def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
 
 
 def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
+    """Show an event of a job in the bar, in the status line below the bar, or as a message above it."""
     if event.kind == "progress":
         bar.set_progress(float(event.data["progress"]))
     elif event.kind == "status":

@@ -26,7 +26,7 @@ def _list_models(context: CommandContext) -> None:
 
 @app.command("show")
 def _show_model(context: CommandContext, name: ModelReference) -> None:
-    """Show a model's card: its operations, their options, and its metrics."""
+    """Show a model card: the model's operations, their options, and its metrics."""
     output, model = context.obj.output, context.obj.client.model(name)
     if output.as_json:
         output.print_json(model.body)
@@ -69,7 +69,7 @@ def _list_versions(context: CommandContext, name: ModelName) -> None:
 def _activate_version(
     context: CommandContext, name: ModelName, version: Annotated[str, typer.Argument(help="The version to activate.")]
 ) -> None:
-    """Activate a version without failed requests. To roll back, activate the version before."""
+    """Activate a version without failed requests. To roll back, activate the previous version."""
     model = context.obj.client.activate_version(name, version)
     context.obj.print_record(model, f"{model.name}@{model.version} is active")
 
@@ -95,7 +95,7 @@ def _share_model(context: CommandContext, name: ModelName, private: Private = Fa
 
 @app.command("export")
 def _export_version(context: CommandContext, name: ModelReference, out: OutputPath = None) -> None:
-    """Save a version as a safetensors file with the card in its header."""
+    """Save a version as a safetensors file with the model card in its header."""
     model = context.obj.client.model(name)
     path = out or Path(f"{model.name}-{model.version}.safetensors")
     with output_path(path) as target:

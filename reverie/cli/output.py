@@ -43,7 +43,7 @@ class Output:
             self.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def print_figures(self, model: Model) -> None:
-        """Print the metrics that a model's card has, as a table."""
+        """Print the metrics in a model card, as a table."""
         rows = [
             [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
             for figure in model.figures
@@ -104,7 +104,7 @@ class ProgressBar(Progress):
             self._status_line = text
 
     def print_message(self, text: str) -> None:
-        """Print a line above the bar, which stays there."""
+        """Print a line above the bar; the line stays there."""
         self._output.print_message(text)
 
 

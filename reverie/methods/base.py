@@ -51,7 +51,7 @@ _PAGE_SIZE = 100
 
 
 class ClientMethod(Generic[P, T]):
-    """A decorator that makes a client method of a generator of requests and delays.
+    """A decorator that turns a generator of requests and delays into a method of both clients.
 
     The method blocks on `Client` and is a coroutine function on `AsyncClient`.
     """

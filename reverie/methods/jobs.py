@@ -30,7 +30,7 @@ class JobMethods(BaseMethods):
     def jobs(
         self, *, status: str | None = None, kind: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Job]]:
-        """Return your newest jobs, newest first: at most `limit`, or all if that is None.
+        """Return your newest jobs, newest first: at most `limit`, or all if `limit` is None.
 
         `status` (such as "running"), `kind` (an operation such as "samples", or for example
         "training") and `model` (a model's name) select jobs; None selects all.
@@ -85,7 +85,7 @@ class JobMethods(BaseMethods):
     def deliveries(self, job_id: str, limit: int | None = 20) -> Steps[list[Delivery]]:
         """Return the newest requests to a job's webhook, newest first.
 
-        There are at most `limit`, or all if that is None.
+        There are at most `limit`, or all if `limit` is None.
         """
         return [Delivery(body) for body in (yield from self._list(path_of("jobs", job_id, "deliveries"), limit))]
 
@@ -174,7 +174,7 @@ class TrainingMethods(BaseMethods):
     def trainings(
         self, *, status: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Training]]:
-        """Return your newest trainings, newest first: at most `limit`, or all if that is None.
+        """Return your newest trainings, newest first: at most `limit`, or all if `limit` is None.
 
         `status` and `model` (a model's name) select trainings; None selects all.
         """

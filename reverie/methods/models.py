@@ -17,12 +17,12 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def models(self) -> Steps[list[Model]]:
-        """Return the cards of all models that you may use, sorted by name."""
+        """Return the model cards of all models that you may use, sorted by name."""
         return [Model(body) for body in (yield from self._get("models"))["data"]]
 
     @ClientMethod
     def model(self, name: str) -> Steps[Model]:
-        """Return the card of a model; `name` is the model's name, or name@version.
+        """Return the model card of a model; `name` is the model's name, or name@version.
 
         Without a version it is the card of the active version.
         """
@@ -54,7 +54,7 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def share_model(self, name: str, shared: bool = True) -> Steps[Model]:
-        """Let everybody use a model or, with `shared=False`, only its owner; return its card."""
+        """Let everybody use a model or, with `shared=False`, only its owner; return the model card."""
         return Model((yield from self._json(ApiRequest("PATCH", path_of("models", name), json={"shared": shared}))))
 
     @ClientMethod

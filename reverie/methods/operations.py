@@ -177,10 +177,11 @@ class OperationMethods(BaseMethods):
         seed: int | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
-        """Decode codes, each a list of numbers, or those in an NPZ file with an array `codes`.
+        """Decode latent codes: lists of numbers, or an NPZ file with an array `codes`.
 
-        The model's card says how long a code is: `client.model(name).operations["decodings"]["codes"]`.
-        In the result, picture j of code i is `images[i * count + j]`.
+        The model's card says how long a code is:
+        `client.model(name).operations["decodings"]["codes"]`. In the result, picture j of code i is
+        `images[i * count + j]`.
         """
         if not isinstance(codes, str | os.PathLike):
             codes = [[float(number) for number in code] for code in codes]
@@ -202,7 +203,7 @@ class OperationMethods(BaseMethods):
     def reconstructions(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Encode images and decode the codes; the result has the reconstructions as `images`."""
+        """Encode images and decode their latent codes; the result has the reconstructions as `images`."""
         return (yield from self._run("reconstructions", model, images, seed, options))
 
     @ClientMethod
@@ -260,6 +261,7 @@ class OperationMethods(BaseMethods):
         options: dict[str, Any],
         on_progress: JobProgress | None = None,
     ) -> Steps[OperationResult]:
+        """Run an operation of a model; return its result, after waiting for the job if there is one."""
         deadline_s = options.pop("deadline_s", None)
         request = _operation_request(operation, {"Accept": JSON}, _body(model, images, seed, options), deadline_s)
         return OperationResult((yield from self._send_and_wait(request, on_progress)).json())

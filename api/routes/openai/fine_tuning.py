@@ -100,7 +100,7 @@ async def cancel_fine_tuning_job(state: State, owner: Owner, job: CurrentTrainin
 async def pause_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
     """Pause a queued or running training; a paused one stays paused.
 
-    The status is 409 for one that has ended.
+    The status is 409 for a training that has ended.
     """
     await pause_training(state, owner, job)
     return await _response(state, await state.job_service.get(job.id, owner) or job)
@@ -110,7 +110,7 @@ async def pause_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining
 async def resume_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
     """Resume a paused training; a queued or running one is left as it is.
 
-    The status is 409 for one that has ended.
+    The status is 409 for a training that has ended.
     """
     await resume_training(state, owner, job)
     return await _response(state, await state.job_service.get(job.id, owner) or job)

@@ -63,7 +63,10 @@ async def create_openai_images(request: Request, state: State, body: ImageGenera
     openapi_extra={**upload(ImageEditForm), "parameters": [TIMEOUT]},
 )
 async def edit_openai_image(request: Request, state: State) -> Response:
-    """Return `n` ways to fill in the transparent pixels of `mask`, or of the image without one."""
+    """Return `n` images in which the transparent pixels of `mask` are filled in.
+
+    Without `mask`, the transparent pixels of the image are filled in.
+    """
     form = await _read_edit(request)
     fields = {**form.texts, **{name: form.fields[name] for name in _JSON_FIELDS if name in form.fields}}
     parameters = validate_fields(ImageEditForm, fields)
@@ -80,6 +83,7 @@ async def edit_openai_image(request: Request, state: State) -> Response:
 
 
 async def _read_edit(request: Request) -> Content:
+    """Return the fields and files of an edit, which is a form."""
     media = media_type(request.headers.get("content-type", ""))
     if media != FORM:
         raise unsupported(media, f"send {FORM} with a file `image` and, unless it is transparent, a file `mask`")
@@ -242,6 +246,7 @@ def _write(
 
 
 def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
+    """Return the sentence of `revised_prompt` that says what the model did."""
     what = "Transparent pixels were filled in by" if operation is INPAINT else "These are samples of"
     return f"{what} {entry.ref} with seed {seed}"
 
@@ -275,6 +280,7 @@ async def _finished_job(state: AppState, request: Request, work: InferenceReques
 
 
 def _too_slow(path: str) -> OverloadedError:
+    """Return the error for images that are not ready in time; `path` is the URL path of their job."""
     detail = f"the images are not ready after {WAIT_S:.0f} s; GET {path} shows the job that makes them"
     return OverloadedError(detail, headers={"X-Should-Retry": "false"})
 

@@ -29,6 +29,7 @@ async def get_openai_model(state: State, caller: CurrentCaller, model: str) -> O
 
 
 def _openai_model(ref: str, model: ModelResponse) -> OpenAIModel:
+    """Return OpenAI's model object for a model; `ref` is NAME or NAME@VERSION."""
     return OpenAIModel(
         id=ref,
         object="model",
