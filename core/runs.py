@@ -184,6 +184,11 @@ class SharedRuns(Runs):
                 return
 
     def _restore(self, files: dict[str, dict[str, Any]], job_id: str, folder: Path) -> None:
+        """Download the checkpoint's `files` to the folder, unless its own checkpoint is as late.
+
+        Raises FileNotFoundError if a blob was deleted meanwhile, and OSError if a file has another
+        SHA-256.
+        """
         if "state.pt" not in files:
             return
         parts: dict[str, Path] = {}

@@ -93,6 +93,7 @@ def import_state(settings: Settings) -> dict[str, int]:
 
 
 def _copy(file: Path, paths: StatePaths) -> Path:
+    """Return a temporary copy of a version's file, in the state folder."""
     copy = paths.state / f".{uuid4().hex}"
     shutil.copyfile(file, copy)
     return copy

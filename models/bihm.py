@@ -295,7 +295,7 @@ class Model(nn.Module):
         self.top.data.fill_(self.config.bias)
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, keyed by name."""
+        """Return the description of each operation in the model card's format, keyed by name."""
         described = describe(self)
         top = len(self.config.hidden) - 1
         described["decode"]["options"]["properties"]["layer"].update(type="integer", maximum=top, default=top)
@@ -490,12 +490,18 @@ class Model(nn.Module):
         return {"images": self._to_images(images), "binarization": options.binarization}
 
     def code_format(self) -> CodeFormat:
-        """Return the format of the codes that `decode` reads: the states of one layer, or their probabilities."""
+        """Return the format of the latent codes that `decode` reads: the states of one layer.
+
+        Values between 0 and 1 are probabilities of the states.
+        """
         return CodeFormat(self.config.hidden, 0.0, 1.0, "layer")
 
     @torch.inference_mode()
     def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:
-        """Return the standard deviation over images of q(h = 1|x) of each unit of the top layer."""
+        """Return the standard deviation over images of q(h = 1|x) of each unit of the top layer.
+
+        The units of the top layer are the values of a latent code.
+        """
         parts = [slice(first, first + 500) for first in range(0, len(images), 500)]
         options = EncodeOptions("none")
         encoded = [self.encode(images[part], RowStreams(rows.seed[part], rows.row[part]), options) for part in parts]
@@ -603,7 +609,7 @@ class Model(nn.Module):
         *,
         z_samples: int | None = None,
     ) -> Figures:
-        """Measure the model on binary `images`; return metrics in nats and percent for its card.
+        """Measure the model on binary `images`; return metrics for its card in nats and percent.
 
         log Z is first estimated with `z_samples` draws (by default 1000·`k`, at most five million)
         and stored in `log_z`. `k` is the number of importance samples per image. With `precision`
@@ -758,15 +764,18 @@ class Model(nn.Module):
         return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 
     def _continuation(self, chain: Layers, done: int, steps: int) -> Continuation:
+        """Return the continuation of a Gibbs chain after `done` of `steps` sweeps."""
         packed = torch.cat(chain, dim=1).to(torch.uint8)
         counts = torch.full((len(packed),), done, device=packed.device)
         preview = self._to_images(self._output_pixels(chain, "means"))
         return Continuation({"chain": packed, "done": counts}, done / steps, preview)
 
     def _unpack(self, chain: Tensor) -> Layers:
+        """Return the layers x, h₁, …, h_L of a chain that `_continuation` has concatenated."""
         return list(torch.split(chain.float(), list(self.sizes), dim=1))
 
     def _output_pixels(self, chain: Layers, output: str) -> Pixels:
+        """Return p(x = 1|h₁) if `output` is "means", or the layer x of the chain itself."""
         return self.p[0](chain[1]).sigmoid() if output == "means" else chain[0]
 
     def _to_images(self, x: Pixels) -> Images:
@@ -780,7 +789,7 @@ def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
 
 
 def _figures(results: list[dict[str, Any]], z: dict[str, float], z_samples: int, k: int, on: str) -> Figures:
-    """Return the metrics of an evaluation in the format of the card.
+    """Return the metrics of an evaluation as `figures` of the model card.
 
     `results` are those of `log_likelihood` with `k` samples, one per batch of images. `z` is the
     result of `estimate_log_z` with `z_samples` draws. `on` describes the images in the details of

@@ -286,6 +286,7 @@ class Encoder(nn.Module):
         return code.float(), kept
 
     def _dropout(self, h: Tensor, rows: RowStreams, stream: int) -> Tensor:
+        """Return `h` after dropout by the random numbers of the rows' stream `stream`."""
         if not self.dropout:
             return h
         keep = rows.bernoulli(torch.full_like(h.flatten(1), 1.0 - self.dropout, dtype=torch.float32), stream)
@@ -417,7 +418,7 @@ class Model(nn.Module):
                 layer.bias.data.zero_()
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, keyed by name.
+        """Return the description of each operation in the format of the model card, keyed by name.
 
         The operation `reconstruct` is missing for a plain GAN.
         """
@@ -501,9 +502,11 @@ class Model(nn.Module):
         }
 
     def _generate(self, rows: RowStreams, candidate: int) -> Images:
+        """Return the images G(z) in 0 … 1 for the z of each row's candidate with this number."""
         return self._decode(rows.normals(self.config.latents, candidate, 1, LATENT)[:, 0])
 
     def _decode(self, z: Float[Tensor, "B J"]) -> Images:
+        """Return the images G(z) in 0 … 1."""
         images: Tensor = (self.generator(z) + 1.0) * 0.5
         return images
 
@@ -513,12 +516,18 @@ class Model(nn.Module):
         return {"images": self._decode(codes)}
 
     def code_format(self) -> CodeFormat:
-        """Return the format of the codes that `decode` reads: z, not the codes of the discriminator's encoder."""
+        """Return the format of the latent codes that `decode` reads.
+
+        A latent code is z, not a code of the discriminator's encoder.
+        """
         return CodeFormat((self.config.latents,), -NORMAL_LIMIT, NORMAL_LIMIT)
 
     @torch.no_grad()
     def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
-        """Return the Euclidean norm of the generator's first weights of each zⱼ; no encoder finds z."""
+        """Return the Euclidean norm of the generator's first weights of each zⱼ.
+
+        No encoder finds the latent code z of an image, so `images` and `rows` have no effect.
+        """
         first = next(self.generator.layers.parameters())  # (units, J)
         return CodeActivity(torch.linalg.vector_norm(first, dim=0), "norm of the generator's first weights")
 
@@ -644,7 +653,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def store_quantiles(self, images: Iterable[Images]) -> None:
-        """Store the quantiles of the energies of the training images, which are given in parts, in 0 … 1."""
+        """Store the quantiles of the energies of the training images.
+
+        `images` iterates over parts of the training images, in 0 … 1.
+        """
         energies = torch.cat([self.energies(batch) for batch in images]).double()
         levels = torch.linspace(0.0, 1.0, QUANTILES, dtype=torch.float64, device=energies.device)
         self.quantiles.copy_(torch.quantile(energies, levels))
@@ -655,12 +667,12 @@ class Model(nn.Module):
     def evaluate(
         self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
     ) -> Figures:
-        """Measure the model on `images` and on `k` samples; return metrics for its card.
+        """Measure the model on `images` and on `k` samples; return metrics for its model card.
 
         They are the mean energies of the images and of the samples, and the mean pulling-away term
         f_PT (EBGAN §2.4) of the samples' codes. These samples are single draws: `best_of` does not
-        apply. `report` is called with the number of images done.
-        Raises ValueError if `images` or `k` are fewer than two, or if `precision` is not "float32".
+        apply. `report` is called with the number of images done. Raises ValueError if `images` or
+        `k` are fewer than two, or if `precision` is not "float32".
         """
         if k < 2 or len(images) < 2:
             raise ValueError(f"{len(images)} images and {k} samples: at least two of each are needed")

@@ -384,7 +384,7 @@ class Model(nn.Module):
                 parameter.data.copy_(values[0].view_as(parameter))
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of each operation in the format of the card, keyed by name.
+        """Return the description of each operation in the format of the model card, keyed by name.
 
         The operation `manifold` is only there for a model with two latent dimensions.
         """
@@ -430,19 +430,19 @@ class Model(nn.Module):
         return {"images": self._decode(codes, rows, options.output)}
 
     def code_format(self) -> CodeFormat:
-        """Return the format of the codes that `decode` reads: z."""
+        """Return the format of the latent codes z that `decode` reads."""
         return CodeFormat((self.config.latents,), -NORMAL_LIMIT, NORMAL_LIMIT)
 
     @torch.inference_mode()
     def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
-        """Return the standard deviation of each μⱼ over images: 0 for a latent that the model does not use."""
+        """Return the standard deviation of each μⱼ over images; it is 0 for an unused latent."""
         means = torch.cat([self.encoder(part.flatten(1))[0] for part in torch.split(images, 500)])
         measure = f"standard deviation of the mean of q(z|x) over {len(images)} pictures"
         return CodeActivity(means.std(dim=0, correction=0), measure)
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
-        """Encode images and decode the codes; return `images` (B, C, H, W) in 0 … 1.
+        """Encode images to latent codes and decode these; return `images` (B, C, H, W) in 0 … 1.
 
         They are means of p(x|z) or draws from it, as the option `output` says.
         """
@@ -456,7 +456,7 @@ class Model(nn.Module):
     def interpolate(
         self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
     ) -> dict[str, Any]:
-        """Decode points on the straight line between the codes of two images; return `images`.
+        """Decode points on the line between the latent codes of two images; return `images`.
 
         The row with the number i, from 0, gets the point at the fraction i/(steps − 1) of the way
         from the image `first` to `second`. Both images are binarized with the random numbers of row
@@ -562,13 +562,13 @@ class Model(nn.Module):
     def evaluate(
         self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
     ) -> Figures:
-        """Measure the model on `images`; return metrics for its card.
+        """Measure the model on `images`; return metrics for its model card.
 
         They are −log p(x) and the bounds L_K for K = 1, 10, … `k`, in nats, and the number of
-        active latent units. For K < k, the k samples of an image are divided into k/K groups, over
-        whose bounds is averaged. With `precision` "bfloat16", the decoder's matrix products are in
-        bfloat16. `report` is called with the number of images done. Raises ValueError if `k` is
-        less than 10.
+        active latent units. For K < k, the k samples of an image are divided into k/K groups, and
+        the result is the mean of the groups' bounds. With `precision` "bfloat16", the decoder's
+        matrix products are in bfloat16. `report` is called with the number of images done. Raises
+        ValueError if `k` is less than 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
@@ -598,10 +598,12 @@ class Model(nn.Module):
         return self.log_p_x(x, z) + log_p_z_over_q
 
     def _binarize(self, images: Images, rows: RowStreams, binarization: str) -> Pixels:
+        """Return the pixels (B, D) of images, binarized unless the likelihood is Gaussian."""
         x = images.flatten(1)
         return x if self.config.likelihood == "gaussian" else rows.binarize(x, binarization)
 
     def _decode(self, z: Latents, rows: RowStreams, output: str) -> Images:
+        """Return images (B, C, H, W): the means of p(x|z), or draws if `output` is "draws"."""
         pixels: Tensor
         if isinstance(self.decoder, Bernoulli):
             pixels = self.decoder(z).sigmoid()
@@ -622,7 +624,7 @@ def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
 def _figures(
     sizes: list[int], bounds: Float[Tensor, "B S"], errors: PerImage, means: Latents, precision: str
 ) -> Figures:
-    """Return the metrics of an evaluation in the format of the card.
+    """Return the metrics of an evaluation as `figures` of the model card.
 
     `bounds` (B, S) has the bounds L_K of each image for every K in `sizes`, `errors` (B,) the
     standard errors of the last of them, and `means` (B, J) the means of q(z|x). `precision` is that

@@ -55,6 +55,7 @@ class PipelinedConnection:
             return self._stream
 
     async def _connect(self) -> "_Stream":
+        """Open a connection, authenticate and select the database; return it."""
         options = self._address.options
         loop = asyncio.get_running_loop()
         stream = _Stream(loop)

@@ -32,7 +32,7 @@ REQUIRED_FIELDS = (
 _MAX_DEPTH = 12
 _MAX_VALUES = 4096
 _MAX_FIGURES = 64
-_MAX_SIZES = 64  # of codes, by the value of an option
+_MAX_SIZES = 64  # of latent codes, by the value of an option
 _CODE_FIELDS = {"sizes", "minimum", "maximum", "option"}
 _INTEGER_LIMIT = 2**63
 _NAME = re.compile(r"[A-Za-z0-9][\w.@ +-]*")
@@ -236,6 +236,7 @@ def _check_text(field: str, text: str, limit: int) -> None:
 
 
 def _check_texts(card: Mapping[str, Any]) -> None:
+    """Raise CardError if a text of a model card, or its `format`, is not valid."""
     for field, limit in _MAX_CHARACTERS.items():
         value = card.get(field, "")
         if not isinstance(value, str):
@@ -249,6 +250,7 @@ def _check_texts(card: Mapping[str, Any]) -> None:
 
 
 def _check_image(card: Mapping[str, Any]) -> None:
+    """Raise CardError if `image` is not a valid shape; it may be missing here."""
     if "image" not in card:
         return
     image = card["image"]
@@ -260,6 +262,7 @@ def _check_image(card: Mapping[str, Any]) -> None:
 
 
 def _check_operations(operations: Mapping[str, Any]) -> None:
+    """Raise CardError if an operation's options, margins or `codes` are not valid."""
     for method, spec in operations.items():
         if not isinstance(spec, dict) or not isinstance(spec.get("options", {}), dict):
             detail = f"the operation {method[:60]!r} of its card must be an object whose 'options' are an object"

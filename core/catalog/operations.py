@@ -28,6 +28,7 @@ class Shared:
 
 
 def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
+    """Return an error message if a mask hides no pixel or every pixel; None if it is valid."""
     hidden = pixels >= WHITE
     if not hidden.any():
         return f"it hides nothing: no pixel is white ({WHITE} or lighter); paint white what is to be filled in"

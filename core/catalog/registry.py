@@ -185,6 +185,7 @@ class Registry:
             self._scan()
 
     def _scan(self) -> None:
+        """Read the folders of versions; of known versions the cards are not read again."""
         versions: dict[str, dict[str, ModelVersion]] = {}
         stamp, pointers = (self._made.stamp(), self._made.pointers()) if self._made else (0, {})
         for name, version, path, read in self._sources():
@@ -212,6 +213,7 @@ class Registry:
             yield file.name, file.version, path, partial(self._shared_version, file, path)
 
     def _shared_version(self, file: SharedFile, path: Path) -> ModelVersion:
+        """Return the version of a file in the blob store, whose card is in the job database."""
         entry = _model_version(file.name, file.version, path, lambda: parse_card(file.card))
         fetch = self._made.fetch if isinstance(self._made, SharedVersions) else None
         return replace(entry, shared=file, fetch=fetch)
@@ -246,6 +248,7 @@ class Registry:
         return entry
 
     def _lookup(self, ref: str) -> ModelVersion | None:
+        """Return the version of a reference from the entries in memory; None if it is not there."""
         name, _, version = ref.partition("@")
         versions = self._entries.get(name)
         if not versions:
@@ -253,6 +256,7 @@ class Registry:
         return versions.get(version) if version else versions[self._active_version(name, versions)]
 
     def _active_version(self, name: str, versions: Mapping[str, ModelVersion]) -> str:
+        """Return the number of a model's active version: the activated one, or else the newest."""
         active = self._pointers.get(name, {}).get("serves", "")
         return active if active in versions else max(versions, key=_version_order)
 
@@ -296,4 +300,5 @@ def _watch(reference: "weakref.ref[Registry]", closed: threading.Event) -> None:
 
 
 def _version_order(version: str) -> tuple[int, str]:
+    """Return the sort key of a version: its number, and 0 for versions that are not numbers."""
     return (int(version) if version.isdecimal() else 0, version)

@@ -83,6 +83,7 @@ def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
 
 
 def _split_of(folders: Sequence[str]) -> str | None:
+    """Return the split that one of the folders names; None if none does."""
     matches = (_FOLDER.fullmatch(_plain(folder)) for folder in folders)
     return next((_SPLIT_OF[match["split"]] for match in matches if match), None)
 

@@ -138,6 +138,7 @@ def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
 
 
 def _orientation(metadata: Mapping[bytes, bytes]) -> int:
+    """Return the orientation, 1 … 8, in a PNG's EXIF or XMP metadata; 1 by default."""
     exif = metadata.get(b"eXIf")
     if exif is None and _RAW_EXIF in metadata:
         # ImageMagick's: lines of a name and a length, then the bytes in hexadecimal
@@ -152,6 +153,7 @@ def _orientation(metadata: Mapping[bytes, bytes]) -> int:
 def _without_metadata(
     data: bytes, spans: list[tuple[bytes, int, int]], transparency: bytes | None, colour: int
 ) -> bytes:
+    """Return the PNG with only the chunks at `spans`, a shortened tRNS, and an end chunk."""
     pieces = [MAGIC]
     for name, begin, end in spans:
         if name != b"tRNS":

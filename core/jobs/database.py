@@ -71,6 +71,7 @@ def open_engine(url: str) -> sa.Engine:
 
 # See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups
 def _configure_sqlite(connection: Any, _record: object) -> None:
+    """Make each commit of a new SQLite connection durable."""
     connection.execute("PRAGMA synchronous=FULL")
 
 

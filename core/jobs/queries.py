@@ -163,6 +163,7 @@ class JobQueries:
 
 
 def _batches(job_ids: Collection[str]) -> Iterator[list[str]]:
+    """Yield the ids in lists of at most `IDS_PER_QUERY`, so that a query has few parameters."""
     ids = list(job_ids)
     for start in range(0, len(ids), IDS_PER_QUERY):
         yield ids[start : start + IDS_PER_QUERY]

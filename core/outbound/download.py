@@ -56,6 +56,7 @@ async def download(
 async def _download(
     pool: httpcore.AsyncConnectionPool, url: httpx.URL, file: IO[bytes], max_bytes: int, on_progress: Progress
 ) -> int:
+    """Write the response's body to `file` as `download` does, but without a time limit."""
     async with request_to(pool, "GET", url, _HEADERS) as response:
         headers = {name.lower(): value for name, value in response.headers}
         _check(url, response.status, headers)
@@ -81,6 +82,7 @@ async def _download(
 
 
 def _check(url: httpx.URL, status: int, headers: dict[bytes, bytes]) -> None:
+    """Raise DownloadError for a redirect, another status than 200, or a content encoding."""
     if 300 <= status < 400:
         target = headers.get(b"location", b"").decode("latin-1")[:200]
         raise DownloadError(f"{_name(url)} redirects, which is not followed; send the URL it leads to: {target}")

@@ -54,7 +54,7 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return the card in the header of a checkpoint file.
+    """Return the model card in the header of a checkpoint file.
 
     Raises ValueError if the file is not a safetensors file, has no card, or has a card that lacks a
     required field or whose `format` is not `FORMAT`.
@@ -78,6 +78,7 @@ def read_preview(path: Path) -> bytes | None:
 
 
 def _check_fields(card: dict[str, Any], name: str) -> None:
+    """Raise ValueError, which names the file, if a model card lacks a required field."""
     missing = [field for field in REQUIRED if field not in card]
     if missing:
         raise ValueError(f"{name} lacks {', '.join(missing)}")
@@ -107,7 +108,7 @@ def families() -> list[str]:
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
     """Return the model of a checkpoint file, on `device` and in evaluation mode, and its card.
 
-    Raises ValueError if the file has no valid card, or if the weights do not fit the card.
+    Raises ValueError if the file has no valid model card, or if the weights do not fit the card.
     """
     from safetensors.torch import load_file  # noqa: PLC0415
 
@@ -126,9 +127,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Load the weights from which a training starts into its new model.
 
-    `weights` is keyed by name. If the model has a method `warm_start`, that loads them, and may
-    accept a part; otherwise all weights of the model are required. Raises ValueError if names or
-    shapes do not fit the model.
+    `weights` is keyed by name. If the model has a method `warm_start`, that method loads the
+    weights, and may accept a part of them; otherwise all weights of the model are required. Raises
+    ValueError if names or shapes do not fit the model.
     """
     load_weights = getattr(model, "warm_start", None)
     if load_weights is not None:
@@ -181,6 +182,7 @@ def check(path: Path) -> None:
 
 
 def _compare_shapes(file: str, expected: dict[str, list[int]], actual: dict[str, list[int]]) -> None:
+    """Raise ValueError if the names or shapes of a file's weights differ from the expected ones."""
     missing, unknown = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
     if missing or unknown:
         raise ValueError(f"{file} {f'lacks the weights {missing[0]}' if missing else f'has unknown {unknown[0]}'}")

@@ -1,7 +1,7 @@
-"""Describe the codes that the operation `decode` reads, and which of their values matter most.
+"""Describe the latent codes that the operation `decode` reads, and which values matter most.
 
-The API validates codes by the format, which is in the card; `CodeActivity` is a statistic of one
-version's weights.
+The API validates latent codes by the format, which is in the model card; `CodeActivity` is a
+statistic of one version's weights.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,15 +12,15 @@ from torch import nn
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Images, Tensor
 
-NORMAL_LIMIT = 16.0  # bound of codes whose prior is N(0, 1)
-MAX_LISTED = 64  # values of a code that a card lists
+NORMAL_LIMIT = 16.0  # bound of latent codes whose prior is N(0, 1)
+MAX_LISTED = 64  # values of a latent code that a model card lists
 
 _SEED = 1  # of the encoder's draws
 
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """The length of a code, and the range of its values.
+    """The length of a latent code, and the range of its values.
 
     `sizes` is the length. If the integer option `option` decides it, there is one length for each
     value of the option, from 0 on.
@@ -32,16 +32,16 @@ class CodeFormat:
     option: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the format as a card stores it."""
+        """Return the format as the JSON object in a model card."""
         fields = {**asdict(self), "sizes": list(self.sizes)}
         return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class CodeActivity:
-    """How much each value of a code matters, by the family's measure; larger means more.
+    """How much each value of a latent code matters, by the family's measure; larger means more.
 
-    `measure` says what the numbers `values` (J,) are.
+    `measure` says in words what the numbers `values` (J,) are.
     """
 
     values: Float[Tensor, "J"]
@@ -49,10 +49,11 @@ class CodeActivity:
 
 
 def describe_activity(model: nn.Module, images: Images) -> dict[str, Any] | None:
-    """Return the most active values of a model's codes, as a card stores them.
+    """Return which values of a model's latent codes matter most, as the model card stores it.
 
-    They are at most `MAX_LISTED` entries with `index` and `activity`, the most active first. The
-    family's `code_activity` measures them on `images`; without this method the result is None.
+    It lists at most `MAX_LISTED` values by `index` and `activity`, the largest activity first. The
+    family's method `code_activity` measures them on `images`; without this method the result is
+    None.
     """
     measured = getattr(model, "code_activity", None)
     if measured is None:

@@ -89,7 +89,7 @@ def _publish(arguments: argparse.Namespace) -> None:
 def _estimate(arguments: argparse.Namespace) -> None:
     """Time a few steps of a recipe, and print the memory and time of its whole training as JSON.
 
-    The training itself is not run, and no run is written.
+    The whole training is not run, and no run folder is written.
     """
     recipe = _read_recipe(arguments)
     recipe, pictures, held_back = _load_training_data(recipe, arguments.data_folder)
@@ -106,7 +106,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _refresh(arguments: argparse.Namespace) -> None:
-    """Write what the cards of an earlier release lack into checkpoints."""
+    """Add to checkpoints what their model cards, of an earlier release, lack."""
     for path in arguments.checkpoint:
         export.refresh(path, arguments.data_folder, arguments.count, arguments.data or "")
 
@@ -135,7 +135,7 @@ def _families(_arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Measure a checkpoint on test images, and print each metric as a line of JSON.
 
-    With `--write`, the metrics are also stored in the checkpoint's card.
+    With `--write`, the metrics are also stored in the checkpoint's model card.
     """
     model, described = card.load(arguments.checkpoint, arguments.device)
     source = arguments.data or described["provenance"]["data"]["name"]

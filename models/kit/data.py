@@ -1,7 +1,7 @@
 """Load images for training and evaluation, binarize them, and split off validation images.
 
-They come from IDX files, NPZ files, image folders, uploaded data sets, or one of five data sets by
-name. Of these, MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf,
+Sources are IDX files, NPZ files, image folders, uploaded data sets, and five data sets by name. Of
+the latter, MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf,
 arXiv:1708.07747) are verified by the SHA-256 of their uncompressed IDX bytes. UCI's mushrooms and
 DNA, in the binary coding and the split of Larochelle and Murray (AISTATS 2011), are verified by the
 SHA-256 of their three arrays.
@@ -183,6 +183,10 @@ def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
 
 
 def _load_idx_set(name: str, split: str, folder: Path) -> ImageSet:
+    """Return one split of MNIST or Fashion-MNIST from its IDX file; download MNIST if needed.
+
+    Raises ValueError if the file is missing, or if its SHA-256 differs from the known one.
+    """
     expected = SHA256[name, split]
     file = IMAGES[split]
     folders = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
@@ -261,6 +265,7 @@ def _fetch_mnist(target: Path) -> Path:
 
 
 def _load_path(path: Path, split: str) -> ImageSet:
+    """Return the images in a folder, an IDX file, or an NPZ file (its array for `split`)."""
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
@@ -339,6 +344,7 @@ def _to_images(array: np.ndarray, name: str) -> ByteImages:
 
 
 def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, decompressed if it is gzipped."""
     payload = path.read_bytes()
     if payload[:2] != b"\x1f\x8b":
         return payload

@@ -31,10 +31,11 @@ EVALUATION_SEED = 1  # seed of binarization and importance samples
 def provenance(
     recipe: Recipe, pictures: data.ImageSet, device: str = "cpu", held_back: data.ImageSet | None = None
 ) -> dict[str, Any]:
-    """Return the `provenance` of a card: recipe, hardware, commit, torch version and data.
+    """Return the `provenance` of a model card: recipe, hardware, commit, torch version and data.
 
-    `pictures` are the training images and `held_back` separate validation images; if that is None,
-    validation uses the last of `pictures`. The result contains neither a path nor a host name.
+    `pictures` are the training images and `held_back` separate validation images; if `held_back` is
+    None, validation uses the last of `pictures`. The result contains neither a path nor a host
+    name.
     """
     validation = recipe.training.validation
     kind = recipe.training.binarization
@@ -114,11 +115,12 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
 def combine(sources: Sequence[str], out: Path, data_folder: Path, *, mean: bool = False, note: str = "") -> None:
     """Write a checkpoint without metrics at `out`, made of the weights of several checkpoints.
 
-    Each of `sources` is PATH or PATH:PART,PART, as for the start of a training: of a weight that
-    several have, that of the last is taken, or with `mean` the mean of all. Card and preview are
-    those of the first, whose provenance then lists all sources; a `note` replaces its remark. A
-    model with quantiles of energies gets those of its training images, from `data_folder`. Raises
-    ValueError if the weights do not fit the model of the first.
+    Each of `sources` is PATH or PATH:PART,PART, as for the start of a training. If several sources
+    have a weight of the same name, the last one's is taken, or with `mean` the mean of all. The
+    model card and the preview are the first source's; the card's provenance then lists all sources,
+    and a `note` replaces its remark. A model with quantiles of energies gets the quantiles of its
+    training images, from `data_folder`. Raises ValueError if the weights do not fit the model of
+    the first source.
     """
     first, _ = _split_start(sources[0])
     model, described = card.load(first)
@@ -182,12 +184,12 @@ def publish(
 
 
 def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None:
-    """Write what the card of an earlier release lacks into a checkpoint; the weights stay.
+    """Add to a checkpoint what its model card, of an earlier release, lacks; the weights stay.
 
-    These are the operations that its family has now; the activity of the codes on the first `count`
-    test images of the data set `source`, by default the one that the model was trained on; and for
-    a model that cannot draw samples a preview of the data set's last training images. `data_folder`
-    has the data sets; without the data set only the operations are written.
+    These are the operations that its family has now; the activity of the latent codes on the first
+    `count` test images of the data set `source`, by default the one that the model was trained on;
+    and for a model that cannot draw samples a preview of the data set's last training images.
+    `data_folder` has the data sets; without the data set only the operations are written.
     """
     model, described = card.load(path)
     described["operations"] = model.operations()
@@ -203,9 +205,9 @@ def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None
 
 
 def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImages) -> None:
-    """Add the most active values of the model's codes on test images to its card, as `codes`.
+    """Set `codes` of a model card to the latent values that matter most on test images.
 
-    A family that does not measure them gets none.
+    Does nothing for a family that has no method `code_activity`.
     """
     codes = describe_activity(model, preprocess_as_trained(described, pictures, EVALUATION_SEED))
     if codes is not None:
@@ -213,12 +215,12 @@ def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImage
 
 
 def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int) -> Figures:
-    """Measure a model on the test images `pictures`; return the metrics for its card `described`.
+    """Measure a model on the test images `pictures`; return the metrics for its model card.
 
-    Each metric has `name`, `value`, `unit`, `better` and `detail`. `k` is the number of importance
-    samples per image, or of generated images for an EBGAN. A family without a method `evaluate` has
-    one metric, its mean loss; without a method `loss` either, it has none. For fewer than two
-    images the list is empty, too.
+    The card is `described`. Each metric has `name`, `value`, `unit`, `better` and `detail`. `k` is
+    the number of importance samples per image, or of generated images for an EBGAN. A family
+    without a method `evaluate` has one metric, its mean loss. The list is empty for a family
+    without a method `loss`, too, and for fewer than two images.
     """
     if len(pictures) < 2:
         return []
@@ -241,8 +243,8 @@ def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int)
 def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed: int) -> Images:
     """Return the test images `pictures` in 0 … 1, binarized as the training images were.
 
-    The card `described` says how: by a draw with `seed` ("dynamic"), by the fixed draw for test
-    images ("static"), or not at all.
+    The model card `described` says how: by a draw with `seed` ("dynamic"), by the fixed draw for
+    test images ("static"), or not at all.
     """
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
@@ -300,6 +302,7 @@ def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _split_start(start: str) -> tuple[Path, list[str]]:
+    """Return the path and the submodules of a start PATH or PATH:PART,PART."""
     path, _, parts = start.partition(":")
     return Path(path), parts.split(",") if parts else []
 

@@ -30,6 +30,7 @@ def describe_families() -> dict[str, Any]:
 
 
 def _describe_family(name: str) -> dict[str, Any]:
+    """Return the description of one family; `describe_families` lists its fields."""
     module = family(name)
     with torch.device("meta"):
         model = module.Model(module.Config())

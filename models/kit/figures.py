@@ -15,7 +15,7 @@ def no_report(_done: int) -> None:
 
 
 def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict[str, Any]:
-    """Return one metric as an entry for a card.
+    """Return one metric as an entry of `figures` in a model card.
 
     `better` says whether a "higher" or "lower" value is better; `detail` says how it was measured.
     """
@@ -25,10 +25,10 @@ def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict
 def mean_figure(
     name: str, values: Float[Tensor, "N"], unit: str, better: str, detail: str, *, digits: int = 3, correction: int = 1
 ) -> dict[str, Any]:
-    """Return the mean of `values` as a metric for a card, rounded to `digits` decimal places.
+    """Return the mean of `values` as a metric for a model card, rounded to `digits` decimal places.
 
-    Its standard error is appended to `detail`. `correction` is that of the standard deviation: 1
-    for a sample, 0 for a population. `better` is "higher" or "lower".
+    The standard error of the mean is appended to `detail`. `correction` is that of the standard
+    deviation: 1 for a sample, 0 for a population. `better` is "higher" or "lower".
     """
     values = values.double()
     error = float(values.std(correction=correction)) / math.sqrt(len(values))

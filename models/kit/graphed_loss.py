@@ -43,6 +43,7 @@ class GraphedLoss:
         self._gradients = [parameter.grad for parameter in parameters]
 
     def _compute(self, losses: Losses) -> Float[Tensor, ""]:
+        """Run the losses and their backward pass once; return the sum of the losses."""
         for parameter in self._parameters:
             parameter.grad = None
         values = losses(self._index, self._rows)
@@ -76,8 +77,8 @@ class EpochGraph:
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
         """Return the CUDA graph for `epoch`, which serves all batches of the epoch.
 
-        The first call of an epoch captures it, since the losses may change between epochs. `index`
-        (indices of a batch's images) is only what the capture runs on.
+        The first call of an epoch captures the graph, because `losses` may change between epochs.
+        The capture runs on the images with the indices `index`; later calls ignore `index`.
         """
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture

@@ -47,8 +47,9 @@ def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
     """Return the descriptions of a model's operations, keyed by method, except those in `without`.
 
     Each has the fields "inputs" (names of parameters), "options" (a JSON Schema), "unit", and
-    "sliced" (whether it runs in several calls); one that reads codes also has "codes", their
-    `CodeFormat`, and one whose images may have any size has "any_size", which is true.
+    "sliced" (whether the operation runs in several calls). An operation that reads latent codes
+    also has "codes", their `CodeFormat`, and an operation whose images may have any size has
+    "any_size": true.
     """
     kind: type = type(model)
     described = {name: _describe(hints) for name, hints in _operations(kind).items() if name not in without}
@@ -81,6 +82,7 @@ def _operations(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _describe(hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of an operation with the type hints `hints`, without its `codes`."""
     return {
         "inputs": [name for name in INPUTS if name in hints],
         "options": json_schema(hints["options"]),

@@ -30,8 +30,9 @@ class OptimizerStep:
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of each submodule that has an optimizer of its own.
 
-    They are keyed by the submodule's name, which the class constant `OPTIMIZED_MODULES` of the
-    model has. Without that constant the result has one entry, `WHOLE_MODEL`, with all parameters.
+    They are keyed by the submodule's name, which is in the model's class constant
+    `OPTIMIZED_MODULES`. Without that constant the result has one entry, `WHOLE_MODEL`, with all
+    parameters.
     """
     names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:

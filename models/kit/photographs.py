@@ -96,6 +96,7 @@ def structure(patch: np.ndarray) -> float:
 
 
 def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
+    """Write the patches with the most structure to the file `target`, training patches first."""
     selected = []
     for held_back, count in ((False, TRAINING), (True, HELD_BACK)):
         candidates = list(_candidates(photographs_by_name, held_back=held_back))
@@ -112,6 +113,7 @@ def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
 
 
 def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield (structure, patch) for every patch of the training or the validation photographs."""
     for name, path in photographs_by_name.items():
         if (name in TUNING) != held_back:
             continue
@@ -150,6 +152,7 @@ def _files(folder: Path) -> Path:
 
 
 def _debs(folder: Path) -> dict[str, Path | None]:
+    """Return the path of each Debian package in `folder`, keyed by name; None if it is missing."""
     return {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
 
 

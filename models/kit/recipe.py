@@ -119,8 +119,9 @@ class Recipe:
     def fitted(self, images: int) -> "Recipe":
         """Return the recipe with the number of epochs that `training.steps` asks for.
 
-        These are as few as give at least that many steps with `images` training images. The result
-        has `steps` = 0; a recipe that has it already is returned as it is.
+        This is the smallest number that gives at least `training.steps` steps with `images`
+        training images. The result has `steps` = 0; a recipe with `steps` = 0 is returned
+        unchanged.
         """
         training = self.training
         if not training.steps:

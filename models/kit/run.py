@@ -224,19 +224,20 @@ class Run(Trainer):
             self.folder.write_preview(self.epoch, picture)
 
     def touch_progress(self) -> None:
-        """Set the modification time of `progress.json` to now, unless that was done just before.
+        """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` old.
 
-        Just before is less than `PROGRESS_EVERY_S` seconds ago. Work without optimizer steps calls
-        this often, so that a supervisor sees progress.
+        Work without optimizer steps calls this often, so that a supervisor sees progress.
         """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             (self.folder.path / "progress.json").touch()
             self._progress_at = time.monotonic()
 
     def _position(self) -> dict[str, int]:
+        """Return the numbers of the epoch, of the step within it, and of all steps so far."""
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint in the main process, with the same buffers in all processes."""
         self.process_group.broadcast_buffers(self.model)
         if self.process_group.is_main:
             self.save()

@@ -39,10 +39,11 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def write_preview(self, epoch: int, picture: bytes) -> None:
-        """Write the PNG `picture` as the newest preview, and as that of `epoch`, the number of finished epochs.
+        """Write the PNG `picture` as the newest preview and as the preview of `epoch`.
 
-        Of more than `MAX_PREVIEWS` epochs the one is removed whose neighbours are nearest to each
-        other; so the others stay about evenly spaced, and the first and the last are kept.
+        `epoch` is the number of finished epochs. If there are more than `MAX_PREVIEWS` previews by
+        epoch, the one is removed whose neighbours are nearest to each other; so the others stay
+        about evenly spaced, and the first and the last are kept.
         """
         self.write("preview.png", picture)
         (self.path / "previews").mkdir(exist_ok=True)
@@ -53,6 +54,7 @@ class RunFolder:
             (self.path / f"previews/{epochs[least]}.png").unlink(missing_ok=True)
 
     def _previews(self) -> list[Path]:
+        """Return the files of the previews by epoch, in the order of the epochs."""
         return [file for file in (self.path / "previews").glob("*.png") if file.stem.isdecimal()]
 
     def drop_metrics_after(self, epoch: int) -> None:
@@ -71,7 +73,8 @@ class RunFolder:
         """Write the checkpoint `state.pt` atomically and durably.
 
         Raises ValueError if it cannot be written, for example on a full disk; the previous
-        checkpoint is then kept. The error message ends with `previous`, which describes that one.
+        checkpoint is then kept. The error message ends with `previous`, which describes the
+        previous checkpoint.
         """
         part = self.path / "state.pt.part"
         try:

@@ -117,6 +117,7 @@ def _types_of(hint: Any) -> tuple[bool, tuple[type, ...]]:
 
 
 def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """Return a field's JSON value as its type; raise ValueError if it is not valid."""
     is_array, kinds = _types_of(hint)
     if is_array:
         if not isinstance(value, list | tuple):

@@ -29,7 +29,7 @@ def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:
 
 
 def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
-    """Return −∇ᵀp, where ∇ are the differences of each pixel to the one below and to the right.
+    """Return −∇ᵀp, where ∇y are the differences of each pixel to the one below and to the right.
 
     The last line and column of p, where ∇y is 0 for every y, have no effect.
     """

@@ -81,7 +81,7 @@ class Trainer:
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
         """Return the batches of an epoch: for each step, the indices of its images.
 
-        If too few images for a step remain at the end, they join the last batch.
+        If the last images of the epoch are too few for a step, they join the batch before.
         """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
@@ -131,6 +131,7 @@ class Trainer:
         )
 
     def _graphed_losses(self, index: Int[Tensor, "B"], row: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """Return the losses (B,) of images by their indices, for a CUDA graph."""
         rows = RowStreams.of_rows(self.recipe.seed, row)
         return self._loss(self.images[index], rows, self.epoch, self.model.loss)
 
@@ -199,11 +200,13 @@ class Trainer:
     def _loss(
         self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int, loss: Callable[..., Tensor]
     ) -> Float[Tensor, "B"]:
+        """Preprocess images and return their losses (B,), with the recipe's precision."""
         x = self._preprocess(images, rows)
         with self._autocast():
             return loss(x, rows, epoch)
 
     def _preprocess(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
+        """Return images in 0 … 1, binarized by draws if the recipe's binarization is "dynamic"."""
         return data.binarize(images, rows) if self.training.binarization == "dynamic" else data.grey(images)
 
     def _autocast(self) -> torch.autocast:

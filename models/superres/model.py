@@ -122,12 +122,12 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the description of the operation `upscale` in the format of the card.
+        """Return the description of the operation `upscale` in the format of the model card.
 
         It is keyed by the operation's name and has the `margin` of a tile in pixels. Without the
-        networks of the objective "statistics", that method is missing from its options; without a
-        denoiser, the option `denoise` is. With one, `option_margins` has what the margin must be
-        wider for it.
+        networks of the objective "statistics", the method of this name is missing from its options.
+        With a denoiser it has the option `denoise`, and `option_margins` has the pixels by which
+        the margin grows for this option.
         """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
@@ -508,8 +508,8 @@ class Model(nn.Module):
     ) -> Figures:
         """Measure the mean PSNR (dB) of bicubic interpolation and of the regression at each scale.
 
-        Returns the metrics for the card. `images` are at high resolution. `report` is called with
-        their number after each scale. `seed` and `k` have no effect.
+        Returns the metrics for the model card. `images` are at high resolution. `report` is called
+        with their number after each scale. `seed` and `k` have no effect.
         """
         del seed, k  # nothing is drawn
         figures = []

@@ -20,7 +20,7 @@ _NOISE = FIRST_FREE + 2  # the stream of the noise
 class DegradedPatches:
     """Patches of one size for the denoiser: `clean` ones, the same `degraded`, and the strengths.
 
-    `index` has the numbers of their images in the batch.
+    `index` has, for each patch, the index of its image in the batch.
     """
 
     index: Int64[Tensor, "n"]

@@ -48,6 +48,7 @@ def open_upload(folder: Path, options: ConversionOptions) -> Source:
 
 
 def _open_zip(folder: Path, options: ConversionOptions) -> Source:
+    """Open the ZIP FOLDER/file: as NPZ if it has only arrays, otherwise as images."""
     with open_zip(folder / "file") as archive:
         members = [info for info in archive.infolist() if not is_folder(info)]
         total = sum(info.file_size for info in members)

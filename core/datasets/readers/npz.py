@@ -77,6 +77,7 @@ def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels:
 
 
 def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOptions) -> ArrayHeader:
+    """Return the header of a .npy member. Raises UploadRejectedError if it has no images."""
     with _open_member(folder, info) as file:
         header = _read_header(file, info)
     base.check_header(header, info.filename, options)
@@ -105,6 +106,7 @@ def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
 
 @contextmanager
 def _open_member(folder: Path, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+    """Yield a member of FOLDER/file as a file. Raises UploadRejectedError if it is damaged."""
     with zipfile.ZipFile(folder / "file") as archive:
         with base.reject_damage(info.filename):
             file = archive.open(info)
@@ -115,6 +117,8 @@ def _open_member(folder: Path, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
 def _batch_reader(
     folder: Path, info: zipfile.ZipInfo, header: ArrayHeader, options: ConversionOptions
 ) -> Callable[[], Iterator[Pixels]]:
+    """Return the function that yields the images of an array in batches, for a `SourceSplit`."""
+
     def read_batches() -> Iterator[Pixels]:
         with base.reject_damage(info.filename.removesuffix(".npy")), _open_member(folder, info) as file:
             _read_header(file, info)
@@ -155,6 +159,10 @@ def _read_fortran_order(
 
 
 def _read_labels(folder: Path, info: zipfile.ZipInfo, count: int) -> np.ndarray:
+    """Return the labels in a member, int64 (count,).
+
+    Raises UploadRejectedError if they are not `count` integers.
+    """
     with _open_member(folder, info) as file:
         shape, dtype, _ = _read_header(file, info)
         if dtype.kind not in "biu" or math.prod(shape) != shape[0]:

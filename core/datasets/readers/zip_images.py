@@ -150,6 +150,7 @@ def _decode(
 def _open_pictures(
     folder: Path, images: Sequence[ZipImage], options: ConversionOptions, report: dict[str, Any]
 ) -> Source:
+    """Return the source of pictures of one size, that of `resize` or of all images."""
     sizes = Counter((image.height, image.width) for image in images)
     if options.resize is None and len(sizes) > 1:
         raise _mixed_sizes_error(images, sizes)
@@ -181,6 +182,7 @@ def _mixed_sizes_error(images: Sequence[ZipImage], sizes: Counter[tuple[int, int
 def _picture_reader(
     folder: Path, images: Sequence[ZipImage], shape: tuple[int, int, int], conversions: Counter[str]
 ) -> BatchReader:
+    """Return the function that yields pictures of `shape` in batches, for a `SourceSplit`."""
     step = max(1, base.BATCH_BYTES // math.prod(shape))
 
     def read_batches() -> Iterator[Pixels]:
@@ -197,6 +199,7 @@ def _picture_reader(
 def _open_photographs(
     folder: Path, images: Sequence[ZipImage], options: ConversionOptions, report: dict[str, Any]
 ) -> Source:
+    """Return the source of photographs, whose images are patches of PATCH × PATCH pixels."""
     if options.resize is not None:
         detail = f"resize is for pictures; photographs are cut into patches of {PATCH}×{PATCH}"
         raise UploadRejectedError(detail, "resize")
@@ -221,6 +224,8 @@ def _open_photographs(
 def _photograph_split(
     folder: Path, split: str | None, images: Sequence[ZipImage], conversions: Counter[str]
 ) -> SourceSplit:
+    """Return a split of photographs; its batches have the patches of one photograph each."""
+
     def read_batches() -> Iterator[Pixels]:
         with zipfile.ZipFile(folder / "file") as archive:
             for image in images:
