@@ -14,6 +14,14 @@ from core.catalog.registry import ModelVersion, Registry  # noqa: E402 - the rep
 
 MOST = 4  # figures per model; the card has all of them
 BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
+DEFINITIONS = (
+    "Metrics: `nll` is −log p(x); `bound` and `bound_K` are lower bounds of log p(x) from 1 and K samples. "
+    "`log_p_star` is log p*(x), `log_p_tilde_star` its lower bound, and `minus_2_log_z` the gap between the two. "
+    "`energy` is the energy of test pictures. `clear` is the share of samples that a classifier is sure of (p > 0.9), "
+    "`clear_best_of_1` that of single draws, and `i_prime` the paper's modified inception score. `psnr_M` and "
+    "`vgg_M` are the PSNR and the VGG-16 feature distance of the method M. To repeat a measurement: "
+    "`.venv/bin/python -m models evaluate checkpoints/NAME/1/model.safetensors`."
+)
 
 
 def row(entry: ModelVersion) -> str:
@@ -24,15 +32,18 @@ def row(entry: ModelVersion) -> str:
     starts = [str(start["epochs"]) for start in provenance.get("start", ()) if start.get("epochs")]
     if starts:
         trained += f"; with weights of earlier trainings ({' and '.join(starts)} epochs)"
-    figures = "; ".join(f"{metric.name} {metric.value:.4g} {metric.unit}".strip() for metric in card.figures[:MOST])
+    figures = "; ".join(
+        f"{metric.name} {metric.value:.4g} {'' if metric.unit == '1' else metric.unit}".strip()
+        for metric in card.figures[:MOST]
+    )
     return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 
 
 def table() -> str:
-    """Return the table between its markers."""
+    """Return the table between its markers, with the definitions of its metrics."""
     rows = [row(entry) for entry in Registry(ROOT / "checkpoints").active()]
     head = "| model | what it is | trained | measured on the test set |\n| --- | --- | --- | --- |"
-    return "\n".join([BEGIN, head, *rows, END])
+    return "\n".join([BEGIN, head, *rows, "", f"{DEFINITIONS} {END}"])
 
 
 def written(readme: str) -> str:
