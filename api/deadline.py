@@ -1,8 +1,9 @@
 """Reads and enforces the deadline of a request, sent as `Request-Timeout: SECONDS`.
 
 The seconds count from the arrival of the header. After the deadline the work stops: a synchronous
-request gets 504, and a job ends as failed with a problem of status 504. The header is relative, as
-those of gRPC, fal and Portkey are, because the clocks of clients and service differ.
+request gets 504, and a job ends as failed with a problem of status 504. The header has a duration
+and not a time, as the headers of gRPC, fal and Portkey have, because the clocks of clients and
+service differ.
 """
 
 import asyncio

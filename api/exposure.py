@@ -105,7 +105,7 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
 
 
 def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
-    """Return the IP networks whose X-Forwarded-For header is believed.
+    """Return the IP networks whose X-Forwarded-For header is trusted.
 
     Raises ValueError if the setting `trusted_proxies` contains something that is not an IP network.
     """

@@ -1,6 +1,6 @@
 """Adds security headers to HTML responses.
 
-With them, pages load files of this service only, and cannot be framed.
+The headers allow pages to load files of this service only, and forbid other sites to frame them.
 """
 
 import base64

@@ -101,7 +101,8 @@ class JobEvents:
 
     The functions `read`, `exists` and `preview` get the id of a job. `read` also gets an event
     number and returns the events after it; `exists` returns whether the job exists; `preview`
-    returns its preview as PNG, or None. `feeds` has what was read, keyed by job id.
+    returns the newest preview of the job as PNG, or None. `feeds` has what was read, keyed by job
+    id.
     """
 
     read: Callable[[str, int], Awaitable[list[Event]]]

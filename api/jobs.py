@@ -376,7 +376,8 @@ class JobService:
     async def preview(self, job_id: str) -> bytes | None:
         """Return the newest preview of a running job as PNG.
 
-        Returns None if there is none, if it has expired, or if the queue server is unreachable.
+        Returns None if the job has no preview, if it has expired, or if the queue server is
+        unreachable.
         """
         pending = self._adopted.pending.get(job_id)
         try:

@@ -133,9 +133,9 @@ class OperationDocs:
     def _fields(self, body: type[BaseModel], operation: Operation, entries: list[ModelVersion]) -> dict[str, Schema]:
         """Return the schemas of the fields of a body, keyed by field name.
 
-        `entries` are the models that have the operation: they become the examples of `model`, and
-        `options` allows the options of any of them. Adds a component schema for these options to
-        `schemas`.
+        `entries` are the models that have the operation: their names become the examples of
+        `model`, and `options` allows the options of all of them. Adds a component schema for these
+        options to `schemas`.
         """
         fields = {name: _without_null(rule) for name, rule in _properties(body).items()}
         fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])

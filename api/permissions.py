@@ -148,7 +148,8 @@ class Permissions:
     async def exists(self, kind: Kind, name: str, caller: Caller) -> bool:
         """Return whether a dataset or model with this name exists.
 
-        Raises ConflictError if it exists and the caller may not use it: the name is taken.
+        Raises ConflictError if it exists and the caller may not use it, because the name is then
+        not free.
         """
         await self.refresh()
         if kind == "model":

@@ -145,8 +145,8 @@ def form_boundary(content_type: str) -> bytes:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the fields of a JSON object.
 
-    Raises MalformedError if the body is not a JSON object, or would be costly to parse. Call it in
-    a thread for a large body.
+    Raises MalformedError if the body is not a JSON object, or would be costly to parse. Call this
+    function in a thread if the body is large.
     """
     try:
         fields = json_scan.loads(body)
@@ -163,8 +163,8 @@ def parse_texts(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict
     """Parse form or query fields; return their JSON values and their texts, both keyed by name.
 
     A text that is not JSON is taken as a string. Empty fields are left out. Raises InvalidError for
-    a field that is given twice, and MalformedError for texts that would be costly to parse. Call it
-    in a thread for large texts.
+    a field that is given twice, and MalformedError for texts that would be costly to parse. Call
+    this function in a thread if the texts are large.
     """
     texts = unique_fields(values)
     try:

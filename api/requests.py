@@ -90,8 +90,8 @@ class InferenceRequest:
     def stored_content(self) -> bytes:
         """Return the packed body of a request with URLs, to be stored until the images are fetched.
 
-        The model's version and the seed that were chosen replace those in the body. The URLs and
-        the webhook are left out, because the job has them already.
+        The packed body has the version and the seed that the service has chosen. It lacks the URLs
+        and the webhook, because the job's record has them.
         """
         fixed = {"model": self.entry.ref, "seed": self.seed}
         if self.output_kind:
@@ -217,7 +217,7 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
 def inference_request_of(
     content: Content, fields: OperationFields, operation: Operation, entry: ModelVersion, settings: Settings
 ) -> InferenceRequest:
-    """Validate the fields of a request against a model's card, and decode its images or codes.
+    """Validate the fields of a request against the model card, and decode its images or latent codes.
 
     If the request names an image by URL, no image is decoded yet. Raises InvalidError for fields,
     options, images, codes or URLs that are not valid.

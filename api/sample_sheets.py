@@ -48,11 +48,11 @@ class SampleSheets:
         self._sheets: OrderedDict[tuple[str, str], asyncio.Task[Sheet]] = OrderedDict()
 
     async def sheet(self, entry: ModelVersion, caller: Caller) -> Sheet:
-        """Return the sheet of a version. If it must be drawn, its rows count as those of `caller`.
+        """Return the sheet of a version; if samples must be drawn, their rows count as the caller's.
 
         Raises NotFoundError if the file has no preview and the model cannot draw samples,
-        ModelFailedError if it fails, and OverloadedError or TooManyRequestsError if too much work
-        is waiting.
+        ModelFailedError if the model fails, and OverloadedError or TooManyRequestsError if too much
+        work is waiting.
         """
         # a model that was deleted may have been trained again: the file's time differs
         key = entry.ref, entry.content_id

@@ -23,9 +23,10 @@ class ProgressCredit:
         self.left_s = timeout_s
 
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract the elapsed time from `left_s`, and add the time that the moved bytes earn.
+        """Subtract the elapsed time from `left_s`, and add the time for which the moved bytes count.
 
-        They earn the time that they take at the minimum rate; `left_s` never exceeds the time-out.
+        They count for as long as they take at the minimum rate; `left_s` never exceeds the
+        time-out.
         """
         self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
 
@@ -42,8 +43,8 @@ class ProgressCredit:
 class StalledWrites:
     """Counts the bytes that wait in the write buffers of connections, and limits them.
 
-    Only buffers above the high-water mark count: those of clients that read slower than the server
-    writes.
+    Only buffers above the high-water mark count, which belong to clients that read slower than the
+    server writes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -55,8 +56,8 @@ class StalledWrites:
     def add(self, transport: asyncio.Transport) -> list[asyncio.Transport]:
         """Count the write buffer of a connection that has exceeded the high-water mark.
 
-        If all counted buffers together exceed the limit, returns the connections to abort: those
-        that have been counted for the longest time. They are not counted any more.
+        If all counted buffers together exceed the limit, returns the connections to abort, which
+        are the ones that have been counted for the longest time. These are not counted any more.
         """
         self.remove(transport)
         self._sizes[transport] = size = transport.get_write_buffer_size()

@@ -165,7 +165,8 @@ async def prune_versions(state: AppState) -> None:
 async def prune_versions_once(state: AppState) -> None:
     """Delete the inactive versions of each model, except its newest `keep_versions` inactive ones.
 
-    Versions that an unfinished job uses, and those that are files of the operator, are kept too.
+    Versions that an unfinished job uses, and versions that the operator has installed, are kept
+    too.
     """
     for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]

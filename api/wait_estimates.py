@@ -126,8 +126,8 @@ class WaitEstimator:
         """Return the queue positions of jobs, keyed by id; None for a job that is no longer queued.
 
         The result may have the positions of other jobs too. Positions are cached for a second or,
-        if reading them takes more than a tenth of that, for ten times as long as it took. Calls
-        that come while positions are read wait for the next read, which is one for all of them.
+        if reading them takes more than a tenth of a second, for ten times as long as the reading
+        took. Calls that come while positions are read share the next reading.
         """
         self._asked.update(job_ids)
         if time.monotonic() < self._positions_until and self._positions.keys() >= set(job_ids):

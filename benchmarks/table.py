@@ -15,11 +15,11 @@ from core.catalog.registry import ModelVersion, Registry  # noqa: E402 - the rep
 MOST = 4  # figures per model; the card has all of them
 BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
 DEFINITIONS = (
-    "Metrics: `nll` is −log p(x); `bound` and `bound_K` are lower bounds of log p(x) from 1 and K samples. "
-    "`log_p_star` is log p*(x), `log_p_tilde_star` its lower bound, and `minus_2_log_z` the gap between the two. "
-    "`energy` is the energy of test pictures. `clear` is the share of samples that a classifier is sure of (p > 0.9), "
-    "`clear_best_of_1` that of single draws, and `i_prime` the paper's modified inception score. `psnr_M` and "
-    "`vgg_M` are the PSNR and the VGG-16 feature distance of the method M. To repeat a measurement: "
+    "Metrics: `nll` is −log p(x), and `log_p` log p(x); `bound` and `bound_K` are lower bounds of log p(x) from 1 and "
+    "K samples. `log_p_star` is log p*(x), `log_p_tilde_star` its lower bound, and `minus_2_log_z` the gap between the "
+    "two. `energy` is the energy of test pictures. `clear` is the share of samples that a classifier is sure of "
+    "(p > 0.9), `clear_best_of_1` that of single draws, and `i_prime` the paper's modified inception score. `psnr_M` "
+    "and `vgg_M` are the PSNR and the VGG-16 feature distance of the method M. To repeat a measurement: "
     "`.venv/bin/python -m models evaluate checkpoints/NAME/1/model.safetensors`."
 )
 

@@ -206,7 +206,8 @@ class Event:
     """An event of a job.
 
     `kind` is status, progress, message, metrics, checkpoint or preview. `data` has the fields of
-    the event, and `id` its number in the job; previews have none, because they are not stored.
+    the event, and `id` its number in the job; preview events have no `id`, because they are not
+    stored.
     """
 
     kind: str

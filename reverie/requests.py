@@ -1,4 +1,4 @@
-"""Define the client's requests, with their uploads and downloads, and when they are retried."""
+"""Define the client's requests, with their uploads and downloads, and the rules for retries."""
 
 import email.utils
 import io

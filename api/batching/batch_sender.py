@@ -212,8 +212,8 @@ class BatchSender:
     def _device_kind(self, ref: str) -> str:
         """Choose the device kind for a request; `ANY_KIND` while no worker that can run it is known.
 
-        Raises OverloadedError if workers run, but none can run the version, nor has one died
-        recently that could.
+        Raises OverloadedError if workers run, but no worker that can run the version is alive or
+        was alive recently.
         """
         fleet = self._scheduler.fleet
         kinds = fleet.kinds(ref)

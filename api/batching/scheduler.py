@@ -74,9 +74,9 @@ class Limits:
 class PassTiming:
     """The last slow forward pass of a group; after it, the group's next batch waits for more rows.
 
-    The batch waits until it has `rows` rows: as many as the pass had plus those that arrived during
-    the pass, at most a full batch. The pass took `took` seconds, and ended at the time `ended`
-    (monotonic, seconds).
+    The batch waits until it has `rows` rows: as many as the pass had, plus the rows that arrived
+    during the pass, at most a full batch. The pass took `took` seconds, and ended at the time
+    `ended` (monotonic, seconds).
     """
 
     rows: int

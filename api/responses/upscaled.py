@@ -73,7 +73,8 @@ class UpscaleSpec:
     def conversions_to(self, kind: str) -> tuple[str, ...]:
         """Return messages about what the file format `kind` cannot store of the image.
 
-        JPEG has no transparency, so a transparent image is put over white; other formats store all.
+        JPEG has no transparency, so a transparent image is composited over white; other formats
+        store all.
         """
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
@@ -113,7 +114,7 @@ class OutputFormat:
 class StoredPicture(ResultFile):
     """An encoded image in the blob store.
 
-    `constants` has those values of the job's result that are not per row, keyed by name; a JSON
+    `constants` has the values of the job's result that are not per row, keyed by name; a JSON
     response contains them beside the image.
     """
 

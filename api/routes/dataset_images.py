@@ -49,7 +49,7 @@ async def list_dataset_images(
 ) -> Response:
     """Return at most `limit` images of a split, in their order, after the one with the index `after`.
 
-    There are fewer if images are large. `Accept` chooses a list with links, one PNG with these
+    Fewer are returned if they are large. `Accept` chooses a list with links, one PNG with these
     images line by line, or an NPZ with `images`, `index` and, if there are any, `labels`. If there
     are no images, a PNG has the status 404.
     """

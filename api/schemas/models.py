@@ -56,7 +56,7 @@ class ActiveCode(Resource):
 class CodesResponse(Resource):
     """The numbers of a model's latent codes that matter most for its images.
 
-    For a model with several layers of codes, they are those of the top layer.
+    If the model has several layers of codes, the numbers are those of the top layer.
     """
 
     active: list[ActiveCode] = Field(description="The most active numbers first, at most 64.")

@@ -113,7 +113,7 @@ def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None
     """Return a nested dictionary of the options that `assignments` such as "a.b=value" set.
 
     A value is JSON, or else a string. The options are added to `base`, which is changed in place;
-    None is an empty one. Raises typer.BadParameter for an assignment without "=".
+    None stands for an empty dictionary. Raises typer.BadParameter for an assignment without "=".
     """
     options = {} if base is None else base
     for assignment in assignments or ():

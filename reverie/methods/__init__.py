@@ -9,5 +9,5 @@ from reverie.methods.operations import OperationMethods
 class ApiMethods(OperationMethods, ModelMethods, DatasetMethods, TrainingMethods, JobMethods):
     """All methods that `Client` and `AsyncClient` share, one for each use of the HTTP API.
 
-    The method `events` is not among them: each client has its own.
+    The method `events` is missing here, because each client defines its own.
     """

@@ -124,9 +124,10 @@ class DatasetMethods(BaseMethods):
     def dataset_images(
         self, name: str, *, split: str = "train", after: int | None = None, limit: int = 100
     ) -> Steps[list[DatasetImage]]:
-        """Return index and label of at most `limit` images of a split, after the one with the index `after`.
+        """Return index and label of at most `limit` images of a split, in their order.
 
-        `dataset(name).counts` says how many there are.
+        The first image is the one after the index `after`. `dataset(name).counts` has the number of
+        images in each split.
         """
         params = {"split": split, "after": after, "limit": limit}
         request = ApiRequest("GET", path_of("datasets", name, "images"), params=params)
@@ -146,7 +147,7 @@ class DatasetMethods(BaseMethods):
         """Save at most `limit` images of a split, after the one with the index `after`.
 
         The suffix of `path` chooses one PNG with `columns` images per line, an NPZ with `images`,
-        `index` and `labels`, or a JSON list. There are fewer images if they are large. Raises
+        `index` and `labels`, or a JSON list. Fewer are saved if they are large. Raises
         NotFoundError for a PNG without images, ValueError for another suffix.
         """
         params = {"split": split, "after": after, "limit": limit, "columns": columns}

@@ -51,8 +51,8 @@ async def create_fine_tuning_job(
 ) -> FineTuningJob:
     """Train a new model on a file.
 
-    `model` is a family, or a served model whose family and configuration the new model gets; its
-    weights are not used.
+    `model` is a family, or a served model whose family and configuration the new model gets, but
+    not its weights.
     """
     known_only(body.model_extra, FineTuningBody.model_fields)
     await state.permissions.refresh()
