@@ -52,7 +52,7 @@ def set_deadline(scope: MutableMapping[str, Any], header: bytes) -> float:
 
 
 def deadline_of(scope: Mapping[str, Any]) -> float | None:
-    """Return the deadline of a request, in seconds since the epoch; None if it has none."""
+    """Return the deadline of a request, in seconds since the epoch; None if no deadline is set."""
     deadline: float | None = scope.get(_SCOPE_KEY)
     return deadline
 

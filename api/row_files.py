@@ -98,7 +98,7 @@ class RowFile:
     def restore(self, chunks: dict[int, Fields]) -> None:
         """Put the written arrays back into `chunks`, the fields of slices keyed by their first row.
 
-        Call it when the disk is full, so that the whole result is kept in memory.
+        Call this when the disk is full, so that the whole result is kept in memory.
         """
         arrays = self.arrays()
         for first, rows in self._slices.items():

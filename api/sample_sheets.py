@@ -42,7 +42,7 @@ class SampleSheets:
     """Makes each sheet once, and keeps the sheets that were used last."""
 
     def __init__(self, batch_sender: BatchSender, timeout_s: float) -> None:
-        """Draw samples through `batch_sender`, for at most `timeout_s` seconds."""
+        """Set how samples are drawn: by `batch_sender`, in at most `timeout_s` seconds."""
         self._batch_sender = batch_sender
         self._timeout_s = timeout_s
         self._sheets: OrderedDict[tuple[str, str], asyncio.Task[Sheet]] = OrderedDict()

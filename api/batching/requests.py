@@ -38,7 +38,7 @@ class PendingRequest:
     fractions of rows that run in time slices, `rows_left` counts the rows without a result, and
     `next_row` is the first row that was never sent. `retries` are the slices to be sent again, and
     `batches` the batches in flight that contain rows of the request. All rows are computed by workers
-    of one `device_kind`; `restarts` counts how often it was replaced by another.
+    of one `device_kind`; `restarts` counts how often the request began again on another device kind.
     """
 
     entry: ModelVersion

@@ -105,7 +105,7 @@ class WorkerMonitor:
         self._catalogs[digest] = frozenset(refs)
 
     def reject(self, worker_id: str, ref: str) -> None:
-        """Send a worker no batches of a version for a while, because it has rejected one."""
+        """Record that a worker has rejected a batch of a version, so that it gets no more for a while."""
         self._rejections[worker_id, ref] = time.monotonic() + _REJECTION_S
 
     def fleet(self) -> Fleet:

@@ -129,10 +129,11 @@ async def delete_version(state: State, caller: CurrentCaller, name: str, version
 async def import_version(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
     """Import a safetensors file as a new version of a model.
 
-    The name in its card must be that of the model, and its weights must fit its config. The file is
-    in a form, or is the body itself as `application/octet-stream` with `shared` in the query. The
-    version gets the next free number. It becomes active only if the model has no other version. If
-    a version already has the same bytes, it is returned with status 200.
+    The name in the file's model card must be that of the model, and its weights must fit its
+    config. The file is in a form, or is the body itself as `application/octet-stream` with `shared`
+    in the query. The version gets the next free number. It becomes active only if the model has no
+    other version. If a version already has the same bytes, that version is returned with status
+    200.
     """
     if not NAME.fullmatch(name):
         raise InvalidError(f"{name[:120]!r} is not a name: a-z, 0-9, '.', '-' and '_', at most 63 of them")

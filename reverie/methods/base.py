@@ -140,7 +140,7 @@ class BaseMethods:
     def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:
         """Return the entries of the list at the URL path `path`, which is read page by page.
 
-        They are the first `limit` entries, or all if `limit` is None. `filters` are query
+        Returns the first `limit` entries, or all if `limit` is None. `filters` are query
         parameters.
         """
         entries: list[Any] = []

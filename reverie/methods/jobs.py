@@ -141,7 +141,7 @@ class TrainingMethods(BaseMethods):
 
         When the training succeeds, the model `name` has a new version. `recipe` has the changes to
         the family's default recipe: `config`, `training` and `seed`. `summary` describes the model
-        in its card. `serve` says when the new version becomes active: "if better" than the active
+        in its model card. `serve` says when the new version becomes active: "if better" than the active
         one, "always" or "never". `evaluation` has the `count` of test pictures and the number `k`
         of importance samples per picture. `gpus` is the number of devices. A new model is private
         unless `shared`. After `deadline_s` seconds the training fails; its last checkpoint is kept.

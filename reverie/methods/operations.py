@@ -308,7 +308,10 @@ def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
 def _operation_request(
     operation: str, headers: Mapping[str, str], body: Mapping[str, Any], deadline_s: float | None
 ) -> ApiRequest:
-    """Return the request of an operation; if the codes in its body are a path, it uploads this file."""
+    """Return the request of an operation.
+
+    If the codes in its body are a path, the request uploads the file at this path.
+    """
     path, deadline, codes = f"/v1/{operation}", deadline_after(deadline_s), body.get("codes")
     if not isinstance(codes, str | os.PathLike):
         return ApiRequest("POST", path, json=body, headers=headers, deadline=deadline)
