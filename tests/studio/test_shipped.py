@@ -91,6 +91,8 @@ def test_plane(browser: Browser, shipped: Service, model: str) -> None:
     with visit(browser, shipped) as visited:
         page = visited.open(f"/plane?model={model}&tab=sliders")
         slider = page.locator(".slider input").first
+        expect(slider).to_be_visible()
+        wait_for_drawing(page, ".decoded")
         before = page.locator(".decoded").first.evaluate("canvas => canvas.toDataURL()")
         slider.focus()
         page.keyboard.press("End")

@@ -11,9 +11,12 @@ import { address, setParams } from "../../router";
 import { useBox } from "../../state/box";
 import { useShortcuts } from "../../state/shortcuts";
 import { useDebounce } from "../../state/timing";
-import { codeOf, codeShape, decodingOf, formatChanges, isMeasured, type Layers, layersOf, parseChanges, parseLayer, round, withChanges } from "./codes";
+import { codeShape, decodingOf, formatChanges, isMeasured, layersOf, parseChanges, parseLayer, round, withChanges } from "./codes";
 import { DecodedPicture } from "./DecodedPicture";
 import { useDecoder } from "./decoder";
+import { LayerChoice } from "./LayerChoice";
+import { hasStates, type Start } from "./states";
+import { useStart } from "./useStart";
 
 const SHOWN = 12;
 
@@ -30,16 +33,20 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
   const debounce = useDebounce(300);
   const area = useRef<HTMLDivElement>(null);
   const box = useBox(area);
-  const base = shape === null ? [] : codeOf(shape, seed);
+  const { start, problem } = useStart(model, reference, layer, shape, seed);
+  const last = useRef<{ layer: number; start: Start } | null>(null);
+  if (start !== null) last.current = { layer, start };
+  const shown = last.current?.layer === layer ? last.current.start : null; // the code before, until the new one is there
   const own = useRef<string | null>("");
   useEffect(() => {
-    if (shape === null || own.current === (written ?? null)) return; // the hand has written it
+    if (shape === null || start === null || own.current === (written ?? null)) return; // the hand has written it
     changes.value = parseChanges(written, shape);
-    decoder.decode(withChanges(base, changes.value));
-  }, [seed, written, decoder]);
+    decoder.decode(withChanges(start.code, changes.value));
+  }, [start, written, decoder]);
   const change = (index: number, value: number) => {
+    if (start === null) return;
     changes.value = new Map(changes.peek()).set(index, value);
-    decoder.decode(withChanges(base, changes.value));
+    decoder.decode(withChanges(start.code, changes.value));
     debounce.call(() => {
       own.current = formatChanges(changes.peek());
       setParams({ z: own.current }, { replace: true });
@@ -52,13 +59,14 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
   const restart = () => begin(Math.floor(Math.random() * 1e9));
   useShortcuts([{ key: "n", label: "New code", run: restart }]);
   if (shape === null) return null;
-  const code = withChanges(base, changes.value);
+  const code = withChanges(shown?.code ?? [], changes.value);
+  const order = shown?.order ?? [];
   const scale = Math.max(1, Math.floor(Math.min(box.width / model.image.width, model.image.height === 1 ? Infinity : box.height / model.image.height)));
   return (
     <Workspace
       result={
         <>
-          <ProblemLine problem={decoder.problem.value} />
+          <ProblemLine problem={problem ?? decoder.problem.value} />
           <div class="sliders-area" ref={area}>
             {box.width > 0 && <DecodedPicture decoder={decoder} image={model.image} scale={Math.min(scale, 20)} label={`Picture of a code of ${model.name}`} />}
           </div>
@@ -76,8 +84,9 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
             </button>
           </div>
           {layers && <LayerChoice layers={layers} layer={layer} onChoose={(chosen) => begin(seed, { layer: chosen })} />}
-          <div class="form sliders" role="group" aria-label={isMeasured(model, layer) ? "Numbers of the code, the most active ones first" : "Numbers of the code"}>
-            {shape.active.slice(0, all ? undefined : SHOWN).map((index) => (
+          <div class="form sliders" role="group" aria-label="Numbers of the code, those that matter most first" aria-busy={start === null}>
+            {shown === null && problem === null && <p class="muted small">Looking for the numbers that change the picture most…</p>}
+            {order.slice(0, all ? undefined : SHOWN).map((index) => (
               <label key={index} class="slider">
                 <span class="field-name">z{index}</span>
                 <input
@@ -93,38 +102,22 @@ export function Sliders({ model, reference }: { model: Model; reference: string 
               </label>
             ))}
           </div>
-          {shape.active.length > SHOWN && (
+          {order.length > SHOWN && (
             <button type="button" class="quiet" onClick={() => setAll(!all)}>
-              {all ? "Show fewer" : `Show all ${shape.active.length}`}
+              {all ? "Show fewer" : `Show all ${order.length}`}
             </button>
           )}
-          <p class="muted small">{isMeasured(model, layer) && model.codes?.measure ? `In the order of the ${model.codes.measure}.` : ""}</p>
+          <p class="muted small">{orderNote(model, layer)}</p>
           <hr />
-          <RequestCode operation="decodings" body={{ ...decodingOf(model, reference, layer), codes: [withChanges(base, parseChanges(written, shape))] }} />
+          {shown && <RequestCode operation="decodings" body={{ ...decodingOf(model, reference, layer), codes: [withChanges(shown.code, parseChanges(written, shape))] }} />}
         </>
       }
     />
   );
 }
 
-interface LayerChoiceProps {
-  layers: Layers;
-  layer: number;
-  onChoose: (layer: number) => void;
-}
-
-function LayerChoice({ layers: { option, sizes }, layer, onChoose }: LayerChoiceProps) {
-  return (
-    <label class="field">
-      <span class="field-name">{option}</span>
-      <select value={String(layer)} onChange={(event) => onChoose(Number(event.currentTarget.value))}>
-        {sizes.map((size, index) => (
-          <option key={index} value={String(index)}>
-            {index}: {size} numbers{index === 0 ? ", the lowest" : ""}
-          </option>
-        ))}
-      </select>
-      <p class="muted small">The layers below it are drawn, with the same seed for each picture.</p>
-    </label>
-  );
+/** Returns why the sliders are in their order; nothing if there is no reason. */
+function orderNote(model: Model, layer: number): string {
+  if (hasStates(model)) return "In the order of how much each of them changes the picture.";
+  return isMeasured(model, layer) && model.codes?.measure ? `In the order of the ${model.codes.measure}.` : "";
 }
