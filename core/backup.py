@@ -192,12 +192,12 @@ def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
 
 
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
-    """Copy the files of all jobs in the backup's `database`; return whether all of them existed.
+    """Copy the files of all jobs in the backup's `database`; return whether all files existed.
 
-    These are blobs, folders of unfinished auxiliary jobs, and runs. Files that an earlier attempt
-    copied and that no job needs any more are removed from the backup. If files are missing in the
-    `last` attempt, their jobs are marked as expired in `database`; in an earlier one, the caller
-    copies the database again.
+    The files are blobs, folders of unfinished auxiliary jobs, and runs. Files that an earlier
+    attempt copied and that no job needs any more are removed from the backup. If files are missing
+    in the `last` attempt, their jobs are marked as expired in `database`; in an earlier attempt,
+    the caller copies the database again.
     """
     gone, wanted = [], set()
     for job_id, kind, state, keys in _read_jobs(database):

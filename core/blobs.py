@@ -16,7 +16,7 @@ PARTIAL = ".part"  # suffix of files that are being written
 
 
 class BlobsUrlError(ValueError):
-    """Raised for a URL that is not that of a blob store; the message says what would work."""
+    """Raised for a URL that names no blob store; the message says what would work."""
 
 
 class Blobs(ABC):
@@ -103,9 +103,9 @@ class Blobs(ABC):
 
     @abstractmethod
     def signed_url(self, key: str, expires_s: float) -> str | None:
-        """Return a URL by which anybody can read a blob for `expires_s` seconds; None for a local store.
+        """Return a URL by which anybody can read a blob for `expires_s` seconds.
 
-        It is not checked whether the blob exists.
+        The blob need not exist. None for a local store, which has no URLs.
         """
 
 

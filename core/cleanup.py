@@ -110,9 +110,10 @@ class Cleanup:
             excess -= sum(sizes.get(job_id, 0) for job_id in removed)
 
     def _remove_results(self, job_ids: list[str]) -> list[str]:
-        """Remove the results of jobs and mark the jobs as expired; return the ids of those removed.
+        """Remove the results of jobs and mark the jobs as expired; return the ids of these jobs.
 
-        A result that cannot be removed is left for the next cleanup, and its job is not marked.
+        If a result cannot be removed, its job is not marked and not returned; the next cleanup
+        tries again.
         """
         removed = []
         for job_id in job_ids:
@@ -220,7 +221,7 @@ class Cleanup:
             yield f"{kind}/{path.name}@{path}", _Orphan(written_at, is_needed, lambda: remove(path))
 
     def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
-        """Return those of the ids whose job does not exist or does not need its files.
+        """Return the ids of the jobs that do not exist or do not need their files.
 
         `needs(state)` returns whether a job in this state needs its files.
         """

@@ -83,7 +83,7 @@ def in_use(lock: Path) -> bool:
 def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
     """Yield a new file in `folder`, for writing and reading; then remove it unless it was moved.
 
-    It is locked while the block runs. The cleanup removes only files without a lock, whose
+    The file is locked while the block runs. The cleanup removes only files without a lock, whose
     processes have died.
     """
     folder.mkdir(parents=True, exist_ok=True)

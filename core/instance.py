@@ -35,7 +35,7 @@ def instance_id(database_url: str, first_id: str) -> str:
 
 
 def share_webhook_secret(settings: Settings) -> None:
-    """Let all hosts sign webhooks without an owner by one secret: that of the first one."""
+    """Give all hosts the first host's secret, which signs webhooks of jobs without an owner."""
     file = StatePaths(settings.state).webhook_secret
     engine = JobStore(settings.database).engine
     try:

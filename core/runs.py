@@ -164,7 +164,7 @@ class SharedRuns(Runs):
         return made
 
     def _upload_previews(self, job_id: str, folder: Path) -> None:
-        """Upload previews that the blob store lacks; delete there those that the folder lacks."""
+        """Upload new previews; delete from the blob store those that the folder no longer has."""
         prefix = f"{PREFIX}/{job_id}"
         with contextlib.suppress(FileNotFoundError):
             self._blobs.put(f"{prefix}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())

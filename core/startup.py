@@ -235,10 +235,10 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 # See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
-    """Mark the queue server as that of this instance; return whether it is reachable.
+    """Mark the queue server as this instance's own; return whether the server is reachable.
 
-    The database that wakes training workers is marked, too. Raises StartupError if another instance
-    of the service has marked one of the two before, or if one cannot be used.
+    The Redis database that wakes training workers is marked, too. Raises StartupError if another
+    instance of the service has marked either database before, or if either cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue

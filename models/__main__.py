@@ -90,11 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) -> None:
-    """Add the commands that the service's training worker runs, each in a process of its own.
+    """Add to `subparsers` the commands that the training worker runs in child processes.
 
-    They are added to `subparsers`. `base`, `common` and `recipe` are parsers whose options a
-    command inherits: `base` has those of every command, `common` also device, threads and data
-    folder, and `recipe` the choice of a recipe.
+    `base`, `common` and `recipe` are parsers whose options a command inherits: `base` has the
+    options of every command, `common` also device, threads and data folder, and `recipe` the choice
+    of a recipe.
     """
     publish = _add_command(subparsers, "publish", "export a run with figures and a preview", common)
     publish.add_argument("run", type=Path, help="folder of the run")

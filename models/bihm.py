@@ -188,7 +188,7 @@ class SampleOptions:
 class InpaintOptions:
     """Options of `inpaint`: how images are binarized, and how the Gibbs sampler works.
 
-    `pool` is the number of draws of p, of which the Gibbs chain starts from one.
+    `pool` is a number of draws of p; the Gibbs chain starts from one of these draws.
     """
 
     binarization: str = _BINARIZATION
@@ -451,11 +451,11 @@ class Model(nn.Module):
     ) -> Result:
         """Draw the pixels where `mask` ≥ 0.5 from p*, given the other pixels (BiHM §2.3).
 
-        Returns `images`, in which the other pixels are those given. The Gibbs chain starts from one
-        of `pool` draws of p, chosen by the likelihood of the given pixels, and does one sweep per
-        call. Every call but the last returns a `Continuation`. `state` is None in the first call,
-        later the state of the previous `Continuation`. Raises ValueError if a mask hides no pixel
-        or every pixel.
+        Returns `images`, in which the pixels outside the mask are unchanged. The Gibbs chain starts
+        from one of `pool` draws of p, chosen by the likelihood of the given pixels, and does one
+        sweep per call. Every call but the last returns a `Continuation`. `state` is None in the
+        first call, later the state of the previous `Continuation`. Raises ValueError if a mask
+        hides no pixel or every pixel.
         """
         hidden = mask.flatten(1) >= 0.5
         share = hidden.float().mean(1)
@@ -714,11 +714,11 @@ class Model(nn.Module):
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
     def _start_chain(self, x: Pixels, hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
-        """Choose one of `pool` draws of p as the start of a Gibbs chain; return its layers (B, n).
+        """Choose one of `pool` draws of p as the start of a Gibbs chain; return x, h₁, …, h_L.
 
-        They are x, h₁, …, h_L. The probability of a draw is proportional to its likelihood p(x|h₁)
-        of the known pixels, those of `x` where `hidden` is False. Of the layer x, the known pixels
-        are those of `x`, and the others are drawn.
+        Each layer is (B, n). The pixels of `x` where `hidden` is False are known: the probability
+        of a draw is proportional to its likelihood p(x|h₁) of the known pixels. The layer x has the
+        known pixels, and drawn ones elsewhere.
         """
         drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
@@ -732,7 +732,7 @@ class Model(nn.Module):
 
         As in the authors' code, this is done in parts. Each call makes at most `POOL_PER_CALL`
         draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). The chosen draw
-        replaces the one kept so far with the probability (sum of the new weights)/(sum of all
+        replaces the draw kept so far with the probability (sum of the new weights)/(sum of all
         weights so far). Every call but the last returns a `Continuation`, whose state is the next
         call's `state`; the last call returns `images` and `effective_sample_size`.
         """
@@ -757,9 +757,9 @@ class Model(nn.Module):
         return {"images": self._to_images(self._output_pixels(chain, options.output)), "effective_sample_size": size}
 
     def _choice(self, rows: RowStreams, number: int) -> PerImage:
-        """Return for each row a random number in [0, 1) by which draws are chosen, shape (B,).
+        """Return a random number in [0, 1) per row, by which draws are chosen, shape (B,).
 
-        Each row has a sequence of such numbers, of which the one at index `number` is returned.
+        Each row has a sequence of such numbers; the number at index `number` is returned.
         """
         return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 

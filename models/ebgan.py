@@ -149,10 +149,10 @@ def generator_loss(fake: PerImage) -> PerImage:
 
 
 def pulling_away(code: Code) -> PerImage:
-    """Return the pulling-away term of each of N codes S = `code` (EBGAN §2.4).
+    """Return the pulling-away term of each of N encoder codes S = `code` (EBGAN §2.4).
 
-    For the code i it is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)²; the mean over i is f_PT. A code of
-    zeros counts as orthogonal to all others and has no gradient.
+    For code i it is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)²; the mean over i is f_PT. A code of zeros
+    counts as orthogonal to all others and has no gradient.
     """
     unit = code / torch.linalg.vector_norm(code, dim=1, keepdim=True).clamp_min(1e-6)
     squares = (unit @ unit.T).square()
@@ -220,7 +220,7 @@ def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) 
 
 
 def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return the layers that map z, or a code, to an image's pixels before the final tanh.
+    """Return the layers that map z, or an encoder code, to an image's pixels before the final tanh.
 
     `inputs` is the length of z or of the code. With the architecture "conv" the layers are
     transposed convolutions, and `size` is their number of channels. Otherwise they are a perceptron
@@ -340,7 +340,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: plain samples, the best of several candidates, or low-energy ones."""
+    """Options of `sample`: plain samples, the best of several candidates, or low energies only."""
 
     best_of: int | None = option(
         None, minimum=1, maximum=1024, description="candidates a row, of which the lowest energy is kept"
@@ -395,8 +395,8 @@ class Model(nn.Module):
     def smallest_batch(self) -> int:
         """Return the minimum number of images in a batch of a training step: 2 or 1.
 
-        It is 2 if batch normalisation applies to a layer that has one value per image and channel:
-        the variance of such a value needs two images.
+        Returns 2 if batch normalisation applies to a layer that has one value per image and
+        channel: its variance needs two images.
         """
         config = self.config
         conv = config.architecture == "conv"
@@ -431,20 +431,21 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
-        """Return `images` (B, C, H, W) in 0 … 1: plain samples G(z), or those chosen by energy.
+        """Return `images` (B, C, H, W) in 0 … 1: plain samples G(z), or samples chosen by energy.
 
-        With the option `best_of`, whose default is the config's, each row keeps the one of so many
-        candidates that has the lowest energy. With the option `below`, it keeps the first candidate
-        whose energy is less than `below`; if none of `proposals` candidates is, the one of the
-        lowest energy. The config's `best_of` does not apply then. In both cases `energies` (B,) are
-        returned, too. `below` also returns `accepted` (B,), whether there was such a candidate, and
-        `proposals` (B,), the number of candidates until then, or of all.
+        With the option `best_of`, whose default is the config's, each row keeps the candidate of
+        the lowest energy, of `best_of` candidates. With the option `below`, each row keeps the
+        first candidate whose energy is less than `below`, or the candidate of the lowest energy if
+        none of `proposals` candidates is accepted; the config's `best_of` does not apply then. Both
+        options also return `energies` (B,). `below` also returns `accepted` (B,), whether a
+        candidate was accepted, and `proposals` (B,), the number of candidates up to the accepted
+        one, or of all.
 
         Each call tries `CANDIDATES_PER_CALL` candidates; every call but the last returns a
         `Continuation`. `state` is None in the first call, later the state of the previous
         `Continuation`. Raises ValueError if both options are set, or if `state` has rows with
-        different numbers of candidates. A `best_of` equal to the config's counts as not set, because
-        the service fills in defaults.
+        different numbers of candidates. A `best_of` equal to the config's counts as not set,
+        because the service fills in defaults.
         """
         best_of = options.best_of or self.config.best_of
         if options.below is None and best_of == 1:
@@ -481,11 +482,11 @@ class Model(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the state of the operation `sample` after `count` more candidates per row.
 
-        `best` is the state before them: the images and energies of the best candidates so far,
-        whether a candidate was accepted, and numbers of candidates. `first` is the number of the
-        first new candidate. A candidate is accepted if its energy is less than `below`; after that,
-        its row changes no more. Each candidate is a forward pass over all rows, so that its image
-        is bit-identical to that of a plain sample.
+        `best` is the previous state: the images and energies of the best candidates so far, whether
+        a candidate was accepted, and numbers of candidates. `first` is the number of the first new
+        candidate. A candidate is accepted if its energy is less than `below`; after that, its row
+        changes no more. Each candidate is a forward pass over all rows, so that its image is
+        bit-identical to a plain sample's.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -568,8 +569,8 @@ class Model(nn.Module):
     def percentile(self, energies: PerImage) -> PerImage:
         """Return, for each energy, the percentage of training images that have less energy (B,).
 
-        It is interpolated between quantiles of the training images' energies, which are stored with
-        the weights at the end of a training.
+        The percentage is interpolated between quantiles of the training images' energies, which are
+        stored with the weights at the end of a training.
         """
         above = torch.searchsorted(self.quantiles, energies.contiguous(), right=True).clamp(1, QUANTILES - 1)
         low, high = self.quantiles[above - 1], self.quantiles[above]
@@ -579,7 +580,7 @@ class Model(nn.Module):
     # Training
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:  # noqa: ARG002
-        """Yield the optimizer step of the discriminator, then that of the generator.
+        """Yield the optimizer step of the discriminator, then the step of the generator.
 
         Both use the same generated images. The losses of the generator's step are computed with the
         updated discriminator, so apply the first step before you ask for the second.
@@ -613,7 +614,7 @@ class Model(nn.Module):
         """Return the generator's loss for each generated image (B,): EBGAN eq. 2, or a plain GAN's.
 
         `fake` has the energies of the images (for a plain GAN, their logits), and `code` their
-        codes. The pulling-away term is added with the weight `config.pulling_away`.
+        encoder codes. The pulling-away term is added with the weight `config.pulling_away`.
         """
         losses = gan_generator_loss(fake) if self.config.objective == "gan" else generator_loss(fake)
         return losses + self.config.pulling_away * pulling_away(code) if self.config.pulling_away else losses

@@ -302,7 +302,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Options of `reconstruct`: binarization, and whether codes and pixels are means or draws."""
+    """Options of `reconstruct`: binarization, and whether z and pixels are means or draws."""
 
     binarization: str = _BINARIZATION
     code: str = option("mean", choices=("mean", "draw"), description="decode the mean of q(z|x), or a seeded draw")
@@ -325,7 +325,7 @@ class InterpolateOptions:
 class EnergyOptions:
     """Options of `energy`, which returns minus the lower bound (SGVB B).
 
-    They are how images are binarized, and over how many samples of q(z|x) is averaged.
+    The options say how images are binarized, and how many samples of q(z|x) are averaged.
     """
 
     UNIT: ClassVar[str] = "nats"
@@ -337,7 +337,7 @@ class EnergyOptions:
 class LikelihoodOptions:
     """Options of `log_likelihood`: how images are binarized, and the number of importance samples.
 
-    It is at least two, because the standard error of one sample is undefined.
+    At least two samples are needed, because the standard error of one sample is undefined.
     """
 
     UNIT: ClassVar[str] = "nats"

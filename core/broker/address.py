@@ -42,9 +42,9 @@ class QueueAddress:
 
     @classmethod
     def parse(cls, url: str) -> "QueueAddress":
-        """Parse a URL of the queue server.
+        """Parse a URL of the queue server, in a form that the docstring of this module lists.
 
-        The docstring of this module lists the forms; raises ValueError for any other one.
+        Raises ValueError for any other URL.
         """
         if urlsplit(url).scheme == _SENTINEL:
             return cls._parse_sentinel(url)
@@ -112,7 +112,7 @@ class QueueAddress:
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:
-        """Return the host and port to connect to; with Sentinel, those of the current master.
+        """Return the host and port to connect to: with Sentinel, the current master's.
 
         Raises RedisError if no Sentinel knows the master.
         """

@@ -162,7 +162,7 @@ class Outcome:
 
 
 def joined(chunks: list[Fields]) -> Fields:
-    """Join the results of consecutive ranges of rows; return those of all these rows.
+    """Join the results of consecutive ranges of rows to the results of all rows.
 
     Arrays and lists have an entry per row and are concatenated; other values are taken from the
     first range.

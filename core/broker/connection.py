@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
     """Return a blocking client of the queue server.
 
-    With `training`, it uses the Redis database by which training workers are woken, otherwise the
-    one with the queues of inference workers.
+    With `training`, it uses the Redis database whose messages wake training workers; otherwise the
+    database with the queues of inference workers.
     """
     address = QueueAddress.parse(settings.training_queue if training else settings.queue_url)
     return address.client(socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15)

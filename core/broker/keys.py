@@ -27,8 +27,8 @@ STREAM_LENGTH = 10_000
 def queue_key(queue: QueueName, target: str = "") -> str:
     """Return the key of the Redis list that holds the messages of a queue.
 
-    `target` is the group of workers or the id of the worker that receives them; empty for the queue
-    of releases without groups.
+    `target` is the group of workers, or the id of the worker, that receives the messages; "" means
+    the queue of releases without groups.
     """
     return f"reverie-{queue}:{target}" if target else f"reverie-{queue}"
 

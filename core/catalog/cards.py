@@ -50,7 +50,7 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One of a card's `figures`: a metric of the model.
+    """A metric of a model: an entry of `figures` in its model card.
 
     `better` says whether a lower or a higher value is better, and `detail` how it was measured.
     """
@@ -199,7 +199,7 @@ def parse_card(text: str) -> Card:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Raise CardError if JSON cannot represent a value, or if there are too many.
+    """Raise CardError if a card has a value that is not valid JSON, or too many values.
 
     At most 4096 values in at most 12 levels are allowed. The walk does not recurse, so a deeply
     nested card cannot exceed the recursion limit.

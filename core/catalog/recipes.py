@@ -111,9 +111,10 @@ def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str,
 
 
 def _set_epochs(family: FamilyDescription, counts: Mapping[str, int], training: dict[str, Any]) -> None:
-    """Replace the number of steps in the section `training`, if it has one, by the number of epochs.
+    """Replace the number of steps in the section `training`, if it has one, by a number of epochs.
 
-    It is the smallest that gives at least so many steps; `counts` is the number of images by split.
+    This is the smallest number of epochs with at least that many steps. `counts` has the numbers of
+    images, keyed by split.
     """
     steps = training.pop("steps", 0)
     if not steps:

@@ -115,7 +115,7 @@ def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
 
 
 def read_version(path: Path) -> ModelVersion:
-    """Read the card of a file NAME/VERSION/model.safetensors; return the version.
+    """Read the model card of a file NAME/VERSION/model.safetensors; return the version.
 
     The names of its folders are the model's name and the version. Raises ValueError if the file is
     damaged or its card describes no model that this service can run.
@@ -146,16 +146,16 @@ def _model_version(name: str, version: str, path: Path, read: Callable[[], Card]
 
 
 class Registry:
-    """The versions of all models: the shipped ones in `folder`, and those made here in `made`.
+    """The versions of all models: the shipped versions in `folder`, and those made here in `made`.
 
-    A model's name without a version means the active version: the one that was activated, or else
-    the newest.
+    A model's name without a version means the active version: the version that was activated, or
+    else the newest.
     """
 
     def __init__(self, folder: Path, made: Path | Versions | None = None) -> None:
-        """Read the cards of all versions in `folder` and, if it is not None, in `made`.
+        """Read the model cards of all versions in `folder` and, if `made` is not None, in `made`.
 
-        If the versions are in the job database, a thread reads changes from there.
+        If the versions are in the job database, a thread watches it for changes.
         """
         self._folder = folder
         self._made = Versions(made) if isinstance(made, Path) else made
@@ -177,7 +177,7 @@ class Registry:
         self._closed.set()
 
     def scan(self) -> None:
-        """Read the folders of versions again; read only the cards of new files.
+        """Read the folders of versions again; read the model cards of new files only.
 
         Files that are damaged or cannot be read are skipped, with a warning in the log.
         """

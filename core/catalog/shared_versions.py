@@ -29,7 +29,7 @@ Pointers = dict[str, str]
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A version's file in the blob store, and the text of its card."""
+    """A version's file in the blob store, and the text of its model card."""
 
     name: str
     version: str

@@ -94,8 +94,8 @@ class Versions:
     def hide(self, name: str, versions: Sequence[str], *, model: bool = False) -> dict[str, str]:
         """Hide versions from new requests before they are deleted; return the model's pointers.
 
-        These are its active version (`serves`) and candidate (`next`), as they were before the
-        call. With `model`, the whole model is to be deleted, and its pointers are removed, too.
+        The result has the active version (`serves`) and the candidate (`next`) as they were before
+        the call. With `model`, the whole model is to be deleted, and its pointers are removed, too.
         Raises VersionActiveError if the candidate is one of `versions`, or the active version
         without `model`.
         """
@@ -134,7 +134,7 @@ class Versions:
     def discard_interrupted(self, older_than_s: float) -> None:
         """Delete versions that have been hidden for more than `older_than_s` seconds.
 
-        The process that hid them died before it deleted them.
+        A process that died hid these versions and has not deleted them.
         """
         for file in self.folder.glob(f"*/*/{HIDDEN}"):
             with contextlib.suppress(FileNotFoundError):
@@ -145,7 +145,7 @@ class Versions:
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
         """Yield the pointers of all models, and write them to the file after the block.
 
-        The block changes them in place. The file is locked meanwhile.
+        The block changes the yielded dictionary in place. The file is locked meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):

@@ -81,10 +81,10 @@ class _StagedImages:
 
 
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
-    """Write all `count` images of an upload to the file `path`; return what is known of them.
+    """Write all `count` images of an upload to the file `path`; return their hashes and splits.
 
-    That is the hash of each image, the index of its split in `source.splits`, and for each of these
-    splits the factor that scales its pixel values to 0 … 255.
+    The result has the hash of each image, the index of its split in `source.splits`, and for each
+    of these splits the factor that scales its pixel values to 0 … 255.
     """
     fingerprints = np.zeros(count, np.uint64)
     origins = np.zeros(count, np.int8)

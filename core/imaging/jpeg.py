@@ -136,8 +136,8 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
 def _fill_end(data: bytes, place: int) -> int:
     """Return the offset of the 0xFF byte of the next marker, from offset `place` on.
 
-    This is the last one of several 0xFF bytes, because those before it are padding. Raises
-    UnusableImageError if there is no further marker.
+    Of several 0xFF bytes it is the last one; the others are padding. Raises UnusableImageError if
+    there is no further marker.
     """
     match = _FILL.search(data, place)
     if match is None or match.end() >= len(data):

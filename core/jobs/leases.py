@@ -92,10 +92,10 @@ class JobLeases(JobQueries):
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
         """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
 
-        With `job_ids`, only jobs among these. For a job that a worker ran alone, this counts as a
-        failed attempt; the job fails after `max_attempts` of them. For a job that ran in a batch
-        with others it does not count. Both run isolated from then on. A job whose lease an API
-        process owned is requeued without a failed attempt and not isolated.
+        With `job_ids`, only jobs among these. If a worker ran the job alone, this is a failed
+        attempt; the job fails after `max_attempts` failed attempts. If the job ran in a batch with
+        others, this is no failed attempt. In both cases the job runs isolated from then on. A job
+        whose lease an API process owned is requeued, without a failed attempt and not isolated.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:

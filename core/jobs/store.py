@@ -34,9 +34,9 @@ class JobStore(JobClaims, JobInputs, JobLeases):
     ) -> Insertion:
         """Insert jobs, each with its first event; return the outcome for the first job.
 
-        All are inserted in one transaction, or none. `exclusive` and `idempotency_key` are for a
-        single job. It is not inserted if its owner has inserted a job under the same key and route,
-        or if it is `exclusive` and an unfinished job of its kind and model exists.
+        All jobs are inserted in one transaction, or none. `exclusive` and `idempotency_key` are for
+        a single job. This job is not inserted if its owner has inserted a job under the same key
+        and route, or if `exclusive` is set and an unfinished job of its kind and model exists.
         """
         for _ in range(_INSERT_TRIES - 1):
             try:

@@ -39,7 +39,7 @@ def held_by(claim: Claim) -> Condition:
 
 
 def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[Event]) -> None:
-    """Add events to a job; their numbers follow that of its last event, or start at 1.
+    """Add events to a job; their numbers follow its last event's number, or start at 1.
 
     The caller's transaction must have changed or locked the job's row, so that no other transaction
     uses the same numbers.

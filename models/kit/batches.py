@@ -16,7 +16,7 @@ from models.kit.shapes import Int, Tensor
 def smallest_batch(model: nn.Module) -> int:
     """Return the minimum number of images in a batch with which one process can train a model.
 
-    It is what the model's method `smallest_batch` returns, if it has one; otherwise 2 with batch
+    If the model has a method `smallest_batch`, this is its result; otherwise it is 2 with batch
     normalisation and 1 without.
     """
     of_model: Any = getattr(model, "smallest_batch", None)
@@ -27,9 +27,9 @@ def smallest_batch(model: nn.Module) -> int:
 
 
 def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[Int[Tensor, "b"]]:
-    """Divide the image indices `order` into batches of `size`; the last may be smaller.
+    """Divide the image indices `order` into batches of `size`; the last batch may be smaller.
 
-    If fewer than `min_size` indices remain for the last batch, they join the one before it. Raises
+    If fewer than `min_size` indices remain for the last batch, they join the previous batch. Raises
     ValueError if `size` or the number of images is below `min_size`.
     """
     if size < min_size:
@@ -47,8 +47,8 @@ def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[I
 def batch_count(count: int, size: int, min_size: int = 1) -> int:
     """Return the number of batches into which `batches` divides `count` images.
 
-    A batch has `size` images. If fewer than `min_size` remain for the last, they join the one
-    before.
+    A batch has `size` images. If fewer than `min_size` remain for the last batch, they join the
+    previous one.
     """
     whole, rest = divmod(count, size)
     return whole + (rest >= min_size or not whole) if rest else whole

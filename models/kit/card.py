@@ -31,7 +31,7 @@ REQUIRED = ("format", "name", "version", "family", "summary", "created_at", *_ST
 
 
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
-    """Write a model's weights, its card and an optional PNG preview as one file, atomically.
+    """Write a model's weights, its model card and an optional PNG preview as one file, atomically.
 
     Raises ValueError if the card lacks a required field, or if card and preview are too large for
     the header.
@@ -142,7 +142,7 @@ def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a checkpoint fits the model that its card describes, without running the model.
+    """Check that a checkpoint fits the model of its model card, without running the model.
 
     Raises ValueError if names, shapes or data types of the weights differ from the model's, if the
     card lists other operations than the model has, or if the file is damaged.

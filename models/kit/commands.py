@@ -98,10 +98,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if a checkpoint's weights or operations differ from those of its model.
-
-    The model is the one that the checkpoint's card describes.
-    """
+    """Raise ValueError if a checkpoint's weights or operations do not fit its model card."""
     card.check(arguments.checkpoint)
 
 
@@ -125,10 +122,7 @@ def _devices(_arguments: argparse.Namespace) -> None:
 
 
 def _families(_arguments: argparse.Namespace) -> None:
-    """Print the training options of each family as JSON.
-
-    This is the content of `core/catalog/families.json`.
-    """
+    """Print the training options of each family as JSON, for `core/catalog/families.json`."""
     print(json.dumps(families.describe_families(), indent=1, ensure_ascii=False))
 
 

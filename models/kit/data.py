@@ -68,10 +68,10 @@ class ImageSet:
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
     """Return one split of the images of `source`, a data set's name or a path of a file or folder.
 
-    Data sets that are known by name, and uploaded ones, are in `folder`. `split` is "train" or
-    "test"; an uploaded data set also has "validation", and its arrays are memory-mapped. The
-    training splits of "mushrooms", "dna" and "photographs" end with their validation images. Raises
-    ValueError if the images are missing or damaged; the message says how to get a named data set.
+    Uploaded data sets, and those known by name, are in `folder`. `split` is "train" or "test"; an
+    uploaded data set also has "validation", and its arrays are memory-mapped. The training splits
+    of "mushrooms", "dna" and "photographs" end with their validation images. Raises ValueError if
+    the images are missing or damaged; the message says how to get a data set that is known by name.
     """
     uploaded = find_uploaded(source, folder)
     if uploaded is not None:
@@ -152,10 +152,10 @@ def split_validation(
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
     """Return the training images and the validation images that the recipe's `training` asks for.
 
-    There are `training.validation` validation images. They are the first of `held_back`, which are
-    separate images; if that is None, the last of `images`. If `training.binarization` is "static",
-    both results are binarized. Raises ValueError if `held_back` has too few images, or if none
-    would be left for training.
+    The `training.validation` validation images are the first of `held_back`, a set of separate
+    images; if `held_back` is None, they are the last of `images`. If `training.binarization` is
+    "static", both results are binarized. Raises ValueError if `held_back` has too few images, or if
+    no image would be left for training.
     """
     count_held_back = training.validation
     images = images[: training.pictures or None]
@@ -278,7 +278,7 @@ def _load_path(path: Path, split: str) -> ImageSet:
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:
-    """Return an array of an NPZ file: that of the first of `names` which the file has.
+    """Return the array of an NPZ file with the first of `names` that the file has.
 
     The name None stands for the file's first array. Raises ValueError if the file has none of the
     arrays, or is not an NPZ file.

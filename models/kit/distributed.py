@@ -16,12 +16,12 @@ from models.kit.shapes import Float, Int, Tensor
 
 
 class ProcessGroup:
-    """The group of processes that train one model, of which this process is one."""
+    """The processes that train one model together; this process is one of them."""
 
     def __init__(self) -> None:
         """Join the other processes of the training, if torchrun has started several.
 
-        They communicate by NCCL if they have GPUs, otherwise by Gloo.
+        Processes with GPUs communicate by NCCL, others by Gloo.
         """
         self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
@@ -77,7 +77,7 @@ class ProcessGroup:
         return tuple(bool(flag) for flag in stacked)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Replace the model's buffers in every process by those of the main process.
+        """Replace the model's buffers in every process by the main process's buffers.
 
         Otherwise the running statistics of batch normalisation would differ: each process computes
         them on its own share of a batch.

@@ -75,7 +75,7 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     """Write the model of the run in `out` as a checkpoint without metrics; return its path.
 
     The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the folder of an
-    earlier run by whose validation loss the number of epochs was chosen, or None; the card
+    earlier run by whose validation loss the number of epochs was chosen, or None; the model card
     describes that run. `note` is a remark for the card. Raises ValueError if the run in `out` has
     no checkpoint.
     """
@@ -254,7 +254,7 @@ def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed:
 
 
 def _describe_selection(run: Path) -> dict[str, Any]:
-    """Return a description, for a card, of the run by which the number of epochs was chosen.
+    """Return a description, for a model card, of the run that chose the number of epochs.
 
     It has the numbers of training and validation images, the epochs tried, the best epoch, the best
     and the last validation loss, and the seconds of the run. `run` is the run's folder.
@@ -274,7 +274,7 @@ def _describe_selection(run: Path) -> dict[str, Any]:
 
 
 def describe_start(start: str) -> dict[str, Any]:
-    """Return a description, for a card, of the checkpoint from which a training started.
+    """Return a description, for a model card, of the checkpoint from which a training started.
 
     `start` is PATH or PATH:PART,PART: the checkpoint, and the submodules whose weights were used.
     """
@@ -290,8 +290,8 @@ def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
     """Return the weights in the checkpoints from which a training starts, keyed by name.
 
     Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with parts,
-    only the weights of these are loaded. If two checkpoints have a weight of the same name, that of
-    the later one is returned.
+    only the weights of these submodules are loaded. If two checkpoints have a weight of the same
+    name, the later checkpoint's is returned.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:

@@ -25,8 +25,9 @@ class TooLargeError(ValueError):
 def min_bytes(recipe: Recipe) -> int:
     """Return a lower bound of the memory that a recipe's training needs, in bytes.
 
-    It counts weights, gradients, optimizer state and averaged weights, but not activations, images
-    and torch itself. No memory is allocated for them. Raises ValueError if the config is invalid.
+    The bound counts weights, gradients, optimizer state and averaged weights, but not activations,
+    images and torch itself. The memory is not allocated. Raises ValueError if the config is
+    invalid.
     """
     with torch.device("meta"):
         model = family(recipe.family).Model(recipe.config)

@@ -41,11 +41,11 @@ INSTRUCTIONS = (
 
 
 def patches(folder: Path) -> tuple[np.ndarray, str]:
-    """Return the patches, those for training first, then those for validation, and their SHA-256.
+    """Return the training patches followed by the validation patches, and their SHA-256.
 
     The patches are uint8 (N, 3, 96, 96), memory-mapped. The first call cuts them from the
-    photographs and stores them in `folder`; the hash is that of their bytes, in hex. Raises
-    ValueError if the photographs are missing; the message says how to get them.
+    photographs and stores them in `folder`; the SHA-256, in hex, is of their bytes. Raises
+    ValueError if the photographs are missing; the message says how to get the photographs.
     """
     cache = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
     if not cache.is_file():
@@ -130,8 +130,8 @@ def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> 
 def _files(folder: Path) -> Path:
     """Return the folder of the unpacked Debian packages; download and unpack them if it is missing.
 
-    Raises ValueError if that is not possible, or if a package has another SHA-256 than the known
-    one.
+    Raises ValueError if a package cannot be downloaded or unpacked, or if its SHA-256 is not the
+    known one.
     """
     files = folder / "files"
     if files.is_dir():

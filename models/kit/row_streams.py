@@ -105,7 +105,8 @@ class RowStreams:
     def row_zero(self) -> "RowStreams":
         """Return streams in which each row has its seed, but the number 0.
 
-        They draw numbers that all rows of a request share, for example those of a path of frames.
+        These streams draw numbers that all rows of a request share, for example for a path of
+        frames.
         """
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 

@@ -178,8 +178,9 @@ class Run(Trainer):
     def _finalize(self) -> None:
         """Call the family's method `finalize` on a copy of the model; store the result in `best`.
 
-        The copy has the averaged weights or, with validation, those of the best validation loss.
-        `finalize` gets the preprocessed training images in chunks, and random streams of its own.
+        The copy has the averaged weights or, with validation, the weights of the best validation
+        loss. `finalize` gets the preprocessed training images in chunks, and random streams of its
+        own.
         """
         model = copy.deepcopy(self.averaged_model)
         if self.best and self.training.validation:

@@ -79,9 +79,9 @@ def envelope_excess(log_p: Float[Tensor, "*B N"], log_q: Float[Tensor, "*B N"], 
 
 
 def first_accepted(accepted: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"], Int[Tensor, "B"]]:
-    """Return the first accepted one of N proposals of each row, as three tensors (B,).
+    """Return for each row the first accepted of N proposals, as three tensors (B,).
 
-    They are the index of that proposal (0 if none is accepted), whether one is accepted, and the
+    They are the index of that proposal (0 if none is accepted), whether any is accepted, and the
     number of proposals up to that one (N if none is accepted).
     """
     any_accepted = accepted.any(dim=1)

@@ -64,9 +64,9 @@ def train(
 def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
     """Return the weights to export from the run in `out`, its recipe and its counters.
 
-    The weights, read from the run's checkpoint, are those of the best epoch if there is one;
-    otherwise the averaged ones if the recipe has an average; otherwise the last ones. Weights and
-    counters are keyed by name; the counters include `epoch`, `best_epoch` and `seconds`.
+    The weights are in the run's checkpoint: the best epoch's weights if there is a best epoch;
+    otherwise the averaged weights if the recipe has an average; otherwise the last weights. Weights
+    and counters are keyed by name; the counters include `epoch`, `best_epoch` and `seconds`.
     """
     state = RunFolder(out).load_state()
     recipe = Recipe.from_json(json.loads(state["recipe"]))

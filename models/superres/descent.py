@@ -51,7 +51,7 @@ def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
 
     `energy_of` returns the energies (B,) of residual images. A step that does not lower the energy
     enough (Armijo's condition) leaves the image unchanged. The next step size is Barzilai and
-    Borwein's after an accepted step, and a third of the last one after a rejected step.
+    Borwein's after an accepted step, and a third of the rejected step size after a rejected step.
     """
     for _ in range(steps):
         trial = descent.detail - descent.step[:, None, None, None] * descent.slope

@@ -83,8 +83,8 @@ class Model(nn.Module):
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
         """Load the weights that have the same name and shape as weights of this model.
 
-        If those of the generator are missing, it becomes a copy of the regression. Raises
-        ValueError if weights of the regression are missing or have another shape.
+        If the generator's weights are missing, the generator becomes a copy of the regression.
+        Raises ValueError if weights of the regression are missing or have another shape.
         """
         own = self.state_dict()
         usable = {

@@ -81,7 +81,7 @@ def chroma_error(high: Images, estimate: Images) -> PerImage:
 def psnr(estimate: Images, high: Images, border: int) -> PerImage:
     """Return the PSNR of each image, 10 log₁₀(255²/MSE), in dB.
 
-    It is that of the BT.601 Y channel (16 … 235), without `border` pixels on each side. `estimate`
+    The MSE is of the BT.601 Y channel (16 … 235), without `border` pixels on each side. `estimate`
     is first clipped and rounded to 256 levels.
     """
     rounded = estimate.clamp(0.0, 1.0).mul(LEVELS).round().div(LEVELS)
@@ -229,10 +229,10 @@ class Upscaler(nn.Module):
 
 
 def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> Figures:
-    """Measure the mean PSNR, in dB, at one scale; return two metrics for a card.
+    """Measure the mean PSNR, in dB, at one scale; return two metrics for a model card.
 
-    One is that of bicubic interpolation, the other that of the regression `network`. `images` are
-    at high resolution.
+    The metrics are of bicubic interpolation and of the regression `network`. `images` are at high
+    resolution.
     """
     edge = min(images.shape[2:]) // scale * scale
     psnrs: dict[str, list[Tensor]] = {"psnr_bicubic": [], "psnr": []}

@@ -75,7 +75,7 @@ class _ValueCounter(TorchFunctionMode):
 
 # See docs/decisions.md#the-bits-of-a-row-are-those-of-a-reference-batch-size
 class BatchPlanner:
-    """Finds the batch plan of one operation: a first one at once, and a measured one in steps."""
+    """Finds the batch plan of an operation: a first plan at once, and a measured plan in steps."""
 
     def __init__(self, model: LoadedModel, method: str, time_slice_s: float) -> None:
         """Run nothing yet. `time_slice_s` is the length of a time slice in seconds."""
@@ -167,7 +167,7 @@ class BatchPlanner:
         return _same(self._outputs, self.run(size, reverse=True), size)
 
     def _compare(self, size: int, outputs: Outputs, rows: int) -> Generator[None, None, bool]:
-        """Run batches of `size` on `rows` rows; return whether the outputs are those in `outputs`.
+        """Run batches of `size` on `rows` rows; return whether the outputs equal `outputs`.
 
         At most the rows of `outputs` are compared. Yields after each pass.
         """

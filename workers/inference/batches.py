@@ -27,7 +27,7 @@ class BatchRunner:
     """Runs the batches that API processes send to this worker.
 
     `running` has the ids of the batches that have started and not finished: at most one long batch
-    and one small batch that interrupts it. The worker's heartbeat publishes them.
+    and one small batch that interrupts it. The worker's heartbeat publishes these ids.
     """
 
     def __init__(self, context: InferenceContext) -> None:

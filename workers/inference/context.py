@@ -100,9 +100,9 @@ class InferenceContext:
     def load_model(self, name: str, version: str, method: str) -> LoadedModel:
         """Return the model of a name and version, ready to run one of its methods.
 
-        If it is not in memory, its checkpoint is loaded. If the method has no batch plan, it gets
-        one. Raises CannotRunError if this worker may not load the version, does not have it, or has
-        no room for it; and any exception that loading raises.
+        If the model is not in memory, its checkpoint is loaded. If the method has no batch plan, a
+        plan is made. Raises CannotRunError if this worker may not load the version, does not have
+        its file, or lacks memory for it; and any exception that loading raises.
         """
         if not self.may_load(name):
             raise CannotRunError(f"REVERIE_MODELS of the worker leaves out {name}")

@@ -65,7 +65,7 @@ def run(
     """Run an operation on the rows of all slices, until it is finished or its time is up.
 
     Returns one outcome per slice, or a SliceResult if the time is up. `method` names the model's
-    method. `state` is that of the SliceResult of the previous time slice; None at the beginning.
+    method. `state` is the state of the previous time slice's SliceResult; None at the beginning.
     `has_time` is called after each step of the operation and returns whether another step may run.
     If the model raises, the batch is bisected until the failing request is alone: its outcome is a
     problem, and the other requests get their results.
@@ -149,7 +149,7 @@ def _run_all(
     """Run an operation on the rows of all slices, in as many forward passes as its batch size asks.
 
     Returns one outcome per slice, or a SliceResult if `has_time()` returns False before the last
-    step. `state` is that of the SliceResult of the previous time slice; None at the beginning.
+    step. `state` is the state of the previous time slice's SliceResult; None at the beginning.
     Exceptions that the model raises are passed on.
     """
     plan, model_options = model.plans[method], model.options(method, options)

@@ -97,8 +97,8 @@ class LoadedModel:
 
         The result is a dictionary of the fields. `rows` has the random streams of the rows, and
         `items` the input tensors. `state` is None in the first step, and later the state of the
-        Continuation that the previous step returned. `margins` are those of tiles, None for the
-        model's own.
+        Continuation that the previous step returned. `margins` are the vertical and horizontal
+        margin of tiles in pixels; None means the model's default.
         """
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:

@@ -146,8 +146,8 @@ class ModelCache:
     def capacity(self) -> dict[str, dict[str, list[int]]]:
         """Return [largest batch size, rows of a time slice] of each operation of the loaded models.
 
-        The outer keys are `name@version`, the inner ones the names of methods. Operations without a
-        batch plan are missing.
+        The result is keyed by `name@version`, then by the name of the method. Operations without a
+        batch plan are left out.
         """
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
@@ -185,9 +185,9 @@ class ModelCache:
             log.info("model unloaded", extra={"model": one})
 
     def _plan(self, model: LoadedModel, method: str, *, run: bool = False) -> None:
-        """Give an operation its stored batch plan or, if there is none, the first one.
+        """Give an operation its stored batch plan, or else a first plan that is measured later.
 
-        A first plan is measured later. With `run`, the operation runs also if its plan is stored.
+        With `run`, the operation runs once even if its plan is stored.
         """
         planner = BatchPlanner(model, method, self._settings.time_slice_s)
         plan = self._store.load(model, method)

@@ -47,7 +47,7 @@ class ModelLoader:
         self._pending()
 
     def run(self, seconds: float) -> None:
-        """Run one step, and further ones until `seconds` have passed; do nothing if all is done.
+        """Run one step, and further steps until `seconds` have passed; do nothing if all is done.
 
         A step is reading a checkpoint or a forward pass. The worker receives messages between two
         calls. With 0 seconds, the worker is busy: only the batch plans of operations that were
@@ -100,7 +100,7 @@ class ModelLoader:
 
         A candidate that could not be loaded is not tried again while it is a candidate. An active
         version is tried once, and only if it is pinned or fits in the memory budget beside the
-        loaded ones.
+        loaded models.
         """
         cache = self._context.model_cache
         may_load = self._context.may_load

@@ -118,9 +118,10 @@ class Preemption:
 
 
 def _may_have_messages(channel: Any, keys: Sequence[str]) -> bool:
-    """Return whether one of several queues has a message, by one round trip to the queue server.
+    """Return whether any of the queues has a message, by one round trip to the queue server.
 
-    Transports of kombu other than that of Redis have no client: then the queues must be read.
+    Only kombu's transport of Redis has a client. With any other transport return True, so that the
+    queues are read.
     """
     client = getattr(channel, "client", None)
     return client is None or bool(client.exists(*keys))

@@ -22,8 +22,8 @@ from workers.training.run_folder import RECIPE_FILE
 class AuxiliaryJobs:
     """Runs the auxiliary jobs of a training worker, by one method for each kind of job.
 
-    Each method completes its job. It raises JobFailedError if that is impossible, ClaimLostError if
-    the job's claim is lost, and WorkerStoppingError if this worker stops.
+    Each method completes its job. It raises JobFailedError if the job cannot be completed,
+    ClaimLostError if the job's claim is lost, and WorkerStoppingError if this worker stops.
     """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:

@@ -70,10 +70,9 @@ def last_error(log_file: Path) -> str:
 
 
 def modification_times(folder: Path) -> tuple[int, ...]:
-    """Return the modification times (ns) of the files in a run folder that a training updates.
+    """Return the modification times (ns) of a training's progress, metrics, checkpoint and preview.
 
-    The files are those of progress, metrics, checkpoint and preview. The time of a missing file is
-    0.
+    The time of a missing file is 0.
     """
     return tuple(modified_at_ns(folder / name) for name in _PROGRESS_FILES)
 

@@ -104,8 +104,8 @@ class TrainingWorker:
     def _heartbeat(self) -> None:
         """Renew the leases of this worker's jobs and publish its heartbeat.
 
-        Every `CLEANUP_S` seconds, also requeue jobs whose lease has expired, of whichever worker,
-        and release the datasets of jobs that have ended, so that they can be deleted.
+        Every `CLEANUP_S` seconds, also requeue the jobs of all workers whose lease has expired, and
+        release the datasets of jobs that have ended, so that they can be deleted.
         """
         job_store = self.context.job_store
         if self._running:
@@ -155,7 +155,7 @@ class TrainingWorker:
     def _count_devices(self) -> None:
         """Set `devices` to the number of GPUs.
 
-        It is 1 if there is none, or if the setting `training_device` names a single device.
+        Sets 1 if there is no GPU, or if the setting `training_device` names a single device.
         """
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
@@ -219,9 +219,9 @@ class TrainingWorker:
             return None
 
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
-        """Return the owners that already run as many auxiliary jobs here as one owner may.
+        """Return the owners that already run as many auxiliary jobs on this worker as an owner may.
 
-        One owner may use all auxiliary threads but two, and at least one. The owner "", which all
+        An owner may use all auxiliary threads but two, and at least one. The owner "", which all
         jobs have without API keys, is not limited. The list is empty if `kinds` includes trainings,
         which are not limited.
         """

@@ -239,9 +239,9 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
 
 
 def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixels]:
-    """Read an array in C order from the current position of a file; yield its images.
+    """Read an array in C order from the current position of a file; yield its images in batches.
 
-    They are in uint8 batches (n, C, H, W). `name` is the array's name in messages. Raises
+    A batch is uint8 (n, C, H, W). `name` is the array's name in messages. Raises
     UploadRejectedError if the data is truncated or a value is out of range.
     """
     total = header.shape[0]

@@ -60,8 +60,8 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
 def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels: Mapping[str | None, str]) -> None:
     """Raise UploadRejectedError unless there is one set of images, or a training split.
 
-    `images` and `labels` are names of arrays, keyed by split, and `names` those of all arrays.
-    Raises it also if only some images have labels.
+    `images` and `labels` are the names of arrays with images and labels, keyed by split; `names`
+    are the names of all arrays. Also raises UploadRejectedError if only some images have labels.
     """
     if not images:
         detail = f"the NPZ has no array of pictures; name it {_WANTED_NAMES}. It has {', '.join(names)[:200]}"
