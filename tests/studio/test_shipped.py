@@ -102,6 +102,32 @@ def test_plane(browser: Browser, shipped: Service, model: str) -> None:
         visited.shoot(f"shipped-sliders-{model}")
 
 
+def test_states_of_layers(browser: Browser, shipped: Service) -> None:
+    """The sliders of each layer follow its states; a new code keeps their order, and the address keeps the code."""
+    picture = "canvas => canvas.toDataURL()"
+    changed = "old => document.querySelector('.decoded').toDataURL() !== old"
+    with visit(browser, shipped) as visited:
+        page = visited.open("/plane?model=bihm-mnist&seed=3")
+        for layer in ("0", "1"):
+            page.get_by_role("combobox", name="layer").select_option(layer)
+            expect(page.get_by_role("group", name="Numbers of the code")).to_have_attribute("aria-busy", "false")
+            wait_for_drawing(page, ".decoded")
+            names = page.locator(".slider .field-name").all_inner_texts()
+            before = page.locator(".decoded").evaluate(picture)
+            page.keyboard.press("n")
+            page.wait_for_function(changed, arg=before)
+            assert page.locator(".slider .field-name").all_inner_texts() == names
+            visited.shoot(f"shipped-states-{layer}")
+        drawn = page.locator(".decoded").evaluate(picture)
+        page.reload()
+        page.wait_for_function(changed.replace("!==", "==="), arg=drawn)
+        expect(page.locator(".problem")).to_have_count(0)
+        visited.check_on_a_phone("shipped-states")
+        page.get_by_role("button", name="Options").click()
+        visited.check_accessibility()
+        visited.shoot("shipped-states-phone-options")
+
+
 def test_paint(browser: Browser, shipped: Service) -> None:
     """Every model of digits reads the painted one, and those that can fill in its mask do so."""
     with visit(browser, shipped) as visited:
