@@ -97,8 +97,8 @@ class Blobs(ABC):
         """Remove blobs below `prefix` written over `older_than_s` seconds ago; return their number.
 
         With `partial`, remove only partial files: a process that was killed while it wrote a blob
-        leaves one in a local store. A blob whose upload took as long as `upload_s` is not removed
-        before its time.
+        leaves one in a local store. No blob younger than `upload_s` is removed, because a store may
+        date a blob by the start of its upload, which may take that long.
         """
 
     @abstractmethod

@@ -41,7 +41,8 @@ class _Orphan:
     """A file or folder that may be an orphan.
 
     `written_at` is the Unix time of the last write to it. `is_needed` returns whether a job or
-    process needs it; `remove` deletes it, if it is at least `min_age_s` seconds old.
+    process needs it; `remove` deletes it. It is removed only if the last write is at least
+    `min_age_s` seconds ago.
     """
 
     written_at: float
@@ -174,7 +175,7 @@ class Cleanup:
             yield f"jobs/{job_id}", _Orphan(written_at, is_needed, remove, self._blobs.upload_s)
 
     def _shared_blobs(self, store: SharedDatasets | SharedVersions | SharedRuns) -> Iterator[tuple[str, _Orphan]]:
-        """Yield (unique name, orphan) for each blob that no dataset, version or training has."""
+        """Yield (unique name, orphan) for each blob of no dataset, version or training."""
         for key in store.orphans():
             folder, _, name = key.rpartition("/")
             written_at = self._blobs.names(folder).get(name, time.time())

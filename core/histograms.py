@@ -54,8 +54,9 @@ class Histograms:
     def snapshot(self) -> dict[str, list[Any]]:
         """Return a list of [label values, counts] for each histogram, keyed by its name.
 
-        `counts` has the number of values in each bucket (not cumulative), then that of values above
-        the last bound, then the sum of all values. Histograms without observations are left out.
+        `counts` has the number of values in each bucket (not cumulative), then the number of values
+        above the last bound, then the sum of all values. Histograms without observations are left
+        out.
         """
         with self._lock:
             return {

@@ -184,7 +184,7 @@ class SharedRuns(Runs):
                 return
 
     def _restore(self, files: dict[str, dict[str, Any]], job_id: str, folder: Path) -> None:
-        """Download the checkpoint's `files` to the folder, unless its own checkpoint is as late.
+        """Download the checkpoint's `files`, unless the folder has one of the same or a later step.
 
         Raises FileNotFoundError if a blob was deleted meanwhile, and OSError if a file has another
         SHA-256.

@@ -223,7 +223,7 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options of `encode`: how images are binarized, and over how many samples is averaged."""
+    """Options of `encode`: how images are binarized, and how many samples are averaged."""
 
     binarization: str = _BINARIZATION
     draws: int = option(16, minimum=1, maximum=1000, description="samples of the layers below averaged over")

@@ -248,7 +248,7 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder Enc, which maps images in −1 … 1 to codes (B, S).
+    """The encoder Enc, which maps images in −1 … 1 to encoder codes (B, S).
 
     Its dropout is drawn from the random streams of each row, so it does not depend on the batch.
     """
@@ -274,7 +274,7 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
-        """Return the codes (B, S) twice: before and after the last layer's dropout.
+        """Return the encoder codes (B, S) twice: before and after the last layer's dropout.
 
         Layer i draws its dropout from the stream `stream` + i of `rows`. Without `rows` there is no
         dropout, and both results are equal.
@@ -294,7 +294,7 @@ class Encoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The discriminator D of an EBGAN, an auto-encoder: maps images to their energies and codes."""
+    """The discriminator D of an EBGAN: an auto-encoder from images to energies and encoder codes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -305,8 +305,8 @@ class AutoEncoder(nn.Module):
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """Return the energies D(x), in float32 under autocast too, and the codes before dropout.
 
-        Layer i draws its dropout from the stream `stream` + i of `rows`; without `rows` there is
-        none.
+        The codes (B, S) are the encoder's. Layer i draws its dropout from the stream `stream` + i
+        of `rows`; without `rows` there is none.
         """
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decode(kept)), code

@@ -83,7 +83,7 @@ class QueueAddress:
     def host_port(self) -> tuple[str, int]:
         """Host and port of the server, or of the first Sentinel.
 
-        For a Unix socket they are defaults without a meaning.
+        For a Unix socket, which has none, they are arbitrary defaults.
         """
         if self.sentinels:
             return self.sentinels[0]

@@ -78,9 +78,9 @@ class Operation:
     def columns(self, per: int) -> int | None:
         """Return how many columns the PNG grid of a response has; None means nearly square.
 
-        If the operation has input images and a `count`, this is `per`, the number of results per
-        image, so that each line of the grid has the results of one image. The same holds for latent
-        codes if there are several results per code.
+        `per` is the number of results per input image or latent code. It is the number of columns,
+        so that each line of the grid has the results of one input, if the operation has a `count`
+        and reads images, or reads latent codes with several results each.
         """
         return per if self.counted and (self.images or (self.codes and per > 1)) else None
 

@@ -185,7 +185,7 @@ class Registry:
             self._scan()
 
     def _scan(self) -> None:
-        """Read the folders of versions; of known versions the cards are not read again."""
+        """Read the folders of versions again, without reading the cards of known versions."""
         versions: dict[str, dict[str, ModelVersion]] = {}
         stamp, pointers = (self._made.stamp(), self._made.pointers()) if self._made else (0, {})
         for name, version, path, read in self._sources():

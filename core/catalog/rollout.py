@@ -55,7 +55,7 @@ def load_error(heartbeats: Heartbeats, ref: str) -> str:
 
 
 def drain_reason(heartbeats: Heartbeats, ref: str, timeout_s: float) -> str:
-    """Return why workers that have not loaded a version are stopped when it becomes active."""
+    """Return why workers are stopped that have not loaded a version in `timeout_s` seconds."""
     slow, ready = slow_workers(heartbeats, ref), _ready(heartbeats, ref)
     verb = "is" if len(slow) == 1 else "are"
     return (
@@ -65,5 +65,6 @@ def drain_reason(heartbeats: Heartbeats, ref: str, timeout_s: float) -> str:
 
 
 def _ready(heartbeats: Heartbeats, ref: str) -> dict[str, Mapping[str, Any]]:
+    """Return the heartbeats of the workers in state "ready" that may load a version."""
     able = {name: one for name, one in heartbeats.items() if may_load(one.get("models", ()), ref)}
     return {name: one for name, one in able.items() if one["state"] == "ready"}

@@ -31,7 +31,7 @@ class VersionActiveError(ValueError):
 
 # See docs/decisions.md#a-file-names-the-active-version
 class Versions:
-    """The folder of versions made by this service."""
+    """The versions made by this service, in a folder that all processes share."""
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is created by the first write."""

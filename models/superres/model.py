@@ -306,8 +306,8 @@ class Model(nn.Module):
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
         """Return the image nearest to `high` whose downsampling is `low`, almost in 0 … 1.
 
-        The projection is done twice, with clipping to 0 … 1 in between, which undoes a part of the
-        first.
+        The image is projected, clipped to 0 … 1, and projected again, because clipping changes its
+        downsampling.
         """
         project = resize.projection(*low.shape[2:], scale, low.device)
         return project(project(high.float(), low).clamp(0.0, 1.0), low)

@@ -70,11 +70,11 @@ def draw_by_scale(
 
 
 def draw_degraded(images: Images, rows: RowStreams) -> Iterator[DegradedPatches]:
-    """Draw a patch of each image, its reduction, a strength and a degradation of up to that strength.
+    """Draw a clean patch of each image, and degrade it up to a drawn strength.
 
-    Patches of one reduction are one group. The severity is the strength times the root of a uniform
-    number. The first row draws the position of the grid of the compression's blocks, and whether
-    colours are subsampled, for the whole batch.
+    Yields one `DegradedPatches` for each factor of `REDUCTIONS` by which any image is reduced. The
+    severity is the strength times the root of a uniform number. The first row draws, for the whole
+    batch, the position of the grid of the compression's blocks, and whether colours are subsampled.
     """
     images, uniform = _draw_symmetry(images, rows)
     choice = rows.uniform(12, CHOICE)

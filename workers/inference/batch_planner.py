@@ -78,7 +78,10 @@ class BatchPlanner:
     """Finds the batch plan of an operation: a first plan at once, and a measured plan in steps."""
 
     def __init__(self, model: LoadedModel, method: str, time_slice_s: float) -> None:
-        """Run nothing yet. `time_slice_s` is the length of a time slice in seconds."""
+        """Prepare to plan the operation `method` of `model`; run nothing yet.
+
+        `time_slice_s` is the length of a time slice in seconds.
+        """
         self._model, self._method, self._time_slice_s = model, method, time_slice_s
         self._defaults = dict(model.entry.operations[method].defaults)
         self._options = model.options(method, self._defaults)

@@ -81,10 +81,10 @@ class InferenceContext:
 
     @property
     def targets(self) -> list[str]:
-        """The names of the queues that this worker reads: its own, its group's, and maybe "".
+        """The names of the queues that this worker reads: its id, its group, and maybe "".
 
-        The queue "" has messages of earlier releases, for all models and devices. A worker that the
-        setting `models` restricts does not read it.
+        The queue "" has messages of earlier releases, for all models and devices. Only a worker
+        that the setting `models` does not restrict reads it.
         """
         return [self.worker_id, self.group, *([] if self.models else [""])]
 

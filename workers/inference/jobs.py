@@ -46,7 +46,7 @@ class JobRunner:
         self._lacking: dict[tuple[str, str], float] = {}  # until when, by model and version
 
     def run(self) -> None:
-        """Claim a job, or several small ones that fit in one batch, and run one time slice.
+        """Claim a job, or several small jobs that fit in one batch, and run one time slice of them.
 
         The results are recorded in the job store. Returns at once if there is no job to claim, if
         this call interrupts a job that is running, or if earlier results still wait to be recorded.
@@ -80,7 +80,7 @@ class JobRunner:
         self._publish_updates(saved)
 
     def _scope(self) -> ClaimScope:
-        """Return which jobs this worker may claim now."""
+        """Return which jobs this worker may claim, by device kind, models and versions."""
         context, now = self._context, time.monotonic()
         self._lacking = {version: until for version, until in self._lacking.items() if until > now}
         cache, names = context.model_cache, None
@@ -133,7 +133,7 @@ class JobRunner:
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
-        """Arrange that a job goes back to its queue for a later try.
+        """Return a job to its queue for a later try, with the next write to the job store.
 
         `error` says why its inputs could not be read or its result could not be stored.
         `size_bytes` is the size of the result, 0 if it is unknown.

@@ -30,7 +30,10 @@ class PlanStore:
     """A folder of measured batch plans, one file for each operation of a network."""
 
     def __init__(self, folder: Path, time_slice_s: float) -> None:
-        """Use a folder, which may not exist yet, and a time slice of so many seconds."""
+        """Use a folder, which may not exist yet.
+
+        `time_slice_s` is the length of a time slice in seconds, on which the plans depend.
+        """
         self._folder, self._time_slice_s = folder, time_slice_s
 
     def load(self, model: LoadedModel, method: str) -> BatchPlan | None:
