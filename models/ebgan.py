@@ -294,7 +294,7 @@ class Encoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The discriminator D of an EBGAN: an auto-encoder from images to energies and encoder codes."""
+    """The discriminator D of an EBGAN: an auto-encoder from images to energies and their codes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
