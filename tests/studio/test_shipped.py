@@ -104,23 +104,25 @@ def test_plane(browser: Browser, shipped: Service, model: str) -> None:
 
 def test_states_of_layers(browser: Browser, shipped: Service) -> None:
     """The sliders of each layer follow its states; a new code keeps their order, and the address keeps the code."""
-    picture = "canvas => canvas.toDataURL()"
-    changed = "old => document.querySelector('.decoded').toDataURL() !== old"
     with visit(browser, shipped) as visited:
         page = visited.open("/plane?model=bihm-mnist&seed=3")
-        for layer in ("0", "1"):
+        request = page.locator("pre")
+        for layer, size in (("0", 300), ("1", 200)):
             page.get_by_role("combobox", name="layer").select_option(layer)
-            expect(page.get_by_role("group", name="Numbers of the code")).to_have_attribute("aria-busy", "false")
+            expect(page.get_by_role("button", name=f"Show all {size}")).to_be_visible()
             wait_for_drawing(page, ".decoded")
             names = page.locator(".slider .field-name").all_inner_texts()
-            before = page.locator(".decoded").evaluate(picture)
+            before = request.inner_text()
+            picture = page.locator(".decoded").evaluate("canvas => canvas.toDataURL()")
             page.keyboard.press("n")
-            page.wait_for_function(changed, arg=before)
+            expect(request).not_to_have_text(before)
+            page.wait_for_function("old => document.querySelector('.decoded').toDataURL() !== old", arg=picture)
             assert page.locator(".slider .field-name").all_inner_texts() == names
             visited.shoot(f"shipped-states-{layer}")
-        drawn = page.locator(".decoded").evaluate(picture)
+        chosen = request.inner_text()
         page.reload()
-        page.wait_for_function(changed.replace("!==", "==="), arg=drawn)
+        expect(request).to_have_text(chosen)
+        wait_for_drawing(page, ".decoded")
         expect(page.locator(".problem")).to_have_count(0)
         visited.check_on_a_phone("shipped-states")
         page.get_by_role("button", name="Options").click()
@@ -296,6 +298,7 @@ def wait_for_drawing(page: Page, canvas: str) -> None:
     page.wait_for_function(
         """selector => {
           const canvas = document.querySelector(selector);
+          if (canvas === null) return false;
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
           return data.some((value, index) => index % 4 < 3 && value > 0);
         }""",
