@@ -40,7 +40,7 @@ test: ## every check that belongs on a change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
 parallel-tests: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600

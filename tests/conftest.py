@@ -20,8 +20,9 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 LONGEST = (
     "service/test_training.py",
     "service/test_chaos.py",
-    "api/test_openapi.py",
     "api/routes/test_upscales.py",
+    "api/test_openapi.py",
+    "service/test_fleet.py",
     "service/test_full_disk.py",
     "clients/test_clients.py",
     "service/test_startup.py",

@@ -267,9 +267,9 @@ class Stack:
                 process.wait(5)
 
     def log(self, name: str) -> list[dict[str, object]]:
-        """Return the JSON lines that a part has logged."""
+        """Return the JSON lines that a part has logged, also those after what another process wrote."""
         lines = (self.state / f"{name}.log").read_text().split("\n")  # JSON strings may contain other line separators
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        return [json.loads(line[line.index('{"event"') :]) for line in lines if '{"event"' in line]
 
 
 def succeeds(act: Callable[[], object]) -> bool:

@@ -125,15 +125,15 @@ class LeaseReaper:
 
     While the database cannot be written (full disk, locked, unreachable), live processes cannot
     renew their leases either. So the reaper first tests that it can write. If the test succeeds,
-    the reaper gives the owner of an expired lease the time of two heartbeats to renew it; if not,
-    the reaper does nothing for `lease_s` seconds. So a full disk never counts as a failed attempt
-    of a job.
+    the reaper gives the owner of an expired lease half of `lease_s`, and at least two heartbeats,
+    to renew it, because the disk may have been full for the owner alone; if not, the reaper does
+    nothing for `lease_s` seconds. So a full disk never counts as a failed attempt of a job.
     """
 
     def __init__(self, job_store: JobLeases, lease_s: float, max_attempts: int) -> None:
         self._job_store = job_store
         self._lease_s = lease_s
-        self._grace_s = min(lease_s, 2 * HEARTBEAT_S)
+        self._grace_s = max(lease_s / 2, min(lease_s, 2 * HEARTBEAT_S))
         self._max_attempts = max_attempts
         self._not_before = 0.0
         self._first_seen: dict[Claim, float] = {}

@@ -192,11 +192,19 @@ def test_every_kind_of_upload(client: httpx.Client, datasets: Datasets) -> None:
 def test_a_dataset_in_use_is_not_deleted(client: httpx.Client, datasets: Datasets) -> None:
     """Deleting a dataset that a job uses is rejected with 409, which names the job."""
     sent(client, idx(pictures(12)), name="used")
-    datasets.use("used", "job_7")
-    problem(client.delete(f"{PATH}/used"), 409, "used", "job_7", "cancel")
+    body = {
+        "family": "vae",
+        "dataset": "used",
+        "name": "used",
+        "recipe": {"training": {"epochs": 100_000, "batch_size": 5}},
+    }
+    training = client.post("/v1/trainings", json=body)
+    assert training.status_code == 202, training.text
+    job_id = training.json()["id"]
+    problem(client.delete(f"{PATH}/used"), 409, "used", job_id, "cancel")
     assert client.get(f"{PATH}/used").status_code == 200
-    datasets.release("used", "job_7")
-    assert client.delete(f"{PATH}/used").status_code == 204
+    assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
+    wait_until(lambda: client.delete(f"{PATH}/used").status_code == 204, "the dataset is deleted")
 
 
 # --- rejections ---
