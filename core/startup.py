@@ -235,10 +235,10 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 # See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
-    """Mark the queue server as this instance's own; return whether the server is reachable.
+    """Record on the queue server that this instance uses it; return whether it is reachable.
 
-    The Redis database that wakes training workers is marked, too. Raises StartupError if another
-    instance of the service has marked either database before, or if either cannot be used.
+    The same is recorded in the Redis database that wakes training workers. Raises StartupError if
+    another instance of the service uses either database, or if either cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
@@ -259,17 +259,20 @@ def queue_address(url: str, setting: str) -> QueueAddress:
 
 
 def mark_of(url: str) -> dict[str, Any]:
-    """Return the mark of the instance of the service that uses a queue server.
+    """Return the value of the key `MARK` of a queue server: which instance of the service uses it.
 
-    It has the instance's id, job database, state folder and host; it is empty if no instance has
-    marked the server. Raises RedisError or OSError if the server cannot be reached.
+    It has the instance's id, job database, state folder and host; it is empty if the key is not
+    set. Raises RedisError or OSError if the server cannot be reached.
     """
     with _client(url) as client:
         return _parse_mark(client.get(MARK))
 
 
 def _own_mark(settings: Settings) -> dict[str, Any]:
-    """Return the mark of this instance: its id, job database, state folder and host."""
+    """Return the value that this instance stores under the key `MARK` of its queue server.
+
+    It has the instance's id, the name of its job database, its state folder and this host's name.
+    """
     folder = settings.state.absolute()
     own_id, database = _instance_id(folder), _database_name(settings)
     if is_shared(settings) or not database.startswith("sqlite:"):
@@ -290,12 +293,12 @@ def _database_name(settings: Settings) -> str:
 
 
 def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
-    """Set this instance's mark in a Redis database, and return whether the server is ready.
+    """Store `own_mark` under the key `MARK` of a Redis database; return whether it is ready.
 
     False means that nothing listens there, that the server is still loading its data, or that no
     Sentinel knows the master. `setting` is the name of the environment variable with the URL.
-    Raises StartupError if another instance of the service has marked the database before, or if it
-    cannot be used.
+    Raises StartupError if the key shows that another instance of the service uses the database, or
+    if the database cannot be used.
     """
     address = queue_address(url, setting)
     place = address.name
@@ -326,7 +329,7 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
 
 
 def _describe_error(error: Exception, place: str, setting: str, password: str | None) -> str:
-    """Return the message for a queue server that is reachable but cannot be used.
+    """Return the error message about a queue server that responds but cannot be used.
 
     `place` is the server's address without credentials, `setting` the environment variable with its
     URL, and `password` the password in the URL.
@@ -343,9 +346,9 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
 
 
 def _read_greeting(host: str, port: int, *, timeout_s: float) -> str | None:
-    """Return the error that a server sends at once when a client connects.
+    """Connect to a server and return the error that it sends before it receives a command.
 
-    "" if it sends no error within `timeout_s` seconds; None if the connection fails.
+    Returns "" if it sends no error within `timeout_s` seconds; None if the connection fails.
     """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
@@ -358,10 +361,11 @@ def _read_greeting(host: str, port: int, *, timeout_s: float) -> str | None:
 
 
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
-    """Mark a queue server as this instance's unless it has a mark; return the mark that it has.
+    """Store `own_mark` under the key `MARK` of a queue server, unless the key exists.
 
-    If this instance set the mark under an earlier release, the mark is replaced, because the job
-    database had another name then.
+    Returns the stored value, which shows whether another instance of the service uses the server;
+    see `_own_mark`. A value that this instance stored before its database file was renamed is
+    replaced.
     """
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)
@@ -401,10 +405,10 @@ def _error_text(error: OSError) -> str:
 
 
 class QueueGuard(threading.Thread):
-    """A thread that checks periodically which instance of the service has marked the queue server.
+    """A thread that checks periodically that no other instance uses the queue server.
 
     The server may start later than this process, or be replaced by another one. If another instance
-    has marked the server, the error is written to standard error, `exit_status` becomes 1 and
+    has stored its id there, the error is written to standard error, `exit_status` becomes 1 and
     `stop` is called. The program should then exit with `exit_status`.
     """
 
@@ -415,9 +419,9 @@ class QueueGuard(threading.Thread):
         self.exit_status = 0
 
     def run(self) -> None:
-        """Check the mark of the queue server every `GUARD_S` seconds, and set it if it is missing.
+        """Check every `GUARD_S` seconds which instance's id the queue server has; store ours if none is there.
 
-        Ends when another instance has marked the server as its own.
+        Ends when the server has the id of another instance.
         """
         pause = threading.Event()
         while not pause.wait(GUARD_S):

@@ -16,14 +16,17 @@ class PromptSupervisor(Supervisor):  # type: ignore[misc] # supervisor is not ty
     """A supervisord that starts its processes at once."""
 
     def runforever(self) -> None:
-        """Start the processes in the order of their priorities, then supervise them."""
+        """Start the processes in the order of priority, then run supervisord's event loop."""
         for group in sorted(self.process_groups.values()):
             group.transition()
         super().runforever()
 
 
 def main() -> None:
-    """Supervise until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    """Run supervisord until SIGTERM or SIGINT.
+
+    SIGHUP makes supervisord stop its processes, read its configuration again and start them.
+    """
     first, mood = True, SupervisorStates.RESTARTING
     while mood >= SupervisorStates.RESTARTING:
         options = ServerOptions()

@@ -105,8 +105,9 @@ class Tiling:
     """The division of an image of `height` × `width` pixels into tiles.
 
     A tile has the size `tile` (height, width), which includes `margins` (vertical, horizontal) on
-    both sides of each axis; all are in pixels. Tiles are numbered row by row. The core of the tile
-    in row i and column j, without margins, starts at the pixel (i · core height, j · core width).
+    both sides of each axis; all are in pixels. Tiles are numbered row by row. Without its margins,
+    a tile has the size `core` (height, width), and the tile in row i and column j starts at the
+    pixel (i · core height, j · core width).
     """
 
     height: int
@@ -145,24 +146,25 @@ class Tiling:
 
     @property
     def lines(self) -> int:
-        """Number of rows of tiles."""
+        """Number of rows of tiles in the image."""
         return math.ceil(self.height / self.core[0])
 
     @property
     def columns(self) -> int:
-        """Number of tiles in a row."""
+        """Number of tiles in a row of tiles."""
         return math.ceil(self.width / self.core[1])
 
     @property
     def count(self) -> int:
-        """Number of tiles."""
+        """Number of tiles in the image."""
         return self.lines * self.columns
 
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
-        """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
+        """Return the tiles with the numbers `first` … `first + count − 1`, with their margins.
 
-        `read(begin, end)` returns the image's lines of pixels `begin` … `end` − 1, uint8 (end −
-        begin, W, C). It is called once per row of tiles. A grey image gets three equal channels.
+        The result is uint8 (count, 3, tile height, tile width). `read(begin, end)` returns the
+        image's lines of pixels `begin` … `end` − 1, uint8 (end − begin, W, C). It is called once
+        per row of tiles. A grey image gets three equal channels.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -179,10 +181,10 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """Join the enlarged cores of all tiles; yield bands (lines, W·scale, 3), top to bottom.
+        """Join enlarged tiles without margins; yield bands (lines, W·scale, 3), top to bottom.
 
-        `tiles` yields the core of each tile, (3, core height · scale, core width · scale), in the
-        order of their numbers. There is one band per row of tiles.
+        `tiles` yields each tile without its margins, (3, core height · scale, core width · scale),
+        in the order of the tiles' numbers. There is one band per row of tiles.
         """
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
@@ -195,14 +197,18 @@ class Tiling:
 def _tile_length(size: int, parts: int, margin: int) -> int:
     """Return the length of a tile, with its margins, on an axis of `size` pixels in `parts` parts.
 
-    The core of a part is even: a network that takes squares of 2×2 pixels sees the same squares in
-    every tile.
+    If the axis is not divided (`parts` is 1), the tile has the length `size` and no margins.
+    Otherwise the tile's length without its margins is rounded up to an even number, so that a
+    network that first groups pixels 2×2 groups them alike in every tile.
     """
     return size if parts == 1 else 2 * -(-size // (2 * parts)) + 2 * margin
 
 
 def _least_columns(width: int, longest: int, margin: int) -> int:
-    """Return the fewest columns whose tiles are at most `longest` pixels wide; 0 if impossible."""
+    """Return the fewest columns of tiles for a width in pixels; 0 if no number of columns will do.
+
+    A tile, with `margin` pixels on both sides, may be at most `longest` pixels wide.
+    """
     if width <= longest:
         return 1
     core = (longest - 2 * margin) // 2 * 2
@@ -210,9 +216,10 @@ def _least_columns(width: int, longest: int, margin: int) -> int:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Return the indices of `count` pixels, from `begin` on, in a line of `size` pixels.
+    """Return the indices in a line of `size` pixels of the `count` pixels from position `begin` on.
 
-    Beyond both ends the line is mirrored, so `begin` may be negative and the end beyond `size`.
+    Beyond both ends the line is continued by its mirror image, so `begin` may be negative, and the
+    last position may be beyond `size`.
     """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)

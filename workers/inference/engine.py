@@ -1,4 +1,7 @@
-"""Run a model on the slices of a batch: stack and pad their rows, and split the results again."""
+"""Run a model on a batch: stack and pad the rows of its requests, and split the results again.
+
+A slice (`BatchSlice`) has the rows of one request in the batch.
+"""
 
 import logging
 from collections.abc import Callable
@@ -28,7 +31,8 @@ State = dict[str, Any]  # arrays with one entry per row, by name
 class SliceResult:
     """The intermediate result of an operation that did not finish within its time slice.
 
-    `state` has arrays with one entry per row, keyed by name; the operation continues from it.
+    A time slice is the time that a worker gives to one batch before it receives the next message.
+    `state` has arrays with one entry per row, keyed by name; the operation continues from them.
     `done` is the share of the operation that is finished, 0 to 1. `preview` has the unfinished
     images, uint8 (B, C, H, W), or is None if the operation has none.
     """
@@ -38,23 +42,23 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the part of the state with the rows of `slices[index]`, for its continuation.
+        """Return the state of the rows of `slices[index]`, which continues one request.
 
-        `slices` are all slices of the batch, in order.
+        `slices` has the rows of each request in the batch, in order.
         """
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 
     def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
-        """Return the unfinished images of the rows of `slices[index]`; None if there is no preview.
+        """Return the unfinished images of the request `slices[index]`; None without a preview.
 
-        `slices` are all slices of the batch, in order.
+        `slices` has the rows of each request in the batch, in order.
         """
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
 def _rows_of(slices: Slices, index: int) -> slice:
-    """Return the rows of `slices[index]` as a range of the rows of the whole batch."""
+    """Return which rows of the whole batch are those of the request `slices[index]`, as a range."""
     first = sum(one.rows for one in slices[:index])
     return slice(first, first + slices[index].rows)
 
@@ -64,11 +68,12 @@ def run(
 ) -> list[Outcome] | SliceResult:
     """Run an operation on the rows of all slices, until it is finished or its time is up.
 
-    Returns one outcome per slice, or a SliceResult if the time is up. `method` names the model's
-    method. `state` is the state of the previous time slice's SliceResult; None at the beginning.
-    `has_time` is called after each step of the operation and returns whether another step may run.
-    If the model raises, the batch is bisected until the failing request is alone: its outcome is a
-    problem, and the other requests get their results.
+    Returns one outcome per slice (the rows of one request in the batch), or a SliceResult if the
+    time is up. `method` names the model's method. `state` is that of the SliceResult which the
+    previous call returned; None at the beginning. `has_time` is called after each call of the model
+    that leaves work unfinished, and returns whether to call the model again. If the model raises,
+    the batch is bisected until the failing request is alone: its outcome is a problem, and the
+    other requests get their results.
     """
     try:
         return _run_all(model, method, options, slices, state, has_time)
@@ -95,7 +100,7 @@ def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of all slices of a batch, stacked in the order of the slices.
+    """The rows of all requests in a batch, stacked in the order of the requests.
 
     `seeds` (B,) has the seed of each row's request, and `numbers` (B,) the index of the row in its
     request. `items` has an array for each input of the operation: images, uint8 (B, C, H, W), or
@@ -108,9 +113,10 @@ class _Rows:
 
     @classmethod
     def stack(cls, slices: Slices, inputs: tuple[str, ...]) -> "_Rows":
-        """Stack the rows of all slices in order; `inputs` names the operation's input images.
+        """Stack the rows of all slices (one per request) in order.
 
-        A slice with a single image uses that image for each of its rows.
+        `inputs` are the names of the operation's input images. A slice with a single image uses
+        this image for each of its rows.
         """
         return cls(
             np.concatenate([np.full(one.rows, one.seed, np.int64) for one in slices]),
@@ -129,7 +135,7 @@ class _Rows:
 
 
 def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
-    """Return one item per row; a single item is repeated for all rows."""
+    """Return one image or latent code per row; if `items` has only one, it is repeated."""
     return items if len(items) == rows else np.repeat(items, rows, axis=0)
 
 
@@ -146,10 +152,11 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 def _run_all(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on the rows of all slices, in as many forward passes as its batch size asks.
+    """Run an operation on the rows of all slices, in passes of at most the largest batch size.
 
-    Returns one outcome per slice, or a SliceResult if `has_time()` returns False before the last
-    step. `state` is the state of the previous time slice's SliceResult; None at the beginning.
+    Returns one outcome per slice (the rows of one request in the batch). If the model returns a
+    `Continuation` (unfinished work) and `has_time()` returns False, returns a SliceResult instead,
+    with the state from which a later call continues. `state` is this state; None at the beginning.
     Exceptions that the model raises are passed on.
     """
     plan, model_options = model.plans[method], model.options(method, options)
@@ -179,9 +186,10 @@ def _run_all(
 
 
 def _margins(slices: Slices) -> tuple[int, int] | None:
-    """Return the vertical and the horizontal margin of tiles; None if slices have no tiles.
+    """Return the vertical and the horizontal margin of the tiles in a batch; None without tiles.
 
-    Raises RuntimeError if two slices have different margins; the slices are then run one by one.
+    Raises RuntimeError if the slices of two requests have different margins; the slices are then
+    run one by one.
     """
     margins = {tuple(one.items[MARGINS][0].tolist()) if MARGINS in one.items else None for one in slices}
     if len(margins) > 1:
@@ -201,7 +209,7 @@ def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, T
 
 
 def _fields(result: dict[str, Any], count: int) -> Fields:
-    """Return the first `count` rows of each tensor in a model's result, as NumPy arrays.
+    """Return the first `count` rows of each tensor in the dictionary `result`, as NumPy arrays.
 
     Images become uint8, and a scalar tensor a number; other values stay. Raises RuntimeError if a
     tensor has fewer rows than `count`.
@@ -221,7 +229,7 @@ def _fields(result: dict[str, Any], count: int) -> Fields:
 
 
 def _split(fields: Fields, slices: Slices) -> list[Outcome]:
-    """Return one outcome per slice, which has the slice's rows of each array in `fields`.
+    """Return one outcome per slice (the rows of one request): its rows of each array in `fields`.
 
     Images are encoded as PNG for a slice that asks for PNG. Fields that are no arrays are the same
     for each slice.

@@ -1,4 +1,4 @@
-"""A model in memory: its network, its options and the batch plans of its operations."""
+"""Define a model in memory: its network, its options, and the batch sizes of its operations."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,8 @@ class BatchPlan:
 
     `batch_sizes`, in ascending order, are the numbers of rows that a forward pass may have; the
     output of a row is bit-identical in all of them. `slice_rows` is the number of rows that a
-    worker runs in about one time slice.
+    worker processes in about one time slice, the time that it gives to one batch before it receives
+    the next message.
     """
 
     batch_sizes: tuple[int, ...]
@@ -45,17 +46,17 @@ class BatchPlan:
 
 
 class LoadedModel:
-    """One version of a model in memory, with the batch plan of each of its operations."""
+    """One version of a model in memory, with the batch sizes (the batch plan) of each operation."""
 
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
         """Wrap `model`, which was loaded from the checkpoint of the version `entry`.
 
-        There are no batch plans yet: `ModelCache` makes them. `advance` is called after each step
-        of an operation. `threads` is the number of CPU threads that a forward pass uses; 0 means one
-        for a small model and all for a large one. On a CPU, the weights of a large model are
-        converted to oneDNN's blocked layout.
+        No batch sizes are chosen yet: `ModelCache` chooses them. `advance` is called after each
+        step of an operation. `threads` is the number of CPU threads that a forward pass uses; 0
+        means one for a small model and all for a large one. On a CPU, the weights of a large model
+        are converted to oneDNN's blocked layout.
         """
         self.entry = entry
         self._advance = advance
@@ -93,9 +94,9 @@ class LoadedModel:
         state: dict[str, Any] | None,
         margins: tuple[int, int] | None = None,
     ) -> Any:
-        """Run one step of an operation; return the result of the last step, or else a Continuation.
+        """Run one step of an operation; return its results, or a Continuation if steps are left.
 
-        The result is a dictionary of the fields. `rows` has the random streams of the rows, and
+        The results are a dictionary, keyed by field. `rows` has the random streams of the rows, and
         `items` the input tensors. `state` is None in the first step, and later the state of the
         Continuation that the previous step returned. `margins` are the vertical and horizontal
         margin of tiles in pixels; None means the model's default.
@@ -112,7 +113,7 @@ class LoadedModel:
         return result
 
     def set_plan(self, method: str, plan: BatchPlan) -> None:
-        """Use a batch plan for an operation from now on.
+        """Use the batch sizes `plan` for an operation from now on.
 
         The dictionary `plans` is replaced and not changed, because the heartbeat thread reads it.
         """

@@ -1,4 +1,4 @@
-"""Load models, keep them in memory within a budget, and give each operation a batch plan."""
+"""Load models, keep them within a memory budget, and choose the batch sizes of their operations."""
 
 import importlib
 import logging
@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Measurement:
-    """The steps that measure an operation's batch plan, and whether a request has used it."""
+    """The forward passes that are left to measure the batch sizes of an operation.
+
+    `steps` runs one pass at each iteration. `requested`: a request has used the operation.
+    """
 
     steps: Iterator[None]
     requested: bool = False
@@ -61,11 +64,11 @@ class ModelCache:
             importlib.invalidate_caches()
 
     def get(self, entry: ModelVersion, method: str) -> LoadedModel:
-        """Return the model of a version, with a batch plan for one of its operations.
+        """Return the model of a version, with the batch sizes for the operation `method` chosen.
 
-        If necessary, the model is loaded, other models are unloaded to free memory, and the plan is
-        made. Raises NoRoomError if that would need to unload pinned models, and any exception that
-        loading or the operation raises.
+        If necessary, the model is loaded, other models are unloaded to free memory, and the batch
+        sizes (the batch plan) are chosen. Raises NoRoomError if that would need to unload pinned
+        models, and any exception that loading or the operation raises.
         """
         model = self._held.get(entry.ref)
         if model is None:
@@ -83,9 +86,10 @@ class ModelCache:
         """Load the model of a version in steps, and yield after each of them.
 
         The first step reads the checkpoint, after unloading other models if memory is needed. Each
-        further step runs one operation once, to give it a batch plan. The cache holds the model
-        after the first step or, if it is a candidate, after the last one: then all operations have
-        run without an error. The caller may do other work at each yield.
+        further step runs one operation once, to choose its batch sizes. The model can be used after
+        the first step or, if the version is a `candidate` (it is to become active), after the last
+        one: then all operations have run without an error. The caller may do other work at each
+        yield.
         """
         model = self._held.get(entry.ref) or self._load(entry)
         if not candidate:
@@ -99,10 +103,11 @@ class ModelCache:
         self._held.setdefault(entry.ref, model)
 
     def measure_step(self, *, requested_only: bool = False) -> bool:
-        """Run a forward pass that measures a batch plan; return whether there was one to measure.
+        """Run a forward pass that measures batch sizes; return whether any were left to measure.
 
-        The measured plan is used and stored after the last pass of its operation. Operations that
-        were requested come first; with `requested_only`, the others are left for later.
+        The measured batch plan of an operation is used and stored after the operation's last pass.
+        Operations that were requested come first; with `requested_only`, the others are left for
+        later.
         """
         requested = (key for key in reversed(self._measurements) if self._measurements[key].requested)
         key = next(requested, None) or (None if requested_only else next(iter(self._measurements), None))
@@ -118,7 +123,7 @@ class ModelCache:
         return True
 
     def holds(self, version: ModelVersion) -> bool:
-        """Return whether a model is loaded and all its operations have batch plans."""
+        """Return whether a version is loaded and all its operations have batch sizes."""
         held = self._held.get(version.ref)
         return held is not None and held.plans.keys() >= version.operations.keys()
 
@@ -136,9 +141,9 @@ class ModelCache:
         return matches(self._pinned, version.name)
 
     def largest(self, ref: str, method: str) -> int:
-        """Return the largest batch size of a model's method; 1 if it has no batch plan yet.
+        """Return the largest batch size of the method of a loaded model, in rows.
 
-        `ref` is the model's `name@version`.
+        `ref` is the model's `name@version`. Returns 1 if the batch sizes have not been chosen yet.
         """
         held = self._held.get(ref)
         return held.plans[method].largest if held and method in held.plans else 1
@@ -146,8 +151,10 @@ class ModelCache:
     def capacity(self) -> dict[str, dict[str, list[int]]]:
         """Return [largest batch size, rows of a time slice] of each operation of the loaded models.
 
-        The result is keyed by `name@version`, then by the name of the method. Operations without a
-        batch plan are left out.
+        The second number is how many rows the worker processes in about one time slice, the time
+        that it gives to one batch before it receives the next message. The result is keyed by
+        `name@version`, then by the name of the method. Operations whose batch sizes have not been
+        chosen yet are left out.
         """
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
@@ -169,7 +176,8 @@ class ModelCache:
     def _make_room(self, ref: str, size_bytes: int) -> None:
         """Unload the least recently used models until `size_bytes` fit in the memory budget.
 
-        Raises NoRoomError if the pinned models leave too little.
+        Models that the setting `pinned_models` names stay. Raises NoRoomError if they leave too
+        little memory for the model `ref`.
         """
         unpinned = [one for one, held in self._held.items() if not self.is_pinned(held.entry)]
         pinned_bytes = self._used_bytes() - sum(self._held[one].size_bytes for one in unpinned)
@@ -185,9 +193,10 @@ class ModelCache:
             log.info("model unloaded", extra={"model": one})
 
     def _plan(self, model: LoadedModel, method: str, *, run: bool = False) -> None:
-        """Give an operation its stored batch plan, or else a first plan that is measured later.
+        """Set the batch sizes (batch plan) of an operation: the stored plan, or else a first plan.
 
-        With `run`, the operation runs once even if its plan is stored.
+        A first plan is replaced when the batch sizes have been measured. With `run`, the operation
+        runs once even if its plan is stored.
         """
         planner = BatchPlanner(model, method, self._settings.time_slice_s)
         plan = self._store.load(model, method)
@@ -201,7 +210,7 @@ class ModelCache:
         model.set_plan(method, plan)
 
     def _measure(self, model: LoadedModel, method: str, planner: BatchPlanner) -> Generator[None, None, None]:
-        """Measure the batch plan of an operation, then use and store it; yield after each pass."""
+        """Measure an operation's batch sizes, then use and store them; yield after each pass."""
         if self._held.get(model.entry.ref) is not model:
             return  # a candidate that was refused
         plan = self._store.load(model, method)  # another worker may have measured it
@@ -218,7 +227,10 @@ def _log_plan(event: str, model: LoadedModel, method: str, planner: BatchPlanner
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device of a name; "auto" is the first GPU, or the CPU if there is none."""
+    """Return the torch device that the setting's value `name` means, such as "cpu" or "cuda:0".
+
+    "auto" means the first GPU, or the CPU if there is none.
+    """
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

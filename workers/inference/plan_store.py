@@ -1,4 +1,9 @@
-"""Keep measured batch plans in files, under a hash of everything that they depend on."""
+"""Store the measured batch sizes of each operation of a network (its batch plan) in files.
+
+A file is found by a hash of what the batch sizes depend on: the network (family, configuration and
+image shape, not the weights), the operation, the number of threads, the length of a time slice, the
+processor or GPU, the version and build of torch, and the rules of the measurement.
+"""
 
 import hashlib
 import json
@@ -27,17 +32,22 @@ _CPU_FIELDS = frozenset(
 
 # See docs/decisions.md#a-batch-plan-belongs-to-the-network-and-not-to-its-weights
 class PlanStore:
-    """A folder of measured batch plans, one file for each operation of a network."""
+    """A folder of measured batch sizes (batch plans), one file for each operation of a network."""
 
     def __init__(self, folder: Path, time_slice_s: float) -> None:
         """Use a folder, which may not exist yet.
 
-        `time_slice_s` is the length of a time slice in seconds, on which the plans depend.
+        `time_slice_s` is the time in seconds that a worker gives to one batch before it receives
+        the next message. The batch sizes depend on it.
         """
         self._folder, self._time_slice_s = folder, time_slice_s
 
     def load(self, model: LoadedModel, method: str) -> BatchPlan | None:
-        """Return the stored plan of an operation; None if this kind of machine has none."""
+        """Return the stored batch sizes of a model's operation; None if there are none.
+
+        Only batch sizes that were measured on an equal processor, with the same torch, are
+        returned.
+        """
         try:
             stored = json.loads(self._file(model, method).read_text())
             return BatchPlan(tuple(stored["batch_sizes"]), stored["slice_rows"])
@@ -48,7 +58,7 @@ class PlanStore:
             return None
 
     def save(self, model: LoadedModel, method: str, plan: BatchPlan) -> None:
-        """Write the plan of an operation; if the disk is full, only log a warning."""
+        """Write the batch sizes of an operation to a file; if that fails, only log a warning."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_durably(self._file(model, method), json.dumps(vars(plan)))
@@ -56,7 +66,7 @@ class PlanStore:
             log.warning("batch plan not stored", extra={"model": model.entry.ref, "reason": str(error)})
 
     def _file(self, model: LoadedModel, method: str) -> Path:
-        """Return the file of an operation's plan, named by a hash of all that the plan depends on."""
+        """Return the path of an operation's file, named by the hash of what its plan depends on."""
         card = model.entry.card
         network = [card.family, card.config, card.image, method, model.threads]
         depends = [RULES, network, self._time_slice_s, processor(model.device), libraries()]
