@@ -419,9 +419,10 @@ class QueueGuard(threading.Thread):
         self.exit_status = 0
 
     def run(self) -> None:
-        """Check every `GUARD_S` seconds which instance's id the queue server has; store ours if none is there.
+        """Every `GUARD_S` seconds, check which instance of the service the queue server belongs to.
 
-        Ends when the server has the id of another instance.
+        If the server has no instance's id, this instance's id is stored there. Ends when the server
+        has the id of another instance.
         """
         pause = threading.Event()
         while not pause.wait(GUARD_S):

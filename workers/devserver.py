@@ -60,11 +60,11 @@ def queue_command(settings: Settings) -> list[str]:
 
 
 def _program(command: list[str], priority: int, stop_s: int, delay_s: float = 0.0, **more: object) -> dict[str, object]:
-    """Return the section of supervisord's configuration that runs one part of the service.
+    """Return the section of supervisord's configuration that runs one program of the service.
 
-    Parts with a lower `priority` start earlier. The command runs after a delay of `delay_s`
-    seconds. supervisord kills the part if it still runs `stop_s` seconds after SIGTERM. `more` are
-    further options of the section.
+    Programs with a lower `priority` start earlier. The command runs after a delay of `delay_s`
+    seconds. supervisord kills the program if it still runs `stop_s` seconds after SIGTERM. `more`
+    are further options of the section.
     """
     # without site-packages (-S), this intermediate program starts at once
     words = [sys.executable, "-S", "-m", "core.process", str(delay_s), *command]
@@ -84,11 +84,11 @@ def _program(command: list[str], priority: int, stop_s: int, delay_s: float = 0.
 
 # See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
 def configuration(settings: Settings, *, queue: bool, workers: int) -> configparser.RawConfigParser:
-    """Return supervisord's configuration for all parts of the service.
+    """Return supervisord's configuration, which runs all programs of the service.
 
-    With `queue`, they include a queue server; otherwise the one at `queue_url` is used. `workers`
-    is the number of inference workers. The parts start in ascending order of priority and stop in
-    descending order.
+    With `queue`, they include a queue server; otherwise the service uses the one at the URL in the
+    setting `queue_url`. `workers` is the number of inference workers. The programs start in
+    ascending order of priority and stop in descending order.
     """
     state = settings.state.resolve()
     server = {
@@ -119,8 +119,9 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> configpar
 def check(settings: Settings, *, queue: bool) -> None:
     """Check the state folder, database, ports and queue server before the service starts.
 
-    With `queue`, the service starts a queue server itself, so its port must be free; otherwise the
-    one at `queue_url` must be reachable. Raises StartupError if a check fails.
+    With `queue`, the service starts a queue server itself, so the port for it must be free;
+    otherwise the queue server at the URL in the setting `queue_url` must be reachable. Raises
+    StartupError if a check fails.
     """
     startup.check_state(settings)
     number = _running(settings.state)
@@ -165,7 +166,7 @@ def _running(state: Path) -> int:
 
 
 def main() -> None:
-    """Check that the service can start here, and become the supervisord that runs its parts."""
+    """Check that the service can start here, then replace this process by its supervisord."""
     parser = argparse.ArgumentParser(prog="python -m workers.devserver", description=__doc__)
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")
     parser.add_argument("--no-queue", action="store_true", help="use the queue server at REVERIE_QUEUE_URL as it is")

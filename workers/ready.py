@@ -1,6 +1,6 @@
 """Wait until the service is ready and print its address: `python -m workers.ready URL`.
 
-It runs beside a service that starts, so it imports the standard library only.
+The program runs while the service starts, so it imports only the standard library.
 """
 
 import sys

@@ -75,12 +75,16 @@ class _ValueCounter(TorchFunctionMode):
 
 # See docs/decisions.md#the-bits-of-a-row-are-those-of-a-reference-batch-size
 class BatchPlanner:
-    """Finds the batch plan of an operation: a first plan at once, and a measured plan in steps."""
+    """Finds the batch sizes (the batch plan) of one operation of a model.
+
+    `first_plan` finds one batch size at once; `measure` compares and times others in steps.
+    """
 
     def __init__(self, model: LoadedModel, method: str, time_slice_s: float) -> None:
-        """Prepare to plan the operation `method` of `model`; run nothing yet.
+        """Prepare to find the batch sizes for the operation `method` of `model`; run nothing yet.
 
-        `time_slice_s` is the length of a time slice in seconds.
+        `time_slice_s` is the time in seconds that a worker gives to one batch before it receives
+        the next message.
         """
         self._model, self._method, self._time_slice_s = model, method, time_slice_s
         self._defaults = dict(model.entry.operations[method].defaults)
@@ -102,9 +106,9 @@ class BatchPlanner:
     def first_plan(self) -> BatchPlan:
         """Return the plan with the reference size as its only batch size.
 
-        This takes a pass of one row and, if the reference size is larger, at least two passes of
-        that size: if the bits of a row depend on its place in the batch, the size is halved until
-        they do not.
+        The reference size is the batch size that defines the bits of each row. To find it takes a
+        pass of one row and, if the size is larger than 1, at least two passes of that size: if the
+        bits of a row depend on its place in the batch, the size is halved until they do not.
         """
         if self._reference is None:
             size = 1 if self._any_size else self._affordable_size()
@@ -115,10 +119,10 @@ class BatchPlanner:
         return BatchPlan((self._reference,), self._reference)
 
     def measure(self) -> Generator[None, None, BatchPlan]:
-        """Run a forward pass per step, yield after each, and return the measured plan at the end.
+        """Find the batch sizes that give rows the same bits as the reference size, and time them.
 
-        Smaller and larger batches than the reference size are compared with it and timed. The
-        caller may do other work at each yield.
+        Yields after each forward pass, so that the caller can do other work; the generator's return
+        value is the measured plan. Sizes below and above the reference size are tried.
         """
         if self._any_size:
             return self.first_plan()
@@ -155,7 +159,7 @@ class BatchPlanner:
         )
 
     def _affordable_size(self) -> int:
-        """Return the largest reference size within the limit of computed values."""
+        """Return the largest reference batch size with which a pass computes few enough values."""
         with _ValueCounter() as counter:
             self.run(1)
         self._seconds.clear()  # counting takes time
@@ -165,14 +169,15 @@ class BatchPlanner:
         return 1 if size * counter.values > _MUCH * limit else size
 
     def _ignores_order(self, size: int) -> bool:
-        """Return whether rows have the same bits when the rows of a batch are reversed."""
+        """Return whether `size` rows have the same bits when they are in reverse order."""
         self._outputs = self.run(size)
         return _same(self._outputs, self.run(size, reverse=True), size)
 
     def _compare(self, size: int, outputs: Outputs, rows: int) -> Generator[None, None, bool]:
-        """Run batches of `size` on `rows` rows; return whether the outputs equal `outputs`.
+        """Run batches of `size` rows; return whether the results have the same bits as `outputs`.
 
-        At most the rows of `outputs` are compared. Yields after each pass.
+        `outputs` are the results of the same rows in batches of another size. The first `rows` rows
+        are compared, or all if `outputs` has fewer. Yields after each pass.
         """
         for first in range(0, min(rows, len(outputs[0])) - size + 1, size):
             output = self.run(size, first=first)
@@ -182,11 +187,11 @@ class BatchPlanner:
         return True
 
     def _grow(self, size: int, accepted: dict[int, Outputs]) -> Iterator[None]:
-        """Double `size` and accept the result, while rows keep their bits and time is saved.
+        """Double the batch size `size` while rows keep their bits and the time per row falls.
 
-        An accepted size and its outputs are added to `accepted`. A size is compared with the size
-        before it, and with itself in reverse order, so that rows are compared in every place of the
-        batch. Yields after each pass.
+        Each accepted size and its outputs are added to `accepted`. A size is compared with half of
+        it, and with itself in reverse order, so that rows are compared in every place of the batch.
+        Yields after each pass.
         """
         limit_s, slower = _MAX_TIME_SLICES * self._time_slice_s, 0
         smallest = min(self._seconds)
@@ -264,5 +269,5 @@ def _between(batch_sizes: list[int]) -> list[int]:
 
 
 def _same(whole: Outputs, other: Outputs, size: int) -> bool:
-    """Return whether the first `size` rows of two outputs have the same bits."""
+    """Return whether the first `size` rows of two lists of outputs have the same bits."""
     return all(torch.equal(a[:size], b[:size]) for a, b in zip(whole, other, strict=True))

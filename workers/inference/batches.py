@@ -1,6 +1,6 @@
 """Run batches of requests that wait for a response, and send the results to their API process.
 
-A batch runs for one time slice at a time.
+A batch runs for one time slice at a time; then the worker receives its next message.
 """
 
 import logging
@@ -36,12 +36,13 @@ class BatchRunner:
         self.running: list[str] = []
 
     def run(self, data: bytes) -> None:
-        """Run one time slice of a packed batch, and report to the API process that sent it.
+        """Run a packed batch for one time slice, and report to the API process that sent it.
 
-        A finished batch is reported with its results. An unfinished batch is reported with its
-        progress, and is sent to the end of the bulk queue together with its state. A long batch for
-        which no request waits any more is dropped: it neither runs nor is reported. A batch that
-        this worker cannot run is rejected, so that the API process sends it to another worker.
+        A time slice is the time that a worker gives to one batch before it receives the next
+        message. A finished batch is reported with its results. An unfinished batch is reported with
+        its progress, and is sent to the end of the bulk queue together with its state. A long batch
+        for which no request waits any more is dropped: it neither runs nor is reported. A batch
+        that this worker cannot run is rejected, so that the API process sends it to another worker.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled
@@ -61,7 +62,10 @@ class BatchRunner:
             self.running.remove(batch.id)
 
     def _run_slice(self, batch: Batch) -> None:
-        """Run a batch for one time slice, and send a completion: done, progress or rejected."""
+        """Run a batch for one time slice (until the worker has to receive its next message).
+
+        Sends a completion to the API process of the batch: done, progress or rejected.
+        """
         context = self._context
         if batch.device_kind not in ("", context.device_kind):
             reason = f"it is for devices of kind {batch.device_kind}, this is {context.device_kind}"
@@ -117,5 +121,5 @@ class BatchRunner:
             log.warning("completion lost; the batch will be sent again", exc_info=True)
 
     def _packed(self, batch: Batch, completion: dict[str, Any]) -> bytes:
-        """Return a completion as msgpack, with the ids of the batch and of this worker."""
+        """Return a completion as msgpack, with the ids of its batch and of this worker added."""
         return pack({**completion, "batch": batch.id, "worker": self._context.worker_id})

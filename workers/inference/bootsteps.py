@@ -1,4 +1,4 @@
-"""Define what Celery's worker does, beyond Celery's own steps, when it starts, stops or connects.
+"""Define what an inference worker does when Celery's worker starts, stops or connects.
 
 The worker receives messages before its models are loaded: each request loads the model it needs.
 """
@@ -97,7 +97,10 @@ class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _load_models() -> None:
-    """Load models and measure batch plans: one step if messages keep coming, more if they do not."""
+    """Load models and measure batch sizes, one step per call or, while no messages come, several.
+
+    `EventLoopStep` calls this function every `LOADER_POLL_S` seconds.
+    """
     worker = current_worker()
     idle = busy_poll.idle_s() > IDLE_S
     worker.loader.run(worker.context.settings.time_slice_s if idle else 0.0)
@@ -115,6 +118,6 @@ def set_up_logging(**_arguments: object) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def drain(**_arguments: object) -> None:
-    """Make the heartbeat report "draining" when Celery begins to stop: no new work is taken."""
+    """Make the heartbeat report "draining" when Celery's worker begins to stop."""
     for worker in _workers:
         worker.drain()

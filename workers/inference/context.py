@@ -50,7 +50,7 @@ _MAX_PREVIEW_TIMES = 32
 
 
 class CannotRunError(Exception):
-    """Raised if this worker cannot run a version that another worker may be able to run."""
+    """Raised if this worker cannot run a model version that another worker may be able to run."""
 
 
 class InferenceContext:
@@ -81,15 +81,19 @@ class InferenceContext:
 
     @property
     def targets(self) -> list[str]:
-        """The names of the queues that this worker reads: its id, its group, and maybe "".
+        """The targets in the names of this worker's queues: its id, its group, and maybe "".
 
-        The queue "" has messages of earlier releases, for all models and devices. Only a worker
-        that the setting `models` does not restrict reads it.
+        A group is all workers with the same device kind and the same setting `models`. The queues
+        of "" have messages of earlier releases, for all models and devices. Only a worker that the
+        setting `models` does not restrict reads them.
         """
         return [self.worker_id, self.group, *([] if self.models else [""])]
 
     def _finish_step(self) -> None:
-        """Report progress to the watchdog, then let an interactive batch interrupt the work."""
+        """Report progress to the watchdog, then let an interactive batch interrupt the work.
+
+        The model cache calls this method after each step of an operation.
+        """
         self.watchdog.advance()
         self.preemption.check()
 
@@ -98,11 +102,12 @@ class InferenceContext:
         return may_load(self.models, ref)
 
     def load_model(self, name: str, version: str, method: str) -> LoadedModel:
-        """Return the model of a name and version, ready to run one of its methods.
+        """Return the model of a name and version, ready to run the operation `method`.
 
-        If the model is not in memory, its checkpoint is loaded. If the method has no batch plan, a
-        plan is made. Raises CannotRunError if this worker may not load the version, does not have
-        its file, or lacks memory for it; and any exception that loading raises.
+        If the model is not in memory, its checkpoint is loaded. If the operation has no batch sizes
+        (batch plan) yet, they are chosen. Raises CannotRunError if this worker may not load the
+        version, does not have its file, or lacks memory for it; and any exception that loading
+        raises.
         """
         if not self.may_load(name):
             raise CannotRunError(f"REVERIE_MODELS of the worker leaves out {name}")
@@ -122,11 +127,11 @@ class InferenceContext:
     ) -> tuple[list[Outcome] | SliceResult, float]:
         """Run one time slice of an operation; return the result and the seconds it took.
 
-        The result is one outcome per slice of the batch, or a SliceResult if the operation is
-        unfinished. `method` names the model's method. `state` continues an operation: it is the
-        state of its last SliceResult, or None at the beginning. Interactive batches may interrupt
-        long work, but never `isolated` work, which may crash the process and with it everything
-        that runs there.
+        `slices` has the rows of each request in the batch. The result is one outcome per request,
+        or a SliceResult if the operation is unfinished. `method` names the model's method. `state`
+        continues an operation: it is the state of the operation's last SliceResult, or None at the
+        beginning. Interactive batches may interrupt long work, but never `isolated` work, which may
+        crash the process and with it the batch that interrupts.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
@@ -146,11 +151,11 @@ class InferenceContext:
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:
-        """Store a preview of each request's unfinished images on the queue server.
+        """Store a preview of each request's unfinished images on the queue server, as a PNG grid.
 
         API processes read the previews there. If the last preview of a request is less than
-        `PREVIEW_INTERVAL_S` seconds old, no new one is stored. `slices` are the slices of the batch
-        in `result`.
+        `PREVIEW_INTERVAL_S` seconds old, no new one is stored. `slices` has the rows of each
+        request in the batch, and `result` their unfinished images.
         """
         now = time.monotonic()
         for index, one in enumerate(slices):

@@ -1,5 +1,6 @@
 """Claim jobs from the job store, run them for one time slice, and record the results there.
 
+A time slice is the time that a worker gives to one batch before it receives the next message.
 Results that cannot be recorded because the job store is full or unavailable are kept in memory
 until it is writable.
 """
@@ -36,7 +37,7 @@ _LACKING_S = 60.0  # a version that this worker cannot run is not tried again fo
 
 
 class JobRunner:
-    """Claims jobs from the job store and runs them, one time slice at each call of `run`."""
+    """Claims jobs from the job store and runs them; each call of `run` runs one batch of jobs."""
 
     def __init__(self, context: InferenceContext) -> None:
         """Keep the worker's context, which has its stores and models; claim no job yet."""
@@ -46,7 +47,7 @@ class JobRunner:
         self._lacking: dict[tuple[str, str], float] = {}  # until when, by model and version
 
     def run(self) -> None:
-        """Claim a job, or several small jobs that fit in one batch, and run one time slice of them.
+        """Claim a job, or small jobs that fit in one batch, and run them for one time slice.
 
         The results are recorded in the job store. Returns at once if there is no job to claim, if
         this call interrupts a job that is running, or if earlier results still wait to be recorded.
@@ -99,18 +100,18 @@ class JobRunner:
             best_effort(self._save_again)
 
     def _save_again(self) -> None:
-        """Try again to record the results kept in memory, and notify the API processes."""
+        """Try again to record results kept in memory; notify the API processes of these jobs."""
         if saved := self._unsaved.save():
             self._publish_updates(saved)
 
     def _publish_updates(self, job_ids: list[str]) -> None:
-        """Notify the API processes that these jobs have changed; wake a worker to claim more jobs."""
+        """Notify the API processes of changed jobs; wake a worker to claim further jobs."""
         queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
         best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
         best_effort(lambda: queue_server.execute_command(*wake_inference_workers(self._context.group)))
 
     def _largest_batch(self, job: Job) -> int:
-        """Return the largest batch size of a job's operation on this worker, in rows."""
+        """Return the largest batch size, in rows, with which this worker runs a job's operation."""
         return self._context.model_cache.largest(f"{job.model}@{job.version}", job.method)
 
     # --- storage that may be full ---
@@ -144,7 +145,7 @@ class JobRunner:
     # --- one time slice ---
 
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
-        """Run one time slice of jobs with the same model, method and options; return their reports.
+        """Run jobs with equal model, method and options for one time slice; return their reports.
 
         A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; the
         job goes back to its queue for a later try. If this worker cannot run the version, all jobs
@@ -176,9 +177,9 @@ class JobRunner:
         return self._reports(jobs, slices, result)
 
     def _give_back(self, claimed: list[Job], reason: str) -> None:
-        """Return jobs that this worker cannot run to their queue.
+        """Return claimed jobs to their queue, because this worker cannot run their model version.
 
-        The worker claims no jobs of their version for the next `_LACKING_S` seconds.
+        The worker claims no jobs of that version for the next `_LACKING_S` seconds.
         """
         log.warning("job given back", extra={"jobs": [job.id for job in claimed], "reason": reason})
         self._lacking[claimed[0].model, claimed[0].version] = time.monotonic() + _LACKING_S
@@ -188,7 +189,11 @@ class JobRunner:
     def _reports(
         self, jobs: list[Job], slices: list[BatchSlice], result: list[Outcome] | engine.SliceResult
     ) -> list[SliceReport]:
-        """Return the reports of the slices that were run; store large results in the blob store."""
+        """Return what to record of each job that was run; store large results in the blob store.
+
+        `slices` has the rows of each job in the batch, and `result` their results or unfinished
+        state.
+        """
         reports = []
         for index, (job, one) in enumerate(zip(jobs, slices, strict=True)):
             report = SliceReport(job.claim, one.first, one.rows)
@@ -208,11 +213,11 @@ class JobRunner:
         return reports
 
     def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
-        """Return the jobs whose inputs can be read, and the next slice of each with its inputs.
+        """Return the jobs whose inputs can be read, and the rows to run of each, with inputs.
 
-        Each slice has at most `most_rows` rows. A job whose inputs cannot be read now is left out
-        and goes back to its queue for a later try. Raises FileNotFoundError if an input was
-        deleted.
+        Each `BatchSlice` has at most `most_rows` rows. A job whose inputs cannot be read now is
+        left out and goes back to its queue for a later try. Raises FileNotFoundError if an input
+        was deleted.
         """
         jobs, slices = [], []
         for job in claimed:
@@ -226,7 +231,7 @@ class JobRunner:
         return jobs, slices
 
     def _next_slice(self, job: Job, most_rows: int) -> BatchSlice:
-        """Return the next slice of a job, with its inputs; it has at most `most_rows` rows."""
+        """Return the next rows of a job to be run, at most `most_rows`, with their inputs."""
         blobs = self._context.blobs
         first = job.next_row
         rows = job.rows if job.co_batched else min(most_rows, job.rows - first)
@@ -240,7 +245,7 @@ class JobRunner:
         return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
 
     def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
-        """Return the field of a SliceReport that holds `data`, the packed result of slice `one`.
+        """Return the field of a SliceReport for `data`, the packed result of the rows in `one`.
 
         A result of more than `INLINE_BYTES`, or one that consists of tiles, is written to the blob
         store and the field is `blob_key`; otherwise the field is `data` itself. Raises OSError if
@@ -272,23 +277,24 @@ class UnsavedReports:
 
     @property
     def waiting(self) -> bool:
-        """Whether a result, or a job to be queued again, is not yet recorded in the job store."""
+        """Whether any result, or job to be queued again, is not yet recorded in the job store."""
         return bool(self._reports or self._deferred)
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
         """Keep a job that is to go back to its queue, until the next call of `add` or `save`.
 
-        This does not write to the job store. `problem` is the error that the job fails with if it
-        has been deferred for too long. `size_bytes` is the size of its result, 0 if unknown.
+        This does not write to the job store. `claim` is the worker's claim on the job (id and
+        fencing token). `problem` is the error that the job fails with if it has been deferred for
+        too long. `size_bytes` is the size of its result, 0 if unknown.
         """
         with self._lock:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write new reports, and everything kept in memory, to the job store.
+        """Write new reports, and all results and jobs kept in memory, to the job store.
 
-        Returns the ids of the jobs that were recorded. If the job store is not writable, everything
-        is kept in memory for the next call of `add` or `save`.
+        Returns the ids of the jobs that were recorded. If the job store is not writable, all of
+        them are kept in memory for the next call of `add` or `save`.
         """
         with self._lock:
             self._reports.extend(reports)
@@ -296,11 +302,12 @@ class UnsavedReports:
         return self.save()
 
     def save(self) -> list[str]:
-        """Write everything kept in memory to the job store; return the ids of the recorded jobs.
+        """Write all that is kept in memory to the job store; return the ids of recorded jobs.
 
         A job whose claim is no longer valid is dropped. If the job store is not writable, what is
-        not recorded yet stays in memory. After any other error everything kept is dropped and the
-        error is raised: the leases of the jobs expire, and other workers run the jobs again.
+        not recorded yet stays in memory. After any other error all that is kept in memory is
+        dropped and the error is raised: the leases of the jobs expire, and other workers run the
+        jobs again.
         """
         with self._lock:
             written: list[str] = []

@@ -1,4 +1,4 @@
-"""Load models and measure their batch plans while the worker receives messages."""
+"""Load models and measure their batch sizes while the worker receives messages."""
 
 import gc
 import logging
@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Loading:
-    """A version that is being loaded, and the steps that remain."""
+    """A version that is being loaded, and the steps of loading that remain.
+
+    `candidate`: the version is to become active once workers have loaded it.
+    """
 
     version: ModelVersion
     steps: Iterator[None]
@@ -24,7 +27,7 @@ class _Loading:
 
 # See docs/decisions.md#a-worker-receives-messages-before-its-models-are-loaded
 class ModelLoader:
-    """Loads the candidates and the active versions in steps, then measures batch plans.
+    """Loads the candidates and the active versions in steps, then measures batch sizes.
 
     Candidates are the versions that are to become active. A request for a model that is not loaded
     yet does not wait for this class: the worker loads the model for the request. `refused` has the
@@ -47,11 +50,11 @@ class ModelLoader:
         self._pending()
 
     def run(self, seconds: float) -> None:
-        """Run one step, and further steps until `seconds` have passed; do nothing if all is done.
+        """Run one step of loading or measuring, and further steps until `seconds` have passed.
 
-        A step is reading a checkpoint or a forward pass. The worker receives messages between two
-        calls. With 0 seconds, the worker is busy: only the batch plans of operations that were
-        requested are measured.
+        A step is reading a checkpoint or a forward pass; without steps left, nothing is done. The
+        worker receives messages between two calls. With 0 seconds, the worker is busy: only the
+        batch sizes of operations that were requested are measured.
         """
         ends = time.perf_counter() + seconds
         while self._run_step(busy=not seconds) and time.perf_counter() < ends:
@@ -65,7 +68,10 @@ class ModelLoader:
             gc.freeze()
 
     def _run_step(self, *, busy: bool) -> bool:
-        """Run the next step; return whether there was one."""
+        """Run the next step of loading or of measuring batch sizes; return False if none was left.
+
+        With `busy`, only operations that were requested are measured.
+        """
         if self._loading is None:
             self._loading = self._next_version()
         if self._loading is not None:
@@ -75,7 +81,7 @@ class ModelLoader:
             return self._context.model_cache.measure_step(requested_only=busy)
 
     def _load_step(self, loading: _Loading) -> None:
-        """Run one step of loading a version; the error of a candidate is kept in `refused`."""
+        """Run one step of loading a version; the error of a candidate is stored in `refused`."""
         ref = loading.version.ref
         try:
             with self._context.watchdog.working("loading", ref):
@@ -90,15 +96,16 @@ class ModelLoader:
             self._finish()
 
     def _finish(self) -> None:
-        """End the loading of a version, and report the change."""
+        """End the loading of a version, and call `on_change`."""
         self._loading = None
         self._pending()
         best_effort(self._on_change)
 
     def _next_version(self) -> _Loading | None:
-        """Return the next version to load: a candidate, or else the smallest active version.
+        """Return the next version to load: first a candidate, which is to become active.
 
-        A candidate that could not be loaded is not tried again while it is a candidate. An active
+        Otherwise it is the active version with the smallest file; None if no version is left. A
+        candidate that could not be loaded is not tried again while it is a candidate. An active
         version is tried once, and only if it is pinned or fits in the memory budget beside the
         loaded models.
         """

@@ -46,7 +46,10 @@ class Preemption:
     """
 
     def __init__(self, targets: Sequence[str] = ("",)) -> None:
-        """Let batches of the interactive queues of these `targets` interrupt; none before `consumer` is set."""
+        """Let batches of the interactive queues of `targets` interrupt, once `consumer` is set.
+
+        A target is a worker id or a worker group, as in `core.broker.keys.queue_key`.
+        """
         self.consumer: Any = None
         self._keys = [queue_key("interactive", target) for target in targets]
         self._preemptible = False
@@ -54,7 +57,7 @@ class Preemption:
         self._interrupted_s = 0.0
 
     def clock(self) -> float:
-        """Return the seconds of a monotonic clock that stands still during interruptions."""
+        """Return a monotonic time in seconds, which does not advance while a batch interrupts."""
         return time.perf_counter() - self._interrupted_s
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Watchdog:
         self._warned = False
 
     def advance(self) -> None:
-        """Report progress: a step of the work is done, and the time-out begins anew."""
+        """Report that a step of the work is done; the time-out begins anew."""
         self._steps += 1
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Implement the inference worker: its start and end, and its heartbeat."""
+"""Implement the inference worker: its start and stop, and its heartbeat."""
 
 import gc
 import hashlib
@@ -79,7 +79,7 @@ class InferenceWorker:
         self._leases.start()
 
     def drain(self) -> None:
-        """Report "draining" in the heartbeat, and let no more batches interrupt the work.
+        """Report "draining" in the heartbeat, and let no more batches interrupt the running one.
 
         Celery itself stops the reception of messages.
         """
@@ -97,7 +97,10 @@ class InferenceWorker:
         best_effort(self._hand_over)
 
     def _hand_over(self) -> None:
-        """Move the messages in this worker's own queues to those of its group, for other workers."""
+        """Move the messages in this worker's own queues to the queues of its worker group.
+
+        Other workers of the group (same device kind and same setting `models`) then receive them.
+        """
         client, worker_id, group = self.context.queue_server, self.context.worker_id, self.context.group
         for queue in QUEUES:
             while client.rpoplpush(queue_key(queue, worker_id), queue_key(queue, group)) is not None:
@@ -115,14 +118,20 @@ class InferenceWorker:
             self.jobs.renew_leases()
 
     def _report(self) -> None:
-        """Publish the heartbeat; after that, write the state to the file that health checks read."""
+        """Publish the heartbeat, stop if that was requested, and write the state for health checks.
+
+        The state is written to the file that the setting `heartbeat_file` names.
+        """
         self._publish_heartbeat()
         self._check_drain()
         if file := self.context.settings.heartbeat_file:
             replace_text(file, self.state)
 
     def _check_drain(self) -> None:
-        """Send SIGTERM to this process if the rollout of a version has asked for its end."""
+        """Send SIGTERM to this process if its `drain_key` is set on the queue server.
+
+        Another process sets the key if this worker has not loaded a new version in time.
+        """
         reason = None if self._draining else self.context.queue_server.get(drain_key(self.context.worker_id))
         if reason is not None:
             log.warning("stopping", extra={"reason": reason.decode() if isinstance(reason, bytes) else str(reason)})
@@ -130,9 +139,10 @@ class InferenceWorker:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _store_catalog(self) -> None:
-        """Store the list of versions that this worker may load, under its digest.
+        """Store the list of versions that this worker may load, under the list's digest.
 
-        The list is on the queue server. It is stored again if it has changed or may expire soon.
+        The list is on the queue server, and the heartbeat has only its digest. The list is stored
+        again if it has changed or may expire soon.
         """
         registry, now = self.context.registry, time.monotonic()
         if registry.scans == self._catalog_scans and now < self._catalog_until:
@@ -144,7 +154,7 @@ class InferenceWorker:
         self._catalog, self._catalog_scans, self._catalog_until = digest, scans, now + _CATALOG_REFRESH_S
 
     def _publish_heartbeat(self) -> None:
-        """Write the heartbeat, with all that API processes read of it, to the queue server."""
+        """Write the heartbeat (state, models, batch sizes, counters) to the queue server."""
         self._store_catalog()
         self._beat += 1
         model_cache = self.context.model_cache
