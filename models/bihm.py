@@ -170,7 +170,11 @@ _INNER = option(8, minimum=0, maximum=256, description="samples behind p̃*(x) o
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: which distribution is sampled, by which method, with how much work."""
+    """Options of `sample`: the distribution, p or p*, the sampling method, and the kind of output.
+
+    `steps` and `candidates` apply to the Gibbs sampler (`source` "p_star"), and `pool` to "block".
+    `inner` applies to both: it is the number of samples that estimate p̃*(x) of an image x.
+    """
 
     source: str = option(
         "p_star",
@@ -186,9 +190,13 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """Options of `inpaint`: how images are binarized, and how the Gibbs sampler works.
+    """Options of `inpaint`: how images are binarized, the Gibbs sampler, and the kind of output.
 
-    `pool` is a number of draws of p; the Gibbs chain starts from one of these draws.
+    `pool` is the number of samples drawn from the generative model p. The Gibbs chain starts from
+    one of these samples, chosen with probability proportional to its likelihood of the known
+    pixels, and does `steps` sweeps. A sweep resamples each layer from `candidates` proposals, of
+    which the first is the layer's present state. `inner` is the number of samples that estimate
+    p̃*(x) of each proposal for the image x; 0 leaves this factor out of the proposal's weight.
     """
 
     binarization: str = _BINARIZATION
@@ -204,9 +212,10 @@ GibbsOptions = SampleOptions | InpaintOptions
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options of `decode`: the layer that is given, how it is binarized, and the kind of output.
+    """Options of `decode`: the layer whose states are given, their binarization, and the output.
 
-    Without `layer`, the top layer is given.
+    Without `layer`, the states of the top layer are given. `output` is "means" or "draws" of
+    pixels.
     """
 
     layer: int | None = option(
@@ -223,7 +232,10 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options of `encode`: how images are binarized, and how many samples are averaged."""
+    """Options of `encode`: how images are binarized, and the number of samples in each mean.
+
+    An estimate of q(hₗ = 1|x) is the mean over `draws` samples of the layers below hₗ.
+    """
 
     binarization: str = _BINARIZATION
     draws: int = option(16, minimum=1, maximum=1000, description="samples of the layers below averaged over")
@@ -231,7 +243,10 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`: how images are binarized, and the number K of samples (BiHM eq. 4)."""
+    """Options of `energy`: how images are binarized, and the number of importance samples.
+
+    `k` is the number K of samples h ~ q(h|x) per image (BiHM eq. 4).
+    """
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -240,7 +255,7 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`: how images are binarized, and the number K of samples.
+    """Options of `log_likelihood`: how images are binarized, and the number K of importance samples.
 
     K is at least two, because the standard error of one sample is undefined.
     """
@@ -257,9 +272,10 @@ class Model(nn.Module):
     """A bidirectional Helmholtz machine: the networks of p and q, and the operations of the model.
 
     `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
-    `training_images` is the number of images of a training, and 1 elsewhere. The estimate of log Z
-    and its standard error (nats), `log_z` and `log_z_error`, are set by `evaluate` and stored with
-    the weights. Before that they are ∞, and `log_likelihood` omits log p*(x).
+    During a training, `training_images` is the number of its images; otherwise it is 1. The
+    estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
+    `evaluate` and stored with the weights. Before that they are ∞, and `log_likelihood` omits log
+    p*(x).
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -283,7 +299,8 @@ class Model(nn.Module):
         """Draw the weights by Glorot's rule (BiHM §4), and set every bias to `config.bias`.
 
         Weights are uniform in ±√(6/(fan-in + fan-out)). With `config.init` = "small" this bound is
-        divided by the fan-in, as in the authors' code. `rows` has one row, which draws all weights.
+        divided by the fan-in, as in the authors' code. `rows` has a single row, whose random
+        numbers determine all weights.
         """
         for number, layer in enumerate([*self.q, *self.p]):
             values = 2.0 * rows.uniform(layer.weight.numel(), number) - 1.0
@@ -337,10 +354,10 @@ class Model(nn.Module):
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
     def ancestral(self, uniform16: RandomIntegers) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
-        """Draw (x, h) ~ p, layer by layer from the top.
+        """Draw an image and its hidden layers, (x, h), from the generative model p.
 
-        `uniform16` has a uniform 16-bit integer for each unit of the hidden layers and each pixel
-        of x.
+        The layers are drawn from the top layer down. `uniform16` has a uniform 16-bit integer for
+        each unit of the hidden layers and each pixel of x.
 
         Returns x (B, K, D), the list h of layers (B, K, nₗ), and p(x = 1|h₁) of each pixel (B, K,
         D).
@@ -357,7 +374,8 @@ class Model(nn.Module):
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
         """Return log p(x, h) − log q(h|x) of `count` importance samples h ~ q(h|x), in nats.
 
-        Each row of `rows` has a sequence of samples; those from number `first` on are drawn.
+        Each row of `rows` determines a sequence of samples h; the `count` samples from index
+        `first` on are used.
         """
         h, log_q = self.infer(x[:, None], rows.uniform_int16(sum(self.config.hidden), first, count, HIDDEN))
         return self.log_joint(x[:, None], h) - log_q
@@ -425,8 +443,9 @@ class Model(nn.Module):
         """Draw `images` (B, C, H, W) in 0 … 1 from p or p*, as the option `source` says.
 
         "p" draws from p in one call. "p_star" draws from p* by Gibbs sweeps, one per call. "block"
-        draws from p* by choosing one of `pool` draws of p by their weights; it also returns
-        `effective_sample_size` (B,), the number of draws of p* that the pool is worth.
+        draws `pool` samples from p and chooses one by importance weights, so that it is
+        approximately a sample from p*; it also returns `effective_sample_size` (B,) of these
+        weights, between 1 and `pool`.
 
         Every call but the last returns a `Continuation`. `state` is None in the first call, later
         the state of the previous `Continuation`.
@@ -492,7 +511,8 @@ class Model(nn.Module):
     def code_format(self) -> CodeFormat:
         """Return the format of the latent codes that `decode` reads: the states of one layer.
 
-        Values between 0 and 1 are probabilities of the states.
+        A value of a latent code is the state of a unit, 0 or 1, or the probability that the state
+        is 1.
         """
         return CodeFormat(self.config.hidden, 0.0, 1.0, "layer")
 
@@ -514,8 +534,9 @@ class Model(nn.Module):
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Estimate q(hₗ = 1|x) for each unit of each hidden layer.
 
-        Returns the fields `layers.0`, `layers.1`, … of shape (B, nₗ), from the image upwards. An
-        estimate is the mean over `draws` samples of the layers below hₗ, which are drawn from q.
+        Returns the fields `layers.0`, `layers.1`, … of shape (B, nₗ), where `layers.0` is h₁, the
+        layer next to the image. An estimate is the mean over `draws` samples of the layers below
+        hₗ, which are drawn from q.
         """
         x = rows.binarize(images.flatten(1), options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
@@ -578,10 +599,10 @@ class Model(nn.Module):
     def estimate_log_z(self, seed: int, samples: int, report: Report = no_report) -> dict[str, float]:
         """Estimate log Z in nats by BiHM eq. 7 with `samples` draws of (x, h) ~ p and h′ ~ q(h′|x).
 
-        Returns `log_z`; its `standard_error`, from the means of 50 batches; and `largest`, the
-        share of the largest weight in the sum of all. log Z is biased low, and −2 log Z high, by
-        about the squared standard error: publish the error with the estimate. `report` is called
-        with the number of draws done.
+        Returns `log_z`; its `standard_error`, from the means of 50 batches of draws; and `largest`,
+        the largest weight divided by the sum of all weights. log Z is biased low, and −2 log Z
+        high, by about the squared standard error: publish the error with the estimate. `report` is
+        called with the number of draws done.
         """
         device = self.top.device
         size, log_weights = 500, []
@@ -640,9 +661,9 @@ class Model(nn.Module):
     ) -> Layers:
         """Resample every odd layer of a Gibbs chain, then every even one; return the new chain.
 
-        `chain` has the layers x, h₁, …, h_L; each is resampled given its neighbours. Of x only the
-        pixels where `hidden` is True change, or all if it is None. The number of the sweep,
-        `number`, selects the random numbers.
+        `chain` has the layers x, h₁, …, h_L; each is resampled given its neighbours. Only the
+        pixels of x where `hidden` is True change; if `hidden` is None, all pixels change. `number`,
+        the index of the sweep in the chain, selects its random numbers.
         """
         chain = list(chain)
         for at in [*range(1, len(chain), 2), *range(0, len(chain), 2)]:
@@ -728,13 +749,14 @@ class Model(nn.Module):
         return [torch.where(hidden, drawn[at, chosen], x), *(layer[at, chosen] for layer in h)]
 
     def _sample_block(self, rows: RowStreams, options: SampleOptions, state: State) -> Result:
-        """Sample p* by choosing one of `options.pool` draws of p by their weights (BiHM §2.3).
+        """Sample p* by choosing one of `options.pool` draws from p by their weights (BiHM §2.3).
 
-        As in the authors' code, this is done in parts. Each call makes at most `POOL_PER_CALL`
-        draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). The chosen draw
-        replaces the draw kept so far with the probability (sum of the new weights)/(sum of all
-        weights so far). Every call but the last returns a `Continuation`, whose state is the next
-        call's `state`; the last call returns `images` and `effective_sample_size`.
+        As in the authors' code, the pool is drawn in several calls. Each call makes at most
+        `POOL_PER_CALL` draws and chooses one of them by the weights √(p̃*(x) q(h|x)/p(x, h)). The
+        chosen draw replaces the draw kept from earlier calls with the probability (sum of the
+        call's weights)/(sum of all weights so far). Every call but the last returns a
+        `Continuation`, whose state is the next call's `state`; the last call returns `images` and
+        `effective_sample_size`.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done
@@ -783,7 +805,7 @@ class Model(nn.Module):
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
-    """Return a uniform number in [0, 1) per row, made of its first two signed 16-bit integers."""
+    """Return a uniform number in [0, 1) per row, made of the row's first two signed 16-bit integers."""
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 

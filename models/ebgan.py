@@ -134,17 +134,17 @@ def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImag
 
 
 def contrast_pictures(images: Images, uniform: Float[Tensor, "B 2"]) -> Images:
-    """Return pictures with hardly any structure, made of images in 0 … 1 (not in the paper).
+    """Return images (in 0 … 1) made black or very dark, as images without structure (not in the paper).
 
-    By its first uniform number a picture is blank, which means black, or faint, which means a real
-    image of little brightness; by the second a faint picture has 0 … `FAINTEST` of the brightness.
+    If the first of an image's two uniform numbers is below ½, the result is black. Otherwise its
+    pixels are multiplied by `FAINTEST` times the second number.
     """
     brightness = torch.where(uniform[:, 0] < 0.5, 0.0, FAINTEST * uniform[:, 1])
     return images * brightness[:, None, None, None]
 
 
 def generator_loss(fake: PerImage) -> PerImage:
-    """Return L_G(z) = D(G(z)) (EBGAN eq. 2); `fake` has these energies of generated images."""
+    """Return L_G(z) = D(G(z)) (EBGAN eq. 2); `fake` has the energies D(G(z)) of generated images."""
     return fake
 
 
@@ -286,7 +286,7 @@ class Encoder(nn.Module):
         return code.float(), kept
 
     def _dropout(self, h: Tensor, rows: RowStreams, stream: int) -> Tensor:
-        """Return `h` after dropout by the random numbers of the rows' stream `stream`."""
+        """Return `h` after dropout, which is drawn from the stream `stream` of `rows`."""
         if not self.dropout:
             return h
         keep = rows.bernoulli(torch.full_like(h.flatten(1), 1.0 - self.dropout, dtype=torch.float32), stream)
@@ -294,7 +294,7 @@ class Encoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The discriminator D of an EBGAN: an auto-encoder from images to energies and their codes."""
+    """The discriminator D of an EBGAN: an auto-encoder that returns energies and encoder codes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -303,10 +303,10 @@ class AutoEncoder(nn.Module):
         self.decoder = pixel_layers(config, self.encoder.units, config.size_d, config.layers_dec, batch_norm=False)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the energies D(x), in float32 under autocast too, and the codes before dropout.
+        """Return the energies D(x) (B,), and the encoder codes (B, S) before the last layer's dropout.
 
-        The codes (B, S) are the encoder's. Layer i draws its dropout from the stream `stream` + i
-        of `rows`; without `rows` there is none.
+        The energies are float32 under autocast, too. Layer i draws its dropout from the stream
+        `stream` + i of `rows`; without `rows` there is no dropout.
         """
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decode(kept)), code
@@ -325,10 +325,10 @@ class Critic(nn.Module):
         self.logit = nn.Linear(self.encoder.units, 1)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the logits (B,), in float32 under autocast too, and the last hidden layer (B, S).
+        """Return the logits (B,), and the last hidden layer (B, S) before its dropout.
 
-        Layer i draws its dropout from the stream `stream` + i of `rows`; without `rows` there is
-        none. The last hidden layer is returned before its dropout.
+        The logits are float32 under autocast, too. Layer i draws its dropout from the stream
+        `stream` + i of `rows`; without `rows` there is no dropout.
         """
         code, kept = self.encoder(x, rows, stream)
         logits: Tensor = self.logit(kept).float()[:, 0]
@@ -340,7 +340,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`: plain samples, the best of several candidates, or low energies only."""
+    """Options of `sample`: single draws G(z), or draws chosen by energy among several candidates."""
 
     best_of: int | None = option(
         None, minimum=1, maximum=1024, description="candidates a row, of which the lowest energy is kept"
@@ -406,7 +406,7 @@ class Model(nn.Module):
     def initialise(self, rows: RowStreams) -> None:
         """Draw every weight from N(0, 1/fan-in), and set every bias to zero.
 
-        `rows` has one row, which draws all weights.
+        `rows` has a single row, whose random numbers determine all weights.
         """
         layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
         for number, layer in enumerate(layers):
@@ -467,9 +467,9 @@ class Model(nn.Module):
     def _initial_state(self, rows: RowStreams) -> dict[str, Tensor]:
         """Return the state of the operation `sample` before the first candidate, one entry per row.
 
-        "images" and "energies" are for the best candidate so far, "accepted" says whether a
-        candidate was accepted, "proposals" counts the candidates until then, and "done" counts all
-        candidates.
+        "images" and "energies" are those of the best candidate so far, "accepted" says whether a
+        candidate was accepted, "proposals" counts the candidates up to the accepted one, and "done"
+        counts all candidates.
         """
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
@@ -525,7 +525,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
-        """Return the Euclidean norm of the generator's first weights of each zⱼ.
+        """Return the Euclidean norm of each zⱼ's weights in the generator's first layer, (J,).
 
         No encoder finds the latent code z of an image, so `images` and `rows` have no effect.
         """
@@ -583,7 +583,7 @@ class Model(nn.Module):
         """Yield the optimizer step of the discriminator, then the step of the generator.
 
         Both use the same generated images. The losses of the generator's step are computed with the
-        updated discriminator, so apply the first step before you ask for the second.
+        updated discriminator, so apply the first step before you request the second.
         """
         x = images * 2.0 - 1.0
         fake = self.generator(rows.normal(self.config.latents, LATENT))
@@ -654,9 +654,11 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def store_quantiles(self, images: Iterable[Images]) -> None:
-        """Store the quantiles of the energies of the training images.
+        """Compute the quantiles of the training images' energies, and store them in the model.
 
-        `images` iterates over parts of the training images, in 0 … 1.
+        `percentile` reads these quantiles, which are in the buffer `quantiles`, from the minimum to
+        the maximum at equal steps of probability. `images` yields batches of the training images,
+        in 0 … 1.
         """
         energies = torch.cat([self.energies(batch) for batch in images]).double()
         levels = torch.linspace(0.0, 1.0, QUANTILES, dtype=torch.float64, device=energies.device)

@@ -124,7 +124,7 @@ def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
 
 
 def sgvb_a(log_p_x: PerSample, log_p_z: PerSample, log_q: PerSample) -> PerImage:
-    """Return the estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)] (AEVB eq. 6)."""
+    """Return the estimator SGVB A (B,), L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)] (AEVB eq. 6)."""
     return (log_p_x + log_p_z - log_q).mean(dim=1)
 
 
@@ -371,8 +371,8 @@ class Model(nn.Module):
     def initialise(self, rows: RowStreams) -> None:
         """Draw every parameter from N(0, 0.1²) (AEVB §5) if `config.init` is "normal".
 
-        Otherwise draw them uniformly from ±1/√fan-in, torch's default. `rows` has one row, which
-        draws all parameters.
+        Otherwise draw every parameter uniformly from ±1/√fan-in, torch's default. `rows` has a
+        single row, whose random numbers determine all parameters.
         """
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
@@ -435,7 +435,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def code_activity(self, images: Images, rows: RowStreams) -> CodeActivity:  # noqa: ARG002
-        """Return the standard deviation of each μⱼ over images; it is 0 for an unused latent."""
+        """Return for each latent j the standard deviation of its mean μⱼ over images, (J,).
+
+        It is 0 for a latent that the model does not use.
+        """
         means = torch.cat([self.encoder(part.flatten(1))[0] for part in torch.split(images, 500)])
         measure = f"standard deviation of the mean of q(z|x) over {len(images)} pictures"
         return CodeActivity(means.std(dim=0, correction=0), measure)
@@ -458,10 +461,10 @@ class Model(nn.Module):
     ) -> dict[str, Any]:
         """Decode points on the line between the latent codes of two images; return `images`.
 
-        The row with the number i, from 0, gets the point at the fraction i/(steps − 1) of the way
-        from the image `first` to `second`. Both images are binarized with the random numbers of row
-        0, so that all rows have the same line. Raises ValueError if a row's number is not below
-        `steps`.
+        The row with the number i, from 0, decodes the point at the fraction i/(steps − 1) of the
+        way from the latent code of `first` to that of `second`. Both images are binarized with the
+        random numbers of row 0, so that the frames of all rows are on the same line. Raises
+        ValueError if a row's number is not below `steps`.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")
@@ -524,7 +527,8 @@ class Model(nn.Module):
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
         """Return log p(x, z) − log q(z|x) of `count` importance samples z ~ q(z|x), in nats.
 
-        Each row of `rows` has a sequence of samples; those from number `first` on are drawn.
+        Each row of `rows` determines a sequence of samples z; the `count` samples from index
+        `first` on are used.
         """
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)

@@ -125,7 +125,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load the weights from which a training starts into its new model.
+    """Load `weights`, from which a training starts, into its new model.
 
     `weights` is keyed by name. If the model has a method `warm_start`, that method loads the
     weights, and may accept a part of them; otherwise all weights of the model are required. Raises

@@ -1,7 +1,7 @@
 """Describe the latent codes that the operation `decode` reads, and which values matter most.
 
-The API validates latent codes by the format, which is in the model card; `CodeActivity` is a
-statistic of one version's weights.
+The API validates latent codes by the `CodeFormat` in the model card. `CodeActivity` depends on the
+weights, so it is measured for each version of a model.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,8 +22,8 @@ _SEED = 1  # of the encoder's draws
 class CodeFormat:
     """The length of a latent code, and the range of its values.
 
-    `sizes` is the length. If the integer option `option` decides it, there is one length for each
-    value of the option, from 0 on.
+    `sizes` has the length. If the length depends on the integer option `option` of `decode`,
+    `sizes` has one length for each value of that option, from 0 on.
     """
 
     sizes: tuple[int, ...]
@@ -39,9 +39,10 @@ class CodeFormat:
 
 @dataclass(frozen=True)
 class CodeActivity:
-    """How much each value of a latent code matters, by the family's measure; larger means more.
+    """How much each value of a latent code matters, measured in the way that the family defines.
 
-    `measure` says in words what the numbers `values` (J,) are.
+    `values` (J,) has one number per value of the code; a larger number means that the value matters
+    more. `measure` says in words what the numbers are.
     """
 
     values: Float[Tensor, "J"]
@@ -49,11 +50,11 @@ class CodeActivity:
 
 
 def describe_activity(model: nn.Module, images: Images) -> dict[str, Any] | None:
-    """Return which values of a model's latent codes matter most, as the model card stores it.
+    """Return which values of a model's latent codes matter most, as JSON for the model card.
 
-    It lists at most `MAX_LISTED` values by `index` and `activity`, the largest activity first. The
-    family's method `code_activity` measures them on `images`; without this method the result is
-    None.
+    At most `MAX_LISTED` values are listed by `index` and `activity`, the largest activity first.
+    The family's method `code_activity` measures the activity on `images`; without this method the
+    result is None.
     """
     measured = getattr(model, "code_activity", None)
     if measured is None:

@@ -103,7 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _refresh(arguments: argparse.Namespace) -> None:
-    """Add to checkpoints what their model cards, of an earlier release, lack."""
+    """Add to checkpoints of earlier releases what their model cards and previews lack."""
     for path in arguments.checkpoint:
         export.refresh(path, arguments.data_folder, arguments.count, arguments.data or "")
 
@@ -223,10 +223,11 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _load_training_data(recipe: Recipe, folder: Path) -> tuple[Recipe, data.ImageSet, data.ImageSet | None]:
-    """Return the recipe fitted to its data set, the training images, and the validation split.
+    """Return the recipe with its number of epochs set, the training images and the validation images.
 
-    The validation split is None if the data set has none, or if the recipe asks for no validation.
-    A data set that the recipe names is in `folder`.
+    Data sets are read from `folder`. The number of epochs follows from `training.steps` and the
+    number of images (`Recipe.fitted`). The validation images are None if the data set has no
+    validation split, or if the recipe asks for no validation.
     """
     uploaded = data.find_uploaded(recipe.data, folder)
     has_validation = uploaded and (uploaded / "validation.npy").is_file() and recipe.training.validation

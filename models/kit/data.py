@@ -135,10 +135,9 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
 
 
 def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
-    """Return images binarized by a draw with a fixed seed (pixels 0 or 255), and their SHA-256.
+    """Return images binarized by a draw with a fixed seed (pixels 0 or 255), and their SHA-256 in hex.
 
-    So the result depends only on the images. With `test`, for test images, another fixed seed is
-    used. The hash is in hex.
+    The result depends only on the images and on `test`: test images are drawn with another seed.
     """
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):

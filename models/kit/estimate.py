@@ -54,7 +54,7 @@ def estimate(
 def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
     """Run optimizer steps of an epoch for about `seconds`; return the median seconds of a step.
 
-    The first step is not timed, because it also initialises.
+    An additional first step is not timed, because it also allocates memory and optimizer state.
     """
     run.epoch = epoch
     batches = run.batches(epoch)

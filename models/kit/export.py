@@ -75,9 +75,9 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     """Write the model of the run in `out` as a checkpoint without metrics; return its path.
 
     The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the folder of an
-    earlier run by whose validation loss the number of epochs was chosen, or None; the model card
-    describes that run. `note` is a remark for the card. Raises ValueError if the run in `out` has
-    no checkpoint.
+    earlier run, by whose validation loss the number of epochs was chosen, or None; the model card
+    describes this earlier run. `note` is a remark for the card. Raises ValueError if the run in
+    `out` has no checkpoint.
     """
     if not (out / "state.pt").exists():
         raise ValueError(f"{out.name} holds no run: there is no state.pt")
@@ -115,12 +115,13 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
 def combine(sources: Sequence[str], out: Path, data_folder: Path, *, mean: bool = False, note: str = "") -> None:
     """Write a checkpoint without metrics at `out`, made of the weights of several checkpoints.
 
-    Each of `sources` is PATH or PATH:PART,PART, as for the start of a training. If several sources
-    have a weight of the same name, the last one's is taken, or with `mean` the mean of all. The
-    model card and the preview are the first source's; the card's provenance then lists all sources,
-    and a `note` replaces its remark. A model with quantiles of energies gets the quantiles of its
-    training images, from `data_folder`. Raises ValueError if the weights do not fit the model of
-    the first source.
+    Each of `sources` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with
+    parts, only the weights of these submodules are used. If several sources have a weight of the
+    same name, the weight of the last source is used, or with `mean` the mean of all. The model card
+    and the preview are those of the first source; the card's provenance then lists all sources, and
+    a `note` replaces the card's remark. If the model stores quantiles of energies, they are
+    computed again on its training images, from `data_folder`. Raises ValueError if the weights do
+    not fit the model of the first source.
     """
     first, _ = _split_start(sources[0])
     model, described = card.load(first)
@@ -184,12 +185,13 @@ def publish(
 
 
 def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None:
-    """Add to a checkpoint what its model card, of an earlier release, lacks; the weights stay.
+    """Add to a checkpoint of an earlier release what its card and preview lack; the weights stay.
 
-    These are the operations that its family has now; the activity of the latent codes on the first
-    `count` test images of the data set `source`, by default the one that the model was trained on;
-    and for a model that cannot draw samples a preview of the data set's last training images.
-    `data_folder` has the data sets; without the data set only the operations are written.
+    The additions are the operations that the model's family has now; the activity of the latent
+    codes on the first `count` test images of the data set `source`, by default the one that the
+    model was trained on; and, for a model that cannot draw samples and has no preview, a preview
+    made of the data set's last training images. `data_folder` has the data sets; if the data set is
+    missing there, only the operations are added.
     """
     model, described = card.load(path)
     described["operations"] = model.operations()
@@ -205,9 +207,10 @@ def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None
 
 
 def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImages) -> None:
-    """Set `codes` of a model card to the latent values that matter most on test images.
+    """Measure which values of a latent code matter most; store them as `codes` of a model card.
 
-    Does nothing for a family that has no method `code_activity`.
+    They are measured on the test images `pictures`; `described` is the model card. For a family
+    that has no method `code_activity`, the card stays unchanged.
     """
     codes = describe_activity(model, preprocess_as_trained(described, pictures, EVALUATION_SEED))
     if codes is not None:
@@ -291,7 +294,7 @@ def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
 
     Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with parts,
     only the weights of these submodules are loaded. If two checkpoints have a weight of the same
-    name, the later checkpoint's is returned.
+    name, the weight of the later checkpoint is returned.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:

@@ -1,4 +1,4 @@
-"""Compute the features that a pretrained classifier has for images, to compare their statistics.
+"""Compute feature maps of images by a pretrained classifier, as statistics of the images.
 
 `EfficientNetLite0` is the first stages of EfficientNet-Lite0 (Tan, Le, arXiv:1905.11946v5, without
 squeeze and excitation, with ReLU6). Its weights are read from an NPZ file with the arrays
@@ -45,7 +45,7 @@ class Features(nn.Module):
 
 
 class EfficientNetLite0(Features):
-    """The stem and the first stages of EfficientNet-Lite0, which map images to features.
+    """The stem and the first stages of EfficientNet-Lite0, which map images to feature maps.
 
     Images are in 0 … 1; the network itself computes with (255·x − 127) / 128.
     """

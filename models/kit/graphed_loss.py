@@ -21,11 +21,11 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 class GraphedLoss:
     """A CUDA graph of the losses of batches of one size, and of the gradients of their mean.
 
-    `losses(index, rows)` returns the loss of each image (B,); it gets the indices of the images and
-    the numbers of their random rows, both on the device. It must do the same work for every batch
-    and never wait for the device. The graph is captured with the images `index`, and replayed for
-    other images. A replay uses the present weights, and overwrites the gradients of the previous
-    replay.
+    `losses(index, rows)` returns the loss of each image (B,). Its arguments are tensors on the
+    device: the indices of the images, and the numbers of their random rows. It must do the same
+    work for every batch and never wait for the device. The graph is captured with the images
+    `index`, and replayed for other images. A replay uses the present weights, and overwrites the
+    gradients of the previous replay.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter], index: Int[Tensor, "B"]) -> None:

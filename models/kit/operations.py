@@ -30,7 +30,7 @@ class Continuation:
 
     `state` has tensors with the batch as first axis; pass it unchanged to the next call. `done` is
     the finished share of the work, above 0 and below 1. `preview` shows the unfinished images, in 0
-    … 1, or is None. The next call does not get it, and a worker reads it at most a few times a
+    … 1, or is None. It is not needed for the next call, and a worker reads it at most a few times a
     second.
     """
 

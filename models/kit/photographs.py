@@ -113,7 +113,10 @@ def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
 
 
 def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (structure, patch) for every patch of the training or the validation photographs."""
+    """Yield (structure, patch) for every patch of the training photographs.
+
+    With `held_back`, the patches are those of the validation photographs (`TUNING`) instead.
+    """
     for name, path in photographs_by_name.items():
         if (name in TUNING) != held_back:
             continue
@@ -152,7 +155,7 @@ def _files(folder: Path) -> Path:
 
 
 def _debs(folder: Path) -> dict[str, Path | None]:
-    """Return the path of each Debian package in `folder`, keyed by name; None if it is missing."""
+    """Return the path of each Debian package in `folder`, keyed by name; None for a missing package."""
     return {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
 
 

@@ -105,15 +105,16 @@ class RowStreams:
     def row_zero(self) -> "RowStreams":
         """Return streams in which each row has its seed, but the number 0.
 
-        These streams draw numbers that all rows of a request share, for example for a path of
-        frames.
+        These streams draw numbers that all rows of a request share, for example to binarize the two
+        images between which an interpolation is computed.
         """
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
         """Return 4·`blocks` random 32-bit words of each row, in int64.
 
-        A stream is a sequence of blocks of four words; these are its blocks from number `first` on.
+        A stream is a sequence of blocks of four words; the result has the `blocks` blocks from
+        number `first` on.
         """
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 

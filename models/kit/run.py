@@ -115,9 +115,11 @@ class Run(Trainer):
     def finish_epoch(self, report: Callable[[dict[str, Any]], None]) -> str:
         """Finish an epoch after its last step: validate, and write metrics.
 
-        A checkpoint and a preview are written after the last epoch, at an early stop, and otherwise
-        if the previous one is old enough. Then `report` is called with the metrics. Returns "early
-        stop", "not a number" or "diverged" if the training ends here for that reason, otherwise "".
+        A checkpoint and a preview are written after the last epoch and at an early stop; after
+        other epochs, a checkpoint if the previous one is at least `training.save_every_s` old, and
+        a preview if the previous one is at least `PREVIEW_EVERY_S` old. Then `report` is called
+        with the metrics. Returns "early stop", "not a number" or "diverged" if the training ends
+        here for that reason, otherwise "".
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()
@@ -225,9 +227,10 @@ class Run(Trainer):
             self.folder.write_preview(self.epoch, picture)
 
     def touch_progress(self) -> None:
-        """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` old.
+        """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` seconds old.
 
-        Work without optimizer steps calls this often, so that a supervisor sees progress.
+        Work without optimizer steps calls this often, because the training worker ends a child
+        process whose `progress.json` does not change.
         """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             (self.folder.path / "progress.json").touch()
@@ -238,7 +241,7 @@ class Run(Trainer):
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def _checkpoint(self) -> None:
-        """Write a checkpoint in the main process, with the same buffers in all processes."""
+        """Copy the main process's buffers to all processes; write a checkpoint in the main process."""
         self.process_group.broadcast_buffers(self.model)
         if self.process_group.is_main:
             self.save()

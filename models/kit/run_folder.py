@@ -96,9 +96,9 @@ class RunFolder:
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
         """Raise ValueError if the training of the checkpoint `state` cannot go on with `recipe`.
 
-        It began with the recipe in `state`, and `recipe` must be equal. Only `save_every_s` may
-        always differ. The number of epochs and the decay of the learning rate may differ if, by
-        both recipes, the rate is constant in all epochs begun so far.
+        The training began with the recipe in `state`, and `recipe` must be equal to it. Only
+        `save_every_s` may always differ. The number of epochs and the decay of the learning rate
+        may differ if, by both recipes, the rate is constant in all epochs begun so far.
         """
         # a field that did not exist when the training began has its default
         original = Recipe.from_json(json.loads(state["recipe"]))

@@ -81,7 +81,7 @@ class Trainer:
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
         """Return the batches of an epoch: for each step, the indices of its images.
 
-        If the last images of the epoch are too few for a step, they join the batch before.
+        If the last images of the epoch are too few for a step, they join the previous batch.
         """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
@@ -168,7 +168,7 @@ class Trainer:
         return scheduled_rate(self.training, self.epoch, self.steps, self.batch_count)
 
     def training_steps(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int) -> Iterator[OptimizerStep]:
-        """Yield the optimizer step of each optimized submodule; apply it before you ask for more.
+        """Yield the optimizer step of each optimized submodule; apply it before you request the next.
 
         Each step is computed in an autocast context of its own, because autocast caches the weights
         that it has cast.

@@ -1,7 +1,8 @@
 """Define the network that cleans a degraded low-resolution image before it is enlarged.
 
-It is not of Bruna et al. Its input is divided into 2×2 pixels, which doubles its reach at a quarter
-of the cost, and has the strength as one more channel (Zhang et al., FFDNet, arXiv:1710.04026v2).
+It is not of Bruna et al. Blocks of 2×2 input pixels become channels, which doubles the receptive
+field at a quarter of the cost, and one more channel has the strength (Zhang et al., FFDNet,
+arXiv:1710.04026v2).
 """
 
 import torch
@@ -20,7 +21,8 @@ class Denoiser(nn.Module):
     """The residual network that removes compression artefacts and noise of up to a given strength.
 
     A strength of 0 … 1 is the largest severity (see `degradation`) that the image may have. A
-    higher strength on a clean image costs little: the network sees how degraded an image is.
+    higher strength than necessary costs little quality, because the network also infers the
+    severity from the image.
     """
 
     def __init__(self, channels: int, features: int, blocks: int) -> None:

@@ -38,11 +38,11 @@ class Model(nn.Module):
     """A super-resolution model: a regression network and, for the statistics, three more networks.
 
     The three exist only with the objective "statistics": the generator, which makes an image of low
-    energy in one pass; the scattering, whose wavelets start fixed and are then trained as part of
-    Ψ in Bruna et al.; and the predictor Φ. With `denoiser_blocks` there is a network that cleans
-    the input; the objective "denoiser" trains it alone. Methods take `images`: tiles (B, C, H, W)
-    in 0 … 1 at low resolution; their margins, of `config.margin` pixels if nothing else is said,
-    are context that the result lacks.
+    energy in one pass; the scattering, whose wavelets start fixed and are then trained as part of Ψ
+    in Bruna et al.; and the predictor Φ. With `denoiser_blocks` there is a network that cleans the
+    input; the objective "denoiser" trains this network alone. Methods have the parameter `images`:
+    tiles (B, C, H, W) in 0 … 1 at low resolution. A tile has margins of `config.margin` pixels,
+    unless a method says otherwise; margins are context, and the enlarged image lacks them.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]
@@ -124,9 +124,9 @@ class Model(nn.Module):
     def operations(self) -> dict[str, Any]:
         """Return the description of the operation `upscale` in the format of the model card.
 
-        It is keyed by the operation's name and has the `margin` of a tile in pixels. Without the
-        networks of the objective "statistics", the method of this name is missing from its options.
-        With a denoiser it has the option `denoise`, and `option_margins` has the pixels by which
+        It is keyed by the operation's name and has the `margin` of a tile in pixels. For a model
+        with another objective than "statistics", the option `method` does not allow "statistics".
+        With a denoiser there is the option `denoise`, and `option_margins` has the pixels by which
         the margin grows for this option.
         """
         described = describe(self)
@@ -157,13 +157,13 @@ class Model(nn.Module):
         """Enlarge tiles by the factor s = `scale` and remove their margins.
 
         `margins` are the margins m and n of the vertical and the horizontal axis, in pixels of
-        `images`; None means `config.margin`. Returns `images` (B, C, s·(H − 2m), s·(W − 2n)) in
-        0 … 1. With another objective than "statistics", that method means "mse". With `denoise`,
-        the tiles are cleaned first. Total variation and the gradient descent run in several calls;
-        every call but the last returns a `Continuation`. `state` is None in the first call, later
-        the state of the previous `Continuation`. `rows` draws the generator's noise, if it has a
-        noise input. Raises ValueError for a scale that the model does not have, or for `denoise`
-        without a denoiser.
+        `images`; None means `config.margin`. Returns `images` (B, C, s·(H − 2m), s·(W − 2n)) in 0 …
+        1. If the model has another objective than "statistics", the method "statistics" means
+        "mse". With `denoise`, the tiles are cleaned first. Total variation and the gradient descent
+        run in several calls; every call but the last returns a `Continuation`. `state` is None in
+        the first call, later the state of the previous `Continuation`. `rows` draws the generator's
+        noise, if it has a noise input. Raises ValueError for a scale that the model does not have,
+        or for `denoise` without a denoiser.
         """
         if options.scale not in self.config.scales:
             raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {options.scale}")
@@ -298,8 +298,8 @@ class Model(nn.Module):
     ) -> HighResolution:
         """Return the residual image that the generator adds to the regression's `estimate`.
 
-        Patterns with the period of the low-resolution pixels are removed from it; the filter of
-        residual images is not applied.
+        Patterns with the period of the low-resolution pixels are removed from the residual image;
+        the filter of residual images is not applied.
         """
         return statistics.remove_grid_pattern(self.generator(low, scale, noise) - estimate, scale)
 
@@ -349,8 +349,8 @@ class Model(nn.Module):
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
         """Return Φ(x), a prediction of the statistics of the true images (Bruna et al., §3).
 
-        `estimate` is the regression's estimate, and `own` has its statistics. The result has as
-        many feature maps as `own`.
+        `estimate` is the regression's estimate of the true images, and `own` has the statistics of
+        `estimate`. The result has as many feature maps as `own`.
         """
         predicted: Statistics = self.predictor(estimate, own, self.residual_stds(), scale)
         return predicted
@@ -358,12 +358,14 @@ class Model(nn.Module):
     def energy_function(
         self, low: Images, estimate: HighResolution, scale: int, target: Statistics | None = None
     ) -> EnergyFunction:
-        """Return the function that maps residual images (B, 1, H, W) to their energies (B,).
+        """Return the function that maps residual images (B, 1, H, W) to energies (B,).
 
-        A residual image is added to the regression's `estimate`. The energy is the distance of the
-        sum's statistics from the predicted ones, plus a penalty for a downsampling that differs
-        from `low`. With `target`, it is the distance of the sum's scattering alone from the
-        statistics `target`, plus the same penalty.
+        An image is `estimate` plus its residual image, of which patterns with the period of the
+        low-resolution pixels are removed. Its energy is the distance of its statistics Ψ
+        (scattering coefficients and feature maps) from those that the predictor Φ computes from
+        `estimate`, plus a penalty: the weighted mean squared difference between `low` and the image
+        after bicubic downsampling. With `target`, Φ is not used: the distance is that of the
+        image's scattering coefficients from those in `target`.
         """
         statistics_of = self.statistics if target is None else self._scattering_statistics
         predicted = self.predict(estimate, self.statistics(estimate), scale) if target is None else target
@@ -407,9 +409,10 @@ class Model(nn.Module):
         Half of the generator's loss has the prediction Φ(x) as target, and half Ψ(y), whose mean Φ
         estimates: once Φ has converged, both gradients have the same mean.
 
-        `rows` are the random streams of the images; the first draws the scale of this step, and
-        whether the scattering is trained. The energy divides each channel by its standard deviation
-        over the training images: this method updates its running mean.
+        `rows` are the random streams of the images; the first row draws the scale of all images in
+        the batch, and whether the scattering is trained. The energy divides each channel by the
+        standard deviation of Ψ(y) − Ψ(R(x)): this method updates the running mean of these
+        deviations.
         """
         if self.config.objective == "denoiser":
             yield self._denoiser_step(images, rows, epoch)
@@ -490,9 +493,10 @@ class Model(nn.Module):
     ) -> HighResolution:
         """Return one high-resolution image per row for the negative phase (Bruna et al., §4).
 
-        It is the end of `config.negative_steps` gradient steps that start at `estimate` and lower
-        the distance of the image's scattering from the statistics `target`. From what the steps
-        add, patterns with the period of the low-resolution pixels are removed.
+        It is the result of `config.negative_steps` gradient steps that start at `estimate` and
+        lower the distance of the image's scattering coefficients from the statistics `target`.
+        Patterns with the period of the low-resolution pixels are removed from the residual image
+        that the steps add to `estimate`.
         """
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
@@ -509,7 +513,7 @@ class Model(nn.Module):
         """Measure the mean PSNR (dB) of bicubic interpolation and of the regression at each scale.
 
         Returns the metrics for the model card. `images` are at high resolution. `report` is called
-        with their number after each scale. `seed` and `k` have no effect.
+        with the number of images after each scale. `seed` and `k` have no effect.
         """
         del seed, k  # nothing is drawn
         figures = []

@@ -18,7 +18,7 @@ _NOISE = FIRST_FREE + 2  # the stream of the noise
 
 @dataclass(frozen=True)
 class DegradedPatches:
-    """Patches of one size for the denoiser: `clean` ones, the same `degraded`, and the strengths.
+    """Training patches of one size for the denoiser: `clean` ones, `degraded` ones, and the strengths.
 
     `index` has, for each patch, the index of its image in the batch.
     """
@@ -108,10 +108,10 @@ def draw_degraded(images: Images, rows: RowStreams) -> Iterator[DegradedPatches]
 
 
 def _draw_symmetry(images: Images, rows: RowStreams) -> tuple[Images, Float[Tensor, "B 6"]]:
-    """Apply a random symmetry of the square to each image; return six uniform numbers of each, too.
+    """Apply a random symmetry of the square to each image; return the results and uniform numbers.
 
-    The first three of these numbers have chosen the symmetry. The fourth and fifth are for the
-    position of a crop.
+    Each image has six uniform numbers. The first three have chosen the symmetry; the fourth and
+    fifth are for the position of a crop.
     """
     uniform = rows.uniform(6, FIRST_FREE)
     return regression.random_symmetry(images, uniform), uniform

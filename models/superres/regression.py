@@ -201,9 +201,9 @@ class Upscaler(nn.Module):
         self.tails = nn.ModuleDict(tails)
 
     def trunk(self, low: Images, noise: Float[Tensor, "B 1 H W"] | None = None) -> Float[Tensor, "B F H W"]:
-        """Return the features (B, F, H, W) of low-resolution images, which all scales share.
+        """Return the features (B, F, H, W) of low-resolution images, from which any scale is computed.
 
-        `noise` is added to the first features; None adds none.
+        `noise` is added to the first features; None adds no noise.
         """
         h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
         if noise is not None:

@@ -1,7 +1,7 @@
-"""Define the energy of an image by its statistics Ψ, the predictor Φ of these, and their losses.
+"""Define an image's energy, the predictor Φ of its statistics Ψ, and the losses of both.
 
-See Bruna et al., §3 and §4. `Statistics` are a list of feature maps: the scattering of the
-luminance first, then the stages of the feature network.
+See Bruna et al., §3 and §4. `Statistics` are a list of feature maps: the scattering coefficients of
+the luminance first, then the stages of the feature network.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern i
 
 
 def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
-    """Return the standard deviation of what the regression misses: per feature map a tensor (C,).
+    """Return the standard deviation of `target` − `own` in each channel: per feature map a tensor (C,).
 
     `own` has the statistics of the regression's estimates, and `target` those of the true images.
-    The result is the root mean square, over images and pixels, of their difference in each channel;
-    it is at least 1e-8.
+    The result is the root mean square, over images and pixels, of their difference; it is at least
+    1e-8.
     """
     return [
         (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, target, strict=True)
@@ -63,11 +63,11 @@ def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistic
 
 # See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Remove patterns with the period of a low-resolution pixel from the residual image `detail`.
+    """Return the residual image `detail` without patterns with the period of a low-resolution pixel.
 
     Such patterns are the texture that lowers the energy at the least cost. A low-resolution pixel
-    has s² pixels (s = `scale`); from each of these positions its mean over the neighbouring
-    low-resolution pixels is subtracted.
+    has s² pixels (s = `scale`); from the pixels at each of these s² positions their mean over the
+    neighbouring low-resolution pixels is subtracted.
     """
     phases = functional.pixel_unshuffle(detail, scale)
     # the mean of a square is the mean of its lines' means, at the border too, and takes fewer sums
