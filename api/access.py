@@ -166,7 +166,10 @@ class AccessControl:
         return error
 
     def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> errors.ProblemError | None:
-        """Count a request of the caller, and check its rate and role; return the error, or None."""
+        """Count a request against the caller's rate limit, and check the limit and the caller's roles.
+
+        Returns the error (429 over the limit, 403 without a role that `rule` requires), or None.
+        """
         per_second = caller.limits.get("requests_per_second", self._settings.key_requests_per_second)
         within = self._rates.request(caller.name, per_second)
         scope["reverie_headers"] = self._rates.headers(caller.name, per_second)

@@ -104,8 +104,8 @@ class InputFetcher:
     async def run(self) -> None:
         """Download the images of jobs until cancelled.
 
-        When cancelled, releases the claims of unfinished jobs, so that another process can claim
-        them.
+        When cancelled, gives up the leases of unfinished jobs, so that another process can claim
+        these jobs.
         """
         renewal = asyncio.create_task(self._renew_leases())
         try:

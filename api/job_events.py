@@ -83,7 +83,7 @@ class _Feed:
 
 @dataclass(frozen=True)
 class Update:
-    """What has changed in a job since the last update that a listener got.
+    """What has changed in a job since the listener received its last update.
 
     `events` are the new events. `preview` says whether there is a new preview, and `exists` whether
     the job still exists. After `KEEP_ALIVE_S` seconds without a change, an update without events is
@@ -99,10 +99,10 @@ class Update:
 class JobEvents:
     """Reads the events of jobs that have listeners, once for all listeners of a job.
 
-    The functions `read`, `exists` and `preview` get the id of a job. `read` also gets an event
-    number and returns the events after it; `exists` returns whether the job exists; `preview`
-    returns the newest preview of the job as PNG, or None. `feeds` has what was read, keyed by job
-    id.
+    The first argument of the functions `read`, `exists` and `preview` is the id of a job. The
+    second argument of `read` is an event number: it returns the events after it. `exists` returns
+    whether the job exists; `preview` returns the newest preview of the job as PNG, or None. `feeds`
+    has what was read, keyed by job id.
     """
 
     read: Callable[[str, int], Awaitable[list[Event]]]

@@ -157,7 +157,7 @@ class JobService:
 
         `route` is the route of the request, such as `POST /v1/samples`; the same `key` on two
         routes stands for two jobs. Returns an Insertion with the id of the job and the fingerprint
-        of the request that created it.
+        (SHA-256 of the content) of the request that created it.
         """
         ttl_s = self._settings.idempotency_key_ttl_s
         idempotency_key = IdempotencyKey(route, key, inference_request.content.fingerprint, ttl_s)
@@ -292,8 +292,8 @@ class JobService:
     async def set_inputs(self, job: Job, inference_request: InferenceRequest) -> None:
         """Store the fetched inputs of a claimed job, queue it for the workers, and wake a worker.
 
-        `inference_request` is the complete request. Writes nothing if the claim is no longer valid.
-        Raises FullError or OverloadedError if the inputs cannot be stored.
+        `inference_request` is the complete request. Writes nothing if this process no longer holds
+        the job's lease. Raises FullError or OverloadedError if the inputs cannot be stored.
         """
         new = replace(
             job,
@@ -448,10 +448,10 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Renew leases, requeue jobs of dead processes, and end overdue jobs, until cancelled.
+        """Renew leases, requeue jobs with expired leases, and end overdue jobs, until cancelled.
 
-        Also counts the jobs of each status, and wakes inference workers if queued jobs are not
-        claimed.
+        Also counts the jobs of each status. If queued jobs are not claimed, wakes inference
+        workers, and fails or moves jobs that no worker can run (`_check_waiting`).
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
@@ -471,7 +471,7 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _check_waiting(self) -> None:
-        """End waiting jobs of versions that do not exist any more.
+        """Fail the waiting jobs of versions that do not exist any more.
 
         Also moves waiting jobs whose device kind has no worker left to another device kind, on
         which they begin again.

@@ -20,7 +20,7 @@ def return_freed_memory() -> None:
 
 
 def trim() -> None:
-    """Return all free pages to the system, also those between blocks in use."""
+    """Return all free pages of the heap to the system, also free pages between blocks in use."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -153,7 +153,8 @@ class _ResponseSender:
     async def send(self, message: Message) -> None:
         """Send a message of the application to the client; add the request id and security headers.
 
-        After the last message of an error response, read the rest of an upload.
+        Before an error response ends, read and discard the rest of the request's body for at most
+        `LINGER_S` seconds, so that the client can read the response before the connection closes.
         """
         if message["type"] == "http.response.start":
             if self.timeout is not None:

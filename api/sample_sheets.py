@@ -1,4 +1,8 @@
-"""Makes the sample sheet of a model's version: the preview in its file, or samples of seed 0."""
+"""Makes the sample sheet of a model's version: one PNG that shows what the model generates.
+
+The sheet is the preview in the version's checkpoint file or, if the file has none, a grid of
+samples that are drawn with seed 0.
+"""
 
 import asyncio
 import hashlib
@@ -25,21 +29,24 @@ _LINES = 64  # samples of a model of vectors, whose images are one pixel high
 
 
 def _retrieve_error(task: "asyncio.Task[Sheet]") -> None:
-    """Retrieve the error of a task whose waiting requests may all have been cancelled."""
+    """Read the exception of a task, so that asyncio does not log it as never retrieved.
+
+    This matters if all requests that waited for the task were cancelled.
+    """
     if not task.cancelled():
         task.exception()
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A sample sheet: a PNG, and its SHA-256 in hex."""
+    """A sample sheet: the bytes of its PNG, and their SHA-256 in hex."""
 
     png: bytes
     digest: str
 
 
 class SampleSheets:
-    """Makes each sheet once, and keeps the sheets that were used last."""
+    """Makes the sample sheet of each version once, and keeps the most recently used sheets."""
 
     def __init__(self, batch_sender: BatchSender, timeout_s: float) -> None:
         """Set how samples are drawn: by `batch_sender`, in at most `timeout_s` seconds."""
@@ -48,9 +55,10 @@ class SampleSheets:
         self._sheets: OrderedDict[tuple[str, str], asyncio.Task[Sheet]] = OrderedDict()
 
     async def sheet(self, entry: ModelVersion, caller: Caller) -> Sheet:
-        """Return the sheet of a version; if samples must be drawn, their rows count as the caller's.
+        """Return the sample sheet of the version `entry`.
 
-        Raises NotFoundError if the file has no preview and the model cannot draw samples,
+        If samples must be drawn, their rows count against the limits of `caller`. Raises
+        NotFoundError if the checkpoint file has no preview and the model cannot draw samples,
         ModelFailedError if the model fails, and OverloadedError or TooManyRequestsError if too much
         work is waiting.
         """

@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
     """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
 
     def __init__(self, config: uvicorn.Config, shutdown_delay_s: float) -> None:
-        """Serve with `config`; after SIGTERM, go on for `shutdown_delay_s` seconds."""
+        """Set uvicorn's `config`, and how many seconds after SIGTERM new requests are accepted."""
         super().__init__(config)
         self._shutdown_delay_s = shutdown_delay_s
 
@@ -96,7 +96,7 @@ def allow_files(connections: int) -> int:
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT, then exit."""
+    """Serve the API on the bound socket `listener` until SIGTERM or SIGINT, then exit."""
     malloc.return_freed_memory()
     app = create_app(settings)
     # the objects that exist now are never freed: without `freeze`, a full garbage collection scans

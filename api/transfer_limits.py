@@ -23,10 +23,10 @@ class ProgressCredit:
         self.left_s = timeout_s
 
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract the elapsed time from `left_s`, and add the time for which the moved bytes count.
+        """Subtract the elapsed time from `left_s`, and add the time that the transferred bytes earn.
 
-        They count for as long as they take at the minimum rate; `left_s` never exceeds the
-        time-out.
+        `moved_bytes` bytes earn the time in which they would be transferred at the minimum rate.
+        `left_s` never exceeds the time-out.
         """
         self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
 

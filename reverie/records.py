@@ -191,7 +191,7 @@ class Dataset(Record):
 
 
 class DatasetImage(Record):
-    """An image of a dataset, by its place in a split."""
+    """An image of a dataset: its index in a split, and its label."""
 
     index = Field(int, "The place in the split, from 0.")
 

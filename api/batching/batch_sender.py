@@ -2,10 +2,11 @@
 
 While few batches are in flight, waiting rows are sent at once; while many are in flight, rows
 collect for the next batch. So a request on an idle service does not wait, and batches grow under
-load. If the worker of a batch dies, each slice of the batch is sent again in its own batch; if a
-slice is completed twice, the first completion counts. `api.batching.scheduler` decides which rows
-go into a batch. A device kind (device, processor, torch version, threads) is a class of workers
-whose results have the same bits.
+load. A slice is the part of a request's rows that one batch contains. If the worker of a batch
+dies, each slice of the batch is sent again in its own batch; if a slice is completed twice, the
+first completion counts. `api.batching.scheduler` decides which rows go into a batch. A device kind
+(device, processor, torch version, threads) is a class of workers whose results have the same bits.
+A worker group is the set of workers with the same device kind and the same `REVERIE_MODELS`.
 
 This file has more than 400 lines because the methods that send, complete and resend a batch share
 its state.
@@ -171,9 +172,10 @@ class BatchSender:
     def should_spread(self, ref: str, method: str, rows: int) -> bool:
         """Return whether several workers should compute a job together, because it has many rows.
 
-        That is so from 250 time slices of work on (about ten seconds of one worker), if more than
-        one worker of the job's device kind can run the version. `method` is the model's name for
-        the operation.
+        That is so if one worker would compute the job for about ten seconds or longer (250 time
+        slices: a time slice is the time that a worker gives to one batch before it takes the next
+        message), and if more than one worker of the job's device kind can run the version. `method`
+        is the model's name for the operation.
         """
         kind = self.device_kind(ref)
         route = None if kind is None else self._scheduler.fleet.route(ref, kind)
@@ -197,10 +199,10 @@ class BatchSender:
         return f"no inference worker that runs has {ref}" + (f" and is of device kind {kind}" if kind else "")
 
     def lost_kind(self, ref: str, kind: str) -> bool:
-        """Return whether the work for a version has to move from a device kind to another one.
+        """Return whether to move the work for a version from the device kind `kind` to another one.
 
-        That is so if workers of another kind can run the version, and no live worker of this kind
-        has been able to for `device_wait_s` seconds.
+        That is so if workers of another kind can run the version, and for `device_wait_s` seconds
+        no live worker of `kind` has been able to run it.
         """
         fleet = self._scheduler.fleet
         if not fleet.kinds(ref) or fleet.can_run(ref, kind) or not self._monitor.live():
@@ -247,8 +249,10 @@ class BatchSender:
     def drop(self, request: PendingRequest) -> None:
         """Cancel a request; do nothing if it has ended.
 
-        Its unsent rows are not sent. A batch that only this request needs is stopped: on the queue
-        it is skipped, and a long operation ends after its present time slice.
+        The request's unsent rows are not sent. If no other request has rows in a batch of this
+        request, the batch is stopped: workers skip it if it is on the queue, and a worker that runs
+        a long operation for it ends the operation after its present time slice (the time that a
+        worker gives to one batch before it takes the next message).
         """
         if request not in self._scheduler:
             return
@@ -258,7 +262,7 @@ class BatchSender:
         self._stop(abandoned)
 
     def _stop(self, batches: list[InFlightBatch]) -> None:
-        """Tell the workers to skip or end batches that no waiting request needs; forget the batches."""
+        """Make the workers skip or end batches that no waiting request needs; forget the batches."""
         for batch in batches:
             self._later(self._redis.set(dropped_key(batch.id), 1, ex=600))
             self._finish(batch)
@@ -286,10 +290,11 @@ class BatchSender:
             self._later(self._send(wake_inference_workers()))
 
     async def wake_idle(self, most: int) -> None:
-        """Send messages by which inference workers look for queued jobs, at most `most` to each group.
+        """Send each worker group messages that make its workers look for queued jobs.
 
-        Groups whose bulk queue has a message are left out. Raises RedisError while the queue server
-        is unreachable.
+        Each message is for one worker, and a group is sent at most `most`. Groups that have
+        messages on their bulk queue are left out. Raises RedisError while the queue server is
+        unreachable.
         """
         groups = self._scheduler.fleet.groups or {"": 1}
         lengths = await self._lengths([queue_key("bulk", group) for group in groups])
@@ -324,8 +329,8 @@ class BatchSender:
     def _dispatch(self, queue: QueueName) -> None:
         """Form all batches of a queue that may be sent now, and send them.
 
-        If a group should wait for more rows, sets a timer that calls this method when the wait
-        ends, unless a timer is set to an earlier time.
+        If requests that may share a batch should wait for more rows, sets a timer that sends the
+        interactive batches when the wait ends, unless the timer is already set to an earlier time.
         """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
@@ -348,15 +353,19 @@ class BatchSender:
             self._wakeup.cancel()
 
     def _wake_up(self) -> None:
-        """Send the batches whose groups waited for more rows; the timer calls this."""
+        """Send interactive batches that were held back to collect more rows.
+
+        Called by the timer `_wakeup`, which `_dispatch` sets.
+        """
         self._wakeup = None
         self._dispatch("interactive")
 
     async def _send(self, command: Command, batch: InFlightBatch | None = None) -> None:
-        """Send a command to the queue server; if that fails, queue the rows of its batch again.
+        """Send a command to the queue server.
 
-        After a failure, sending pauses for `_RETRY_S` seconds. A command without a batch is not
-        repeated.
+        `batch` is the batch that the command publishes, if there is one. If the command fails, the
+        rows of `batch` are queued again, and sending pauses for `_RETRY_S` seconds; a command
+        without a batch is not repeated.
         """
         try:
             await self._sending.command(*command)
@@ -370,7 +379,8 @@ class BatchSender:
     def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
         """Queue the slices of a batch again; with `isolate`, each slice is then a batch of its own.
 
-        The batch is kept in `_late`, so that a completion that still comes is accepted.
+        The batch is kept in `_late`: if a worker completes it nevertheless, the results are
+        accepted.
         """
         # after a time-out the server may have the message all the same: a late completion is
         # accepted
@@ -383,7 +393,7 @@ class BatchSender:
             self._dispatch(queue)
 
     def _finish(self, batch: InFlightBatch) -> None:
-        """Forget a batch that has ended, and send the batches for which there is room now."""
+        """Forget a batch that has ended, and send the next batches of its queue."""
         self._scheduler.finish_batch(batch)
         batch_ended(batch)
         self._late.pop(batch.id, None)
@@ -452,8 +462,9 @@ class BatchSender:
     def _handle_rejection(self, batch: InFlightBatch, worker_id: str, reason: str, *, lacks: bool) -> None:
         """Send a batch to another worker, because the worker `worker_id` cannot run it.
 
-        With `lacks`, that worker cannot run any batch of the version, and gets no more of them for
-        a while. If no worker can run the version, the requests of the batch fail.
+        `lacks` says that this worker cannot run any batch of the version; then no batches of the
+        version are sent to this worker for a while. If no worker can run the version, the requests
+        of the batch fail.
         """
         log.warning("batch rejected", extra={"batch": batch.id, "worker": worker_id, "reason": reason})
         ref = f"{batch.key[0]}@{batch.key[1]}"
@@ -475,9 +486,10 @@ class BatchSender:
                 self._fail(part.request, problem)
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
-        """Store the result of a slice, and complete its request if all of its slices have results.
+        """Store the outcome of `part`, a slice of `batch`.
 
-        `outcome` has the result (`fields`), or the `problem` with which the request fails.
+        `outcome` has the result (`fields`), or the `problem` with which the slice's request fails.
+        The request is completed when all of its slices have results.
         """
         request = part.request
         if part.outdated:
@@ -514,8 +526,9 @@ class BatchSender:
     async def _watch(self) -> None:
         """Read the workers' heartbeats five times a second, and resend lost batches, until cancelled.
 
-        Also updates what the scheduler knows of the workers, and deletes the heartbeats and queues
-        of workers that are long dead.
+        Also updates the scheduler's list of workers and their largest batches, and deletes the
+        heartbeats and queues of workers whose heartbeat has not changed for
+        `worker_monitor.FORGET_S` seconds.
         """
         while True:
             await asyncio.sleep(HEARTBEAT_S / 2)
@@ -545,7 +558,11 @@ class BatchSender:
                 log.exception("watching the workers")
 
     async def _read_catalogs(self, heartbeats: Mapping[Any, Any]) -> None:
-        """Pass new heartbeats to the monitor; read the catalogs of versions that it does not know yet."""
+        """Pass the workers' heartbeats to the worker monitor, with the catalogs that it lacks.
+
+        A catalog is the list of the versions that a worker knows. A heartbeat has only the digest
+        of the worker's catalog, by which the catalog is read from the queue server.
+        """
         self._monitor.update(heartbeats)
         for digest in self._monitor.missing_catalogs():
             packed = await self._redis.get(catalog_key(digest))
@@ -577,7 +594,8 @@ class BatchSender:
     def _forget_late_batches(self) -> None:
         """Delete the records of resent batches whose requests have all ended, to free memory.
 
-        Until then a worker may still complete the first copy of such a batch.
+        While a request of such a batch waits, the record is kept, because a worker may still
+        complete the first copy of the batch.
         """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
@@ -645,7 +663,7 @@ class BatchSender:
 
 
 def _no_worker(ref: str) -> str:
-    """Return the detail of the problem that no worker can run a version."""
+    """Return the text of the error that no running worker can run the version `ref`."""
     return (
         f"no running inference worker can run {ref}; try again later, or send the request with "
         "`Prefer: respond-async`: a job waits for a worker"

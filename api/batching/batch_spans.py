@@ -1,4 +1,4 @@
-"""Records the spans of traced requests: `queue`, the wait, and `batch`, one for each batch."""
+"""Records the spans of traced requests: `queue` for the time in the queue, `batch` for each batch."""
 
 import time
 

@@ -25,11 +25,11 @@ ANY_KIND = ""
 class WorkerState:
     """What a worker's heartbeat says about the versions that the worker can run.
 
-    `models` are the patterns of its `REVERIE_MODELS`, empty without restriction. `catalog` has the
-    versions (`name@version`) that the worker knows, or None if the catalog was not read yet.
-    `loaded` has the versions in the worker's memory, and `free_bytes` is what is left of its memory
-    budget. `group` is empty for a worker of a release without groups, which has no queue of its
-    own.
+    `group` is the name of the worker's group; it is empty for a worker of a release without groups,
+    which has no queue of its own. `models` are the patterns of its `REVERIE_MODELS`, empty without
+    restriction. `catalog` has the versions (`name@version`) that the worker knows, or None if the
+    catalog was not read yet. `loaded` has the versions in the worker's memory, and `free_bytes` is
+    what is left of its memory budget.
     """
 
     id: str
@@ -42,9 +42,10 @@ class WorkerState:
 
     @classmethod
     def of(cls, worker_id: str, heartbeat: Mapping[str, Any], catalogs: Mapping[str, frozenset[str]]) -> "WorkerState":
-        """Return the state in a heartbeat.
+        """Return the state of the worker `worker_id` that its heartbeat reports.
 
-        `catalogs` has the versions of each known catalog, keyed by digest.
+        `catalogs` has the versions in each catalog that was read, keyed by the digest of the
+        catalog.
         """
         return cls(
             worker_id,
@@ -67,10 +68,11 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whose queues a batch is sent to: a group's, or one worker's (then `name` is the worker's id).
+    """The receiver of a batch: a worker group, or a single worker.
 
-    `workers` is the number of workers that read the queues, and `group_workers` the number of
-    workers in the group.
+    `name` is the group's name or the worker's id, and `group` the name of the group or of the
+    worker's group. `workers` is the number of workers that read the queues of the target, and
+    `group_workers` the number of workers in the group.
     """
 
     name: str
@@ -106,7 +108,7 @@ class Fleet:
     def __init__(
         self, workers: Iterable[WorkerState] = (), rejections: Collection[tuple[str, str]] = frozenset()
     ) -> None:
-        """Group the workers.
+        """Keep the workers, and count those of each group (`WorkerState.group`).
 
         `rejections` has pairs (worker id, version): the worker gets no batches of the version.
         """
@@ -194,10 +196,10 @@ class Fleet:
         return Route(self._targets(loaded or able), self._targets(others), self._targets(roomy), len(able))
 
     def _targets(self, workers: list[WorkerState]) -> tuple[Target, ...]:
-        """Return the targets by whose queues batches reach these workers.
+        """Return the targets to which batches for the given workers are sent.
 
-        A group is one target if all of its workers are in `workers`; otherwise each of its workers
-        in `workers` is a target.
+        A worker group is one target if all of its workers are in `workers`; otherwise each of its
+        workers in `workers` is a target.
         """
         groups: dict[str, list[WorkerState]] = defaultdict(list)
         for worker in workers:
@@ -213,10 +215,10 @@ class Fleet:
 
 
 class InFlightCounts:
-    """Counts the batches in flight, and finds targets that may get another one.
+    """Counts the batches in flight, and finds targets to which another batch may be sent.
 
-    A group may have `IN_FLIGHT_PER_WORKER` batches per worker and queue, no matter whether the
-    batches were sent to the group or to one of its workers.
+    A worker group may have `IN_FLIGHT_PER_WORKER` batches per worker and queue, no matter whether
+    the batches were sent to the group or to one of its workers.
     """
 
     def __init__(self) -> None:

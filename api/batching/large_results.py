@@ -25,8 +25,9 @@ class LargeResults:
     async def move_to_disk(self, part: RequestSlice, fields: Fields) -> Fields:
         """Write the arrays of a slice to its request's file if the complete result will be large.
 
-        Returns the fields to keep in memory, in which each written array is replaced by one without
-        rows. If the result is small or the disk is full, returns `fields` unchanged.
+        `fields` is the result of the slice `part`. Returns the fields to keep in memory, in which
+        each written array is replaced by one without rows. If the complete result is small or the
+        disk is full, returns `fields` unchanged.
         """
         request = part.request
         large = array_bytes(fields) * request.rows > ROW_FILE_BYTES * part.rows

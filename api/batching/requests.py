@@ -31,14 +31,16 @@ class PendingRequest:
     consecutive rows. `png` says that workers return images as PNG files, not as pixels. `owner` is
     the name of the API key, empty without keys; `limits` are the limits of this key that differ
     from the settings. `deadline_at` is in seconds since the epoch, `arrived` in monotonic seconds;
-    `traceparent` is that of the request's span. `chunks` has the results of finished slices, keyed
-    by the number of their first row; the arrays of a large result are in `row_file`, unless
-    `keep_in_memory` says that the disk is full. `result` is a future for the complete result; when
-    a wait of one second ends without a result, a new future replaces it. `rows_done` includes
-    fractions of rows that run in time slices, `rows_left` counts the rows without a result, and
-    `next_row` is the first row that was never sent. `retries` are the slices to be sent again, and
-    `batches` the batches in flight that contain rows of the request. All rows are computed by workers
-    of one `device_kind`; `restarts` counts how often the request began again on another device kind.
+    `traceparent` is that of the request's span. A slice is the part of the request's rows that one
+    batch contains. `chunks` has the results of finished slices, keyed by the number of their first
+    row; the arrays of a large result are in `row_file`, unless `keep_in_memory` says that the disk
+    is full. `result` is a future for the complete result; when a wait of one second ends without a
+    result, a new future replaces it. `rows_done` is the number of computed rows, including
+    fractions for the reported progress of long operations. `rows_left` is the number of rows
+    without a result, and `next_row` the first row that was never sent. `retries` are the slices to
+    be sent again, and `batches` the batches in flight that contain rows of the request. All rows
+    are computed by workers of one `device_kind`; `restarts` counts how often the request began
+    again on another device kind.
     """
 
     entry: ModelVersion
@@ -74,9 +76,9 @@ class PendingRequest:
         self.rows_left = self.rows
 
     def restart(self, kind: str) -> None:
-        """Discard all results, so that the request begins again at its first row on another device kind.
+        """Discard all results, so that the request begins again on the device kind `kind`.
 
-        `kind` is this device kind.
+        Its rows are then sent again from the first one on.
         """
         self.chunks.clear()
         self.retries.clear()
@@ -99,7 +101,7 @@ class PendingRequest:
 
 @dataclass(eq=False, slots=True)
 class RequestSlice:
-    """Rows `first` … `first + rows − 1` of a request, for one forward pass.
+    """Rows `first` … `first + rows − 1` of a request, which are in the same batch.
 
     `isolated` is true if a worker died while it ran the slice: the slice's next batch then has no
     other slice. `attempts` counts the workers that died while they ran a batch of this slice alone.
@@ -155,22 +157,22 @@ class InFlightBatch:
 
     @property
     def isolated(self) -> bool:
-        """Whether the batch is one slice that must run alone, because a worker died with it."""
+        """Whether the batch is one slice that must run alone, because a worker died while it ran it."""
         return self.slices[0].isolated
 
     @property
     def sent_to(self) -> QueueName:
         """The queue to which the batch is sent: `bulk` if it is isolated, otherwise `queue`.
 
-        An isolated batch may crash its worker. On the interactive queue, the batch could preempt
-        other work, which the crash would then destroy.
+        An isolated batch may crash its worker. From the interactive queue, a worker could start the
+        batch while another operation is unfinished, which would then be lost in the crash.
         """
         return "bulk" if self.isolated else self.queue
 
 
 @dataclass(eq=False, slots=True)
 class OwnerQueue:
-    """The requests of one owner in one group that have unsent rows, oldest first.
+    """The requests of one owner in one group (`Group`) that have unsent rows, oldest first.
 
     Requests of at most `SMALL_ROWS` rows are in `small`, all others in `large`.
     """
@@ -231,7 +233,9 @@ class OwnerQueue:
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """The requests with unsent rows that may share a batch.
+    """The requests with unsent rows that have one group key, and so may share a batch.
+
+    The key has the model, version, method, options and device kind, and for the bulk queue the request.
 
     `queues` has the requests, keyed by owner. `rows` is the number of their rows that are in no
     batch yet, and `last_arrival` the time (monotonic, seconds) at which the newest request arrived.

@@ -367,7 +367,7 @@ class BatchScheduler:
                 part.request.batches.remove(batch)
 
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
-        """Record the progress `done`, 0 to 1, of a batch that runs in time slices.
+        """Record the progress `done`, 0 to 1, of a batch whose long operation has not ended.
 
         From its first progress on, the batch counts as one of the bulk queue when batches in flight
         are limited, so that it does not hold back interactive batches.
@@ -400,15 +400,19 @@ class BatchScheduler:
     def _is_too_small(self, key: GroupKey, group: Group, workers: int) -> bool:
         """Return whether a group's next batch should wait until a batch in flight has completed.
 
-        If a batch per worker, and at least two, are in flight, the next one is sent only if it has
-        as many rows as they have on average. Otherwise the rows of the same clients would be
-        divided among more and smaller batches the more workers there are.
+        If at least two batches of the group, and at least one per worker, are in flight, the next
+        batch is sent only if it has as many rows as the batches in flight have on average.
+        Otherwise the rows of the same clients would be divided among more and smaller batches the
+        more workers there are.
         """
         count = self._short_count[key]
         return count >= max(IN_FLIGHT_PER_WORKER, workers) and group.rows * count < self._short_rows[key]
 
     def _end_short(self, batch: InFlightBatch) -> None:
-        """Stop counting a batch among the batches in flight on the interactive queue."""
+        """Subtract a batch from the counts of interactive batches in flight and of their rows.
+
+        `_is_too_small` reads these counts. A batch of the bulk queue is not in them.
+        """
         if batch.queue == "interactive":
             _subtract(self._short_count, batch.key)
             _subtract(self._short_rows, batch.key, sum(part.rows for part in batch.slices))
@@ -417,12 +421,13 @@ class BatchScheduler:
 
     # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Return whether a group's next batch should wait for more rows; False without a slow pass.
+        """Return whether a group's next batch should wait for more rows.
 
-        The batch waits while as many batches of the group are in flight as there are `workers`.
-        When fewer are in flight, it waits a fraction of the slow pass's duration, for clients that
-        send their next requests; the end of this wait is stored in `wakeup_at`, unless `wakeup_at`
-        is earlier. A batch of `owner` that must run isolated does not wait.
+        It waits only if the group's last forward pass was slow (`record_duration`): while as many
+        batches of the group are in flight as there are `workers`, and after that for a fraction of
+        the slow pass's duration, in which clients may send their next requests. The end of this
+        wait is stored in `wakeup_at`, unless `wakeup_at` is earlier. A batch of `owner` that must
+        run isolated does not wait.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -462,7 +467,7 @@ class BatchScheduler:
     # --- queues ---
 
     def _largest(self, key: GroupKey) -> int:
-        """Return the number of rows of a group's largest forward pass."""
+        """Return how many rows a forward pass of a group may have at most."""
         largest, _ = self.capacity.get((key[4], f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         return largest
 
@@ -503,7 +508,10 @@ def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
 
 
 def _is_any_size(request: PendingRequest) -> bool:
-    """Return whether the images of a request may have any size, so that a batch has only one of them."""
+    """Return whether the model's operation accepts images of any size.
+
+    A batch of such an operation has a single row, because the sizes of two images may differ.
+    """
     spec = request.entry.card.operations.get(request.method)
     return spec is not None and spec.any_size
 

@@ -78,7 +78,8 @@ class WorkerMonitor:
         """Return how many rows a batch may have, keyed by (device kind, `name@version`, method).
 
         Each value is a pair: the number of rows of the largest forward pass, and the number of rows
-        that take about one time slice. Where live workers report different numbers, the smallest
+        that a worker computes in about one time slice (the time that it gives to one batch before
+        it takes the next message). Where live workers report different numbers, the smallest
         counts. The key's device kind `ANY_KIND` stands for all kinds together.
         """
         least: dict[tuple[str, str, str], Capacity] = {}
@@ -105,14 +106,17 @@ class WorkerMonitor:
         self._catalogs[digest] = frozenset(refs)
 
     def reject(self, worker_id: str, ref: str) -> None:
-        """Record that a worker has rejected a batch of a version, so that it gets no more for a while."""
+        """Record that a worker has rejected a batch of the version `ref`.
+
+        For `_REJECTION_S` seconds no batches of this version are sent to the worker.
+        """
         self._rejections[worker_id, ref] = time.monotonic() + _REJECTION_S
 
     def fleet(self) -> Fleet:
         """Return the live workers that receive batches; the same object while nothing changes.
 
-        Workers that are stopping receive none. If no other worker is left, returns the last fleet
-        that had workers, because one of them may return.
+        Workers that are stopping are left out. If no other worker is left, returns the last fleet
+        that had workers, because one of these workers may return.
         """
         now = time.monotonic()
         self._rejections = {key: until for key, until in self._rejections.items() if until > now}

@@ -148,7 +148,7 @@ class BodyFile:
     """A body in a file without a name; the file is closed when this object is garbage-collected."""
 
     def __init__(self, file: int, size: int) -> None:
-        """Take over `file`, the descriptor of an open file with `size` bytes."""
+        """Keep `file`, the descriptor of an open file with `size` bytes, which this object closes."""
         self._file = file
         self.size = size
         weakref.finalize(self, os.close, file)

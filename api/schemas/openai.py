@@ -60,7 +60,10 @@ def _not_zero(value: Any) -> Any:
 
 
 class ImageParameters(BaseModel, extra="allow", strict=True):
-    """The parameters of images, apart from files. Any other field is an option of the model."""
+    """The fields that OpenAI's image generation and image edit requests share, apart from files.
+
+    Unknown fields are passed to the model as options.
+    """
 
     prompt: str = Field("", max_length=32_000, description="Accepted and not used: the models have no text input.")
     model: str | None = Field(None, description="NAME or NAME@VERSION; by default the first that can.")

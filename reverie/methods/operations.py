@@ -236,7 +236,7 @@ class OperationMethods(BaseMethods):
     def energies(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Compute the energy of each image, which each family defines in its way.
+        """Compute the energy of each image, whose definition depends on the model's family.
 
         The result has `energies`, one per image.
         """
