@@ -276,7 +276,7 @@ VISITOR = Caller("", frozenset({"read"}))  # a caller without a key, if the serv
 
 
 class Keys:
-    """Finds the callers of API keys. Without a key file, all callers are anonymous."""
+    """Identifies callers by their API keys. Without a key file, all callers are anonymous."""
 
     def __init__(self, path: Path | None) -> None:
         """Read the key file.

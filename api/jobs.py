@@ -136,7 +136,7 @@ class JobService:
     async def _commit(self) -> None:
         """Insert the jobs that wait to be committed, in one transaction; repeat until none waits.
 
-        If a transaction fails, the requests that created its jobs get the exception.
+        If a transaction fails, its exception is raised in the calls of `create` that wait for it.
         """
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []

@@ -62,7 +62,10 @@ def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[s
 
 
 def no_content(*statuses: int) -> dict[str, Any]:
-    """Return decorator arguments for a route that returns 204, or a problem with these statuses."""
+    """Return decorator arguments for a route that returns 204 or a problem.
+
+    `statuses` are the statuses of the problems.
+    """
     return {"status_code": 204, "responses": problem_responses(*statuses)}
 
 
@@ -158,7 +161,7 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
 def _write_whole_numbers(value: Any) -> None:
     """Replace floats such as 9.223372036854776e18, which FastAPI makes of bounds, by integers.
 
-    A reader that takes this decimal exactly would get another number than 2^63.
+    A program that parses this decimal exactly would read a number other than 2^63.
     """
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items):

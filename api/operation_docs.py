@@ -38,9 +38,9 @@ class OperationDocs:
     def describe(self, paths: dict[str, Any]) -> None:
         """Complete the descriptions of the operations' routes in `paths`; fill `schemas`.
 
-        `paths` is the member of that name in the OpenAPI description. `schemas` gets the component
-        schemas to which the descriptions refer. The size limits of the upload routes for datasets
-        and versions are added to their descriptions.
+        `paths` is the member of that name in the OpenAPI description. The component schemas to
+        which the descriptions refer are added to `schemas`. The size limits of the upload routes
+        for datasets and versions are added to the descriptions of these routes.
         """
         settings = self._settings
         dataset = f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked"
@@ -145,7 +145,7 @@ class OperationDocs:
         return fields
 
     def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
-        """Add component schemas for the options of these models, and return references to the schemas.
+        """Add component schemas for the options of the models `entries`; return references to them.
 
         Models of a family share a schema unless their options differ.
         """

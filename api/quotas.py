@@ -187,7 +187,10 @@ class Quotas:
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
     def _lasting_bytes(self, owner: str) -> int:
-        """Return how many bytes an owner's datasets, and the versions of its models made here, take."""
+        """Return how many bytes an owner's datasets and model versions take.
+
+        Versions that the operator has installed are left out.
+        """
         datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
         total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
         for name in self._permissions.owned_by("model", owner):

@@ -213,7 +213,7 @@ class _FormCallbacks:
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the chunks of the body.
+    """Yield the chunks of a request's body.
 
     Raises ClientDisconnect if the client disconnects, and StalledError if no chunk arrives for
     `IDLE_S` seconds.

@@ -36,7 +36,7 @@ class ProgressCredit:
 
     @property
     def low(self) -> bool:
-        """Whether less than half of the time-out is left."""
+        """Whether `left_s` is less than half of the time-out."""
         return self.left_s < self._timeout_s / 2
 
 

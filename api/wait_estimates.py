@@ -86,7 +86,7 @@ class WaitEstimator:
         self._reading = asyncio.Lock()
 
     async def of(self, jobs: Sequence[Job]) -> list[WaitEstimate]:
-        """Return an estimate for each of these jobs, in the same order."""
+        """Return an estimate for each job in `jobs`, in the same order."""
         queued = [job for job in jobs if job.status == "queued" and job.blocked_reason is None]
         running = [job for job in jobs if job.status == "running"]
         positions = await self._current_positions([job.id for job in queued]) if queued else {}

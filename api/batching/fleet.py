@@ -1,10 +1,10 @@
 """Chooses the queues of the workers that can run a request, from the workers' heartbeats.
 
 Workers with the same device kind (device, processor, torch version, threads) and the same
-`REVERIE_MODELS` form a group, which has queues that all of its workers read. A batch goes to a
-group's queue if each worker of the group can run it equally well: the first free worker takes it.
-Otherwise it goes to the queue of one worker, preferably of one that has the model in memory. This
-module does no I/O.
+`REVERIE_MODELS` form a group, which has queues that all of its workers read. A batch is sent to a
+group's queue if each worker of the group can run it equally well; the first free worker then runs
+it. Otherwise it is sent to the queue of one worker, preferably of one that has the model in memory.
+This module does no I/O.
 """
 
 from collections import Counter, defaultdict
@@ -241,8 +241,9 @@ class InFlightCounts:
     def free_target(self, queue: QueueName, route: Route) -> Target | None:
         """Return the target for the next batch of a route; None if all have enough batches in flight.
 
-        It is the target with the fewest batches in flight per worker, of the preferred ones or, if
-        these are all busy, of the alternatives for the queue.
+        Of the preferred targets that have room, returns the one with the fewest batches in flight
+        per worker. If no preferred target has room, chooses in the same way among the route's
+        alternatives for the queue.
         """
         for targets in (route.preferred, route.alternatives(queue)):
             free = [target for target in targets if self._has_room(queue, target)]

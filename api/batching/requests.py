@@ -285,11 +285,11 @@ class ResultWaits:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """End the waits that have lasted `WAIT_S` seconds: their callers get StillWaitingError.
+        """End the waits that have lasted `WAIT_S` seconds, by raising StillWaitingError in their callers.
 
-        Only the timer calls this method. The requests of these waits go on and get new futures for
-        their results. If other waits are open, the timer is set to the time at which the next one
-        ends.
+        Only the timer of this object calls this method. The requests continue, with new futures for
+        their results. If other waits are open, the timer is set to the time at which the next of
+        them ends.
         """
         now, self._timer = self._loop.time(), None
         for request, due in list(self._due.items()):

@@ -1,13 +1,14 @@
 """The batch scheduler: forms batches of waiting rows. It does no I/O, and its clock is injected.
 
-Requests for the same model version, operation and options form a group and share forward passes.
-Rows are taken from a request when a batch is formed, so a waiting request costs the same whatever
-its `rows`, and cancelling a request wastes only those of its rows that were already sent.
+Requests for the same model version, operation, options and device kind form a group and share
+forward passes. The rows of a request are divided among batches only when a batch is formed. So a
+waiting request costs the same however many rows it has, and cancelling a request wastes only those
+of its rows that were already sent.
 
-Owners (API keys) take turns, then the groups of an owner, then its requests by age. The rows that
-are left in a forward pass are filled with requests of the same group, one of each owner in turn,
-small requests first. Every owner, every group and every oldest request is served after a bounded
-number of batches, so none starves.
+The scheduler serves the owners (API keys) in turn, and the groups of each owner in turn; within a
+group it serves the owner's oldest request. If the batch then has room, the scheduler adds requests
+of the same group, one of each owner in turn, small requests first. Every owner, every group and
+every oldest request is served after a bounded number of batches, so none starves.
 
 This file has more than 400 lines because every step changes the same queues.
 """

@@ -83,8 +83,9 @@ class ResultMetadata:
 def with_acceptance_rate(fields: Fields) -> Fields:
     """Return the fields with `acceptance_rate` added; unchanged without `accepted` and `proposals`.
 
-    Rejection sampling returns these per row: whether the last proposal was accepted, and the number
-    of proposals. The rate is the sum of `accepted` over the sum of `proposals`.
+    The fields `accepted` and `proposals` come from rejection sampling, and have a value per row:
+    whether the row's last proposal was accepted, and the number of its proposals. The rate is the
+    sum of `accepted` over the sum of `proposals`.
     """
     if not {"accepted", "proposals"} <= fields.keys():
         return fields

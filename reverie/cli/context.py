@@ -27,8 +27,9 @@ class CliContext:
     def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
         """Print the path, the model, the seed and the size of a file that was written.
 
-        `content` is a word for what the file has. With `--json`, JSON is printed. If the result
-        went to standard output (`path` is `-`), nothing is printed.
+        `content` is the text before the model, such as "images of mnist"; it may be empty. With
+        `--json`, JSON is printed. If the result went to standard output (`path` is `-`), nothing is
+        printed.
         """
         if str(path) == "-":
             return

@@ -57,7 +57,7 @@ class ClientMethod(Generic[P, T]):
     """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
-        """Wrap the generator function `steps`, whose signature and docstring the method gets."""
+        """Wrap the generator function `steps`; the method has its signature and docstring."""
         self.__doc__ = steps.__doc__
         self.__wrapped__ = steps
 

@@ -297,7 +297,7 @@ def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapp
 
 
 def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` with the option `webhook`, if it is set, in the form that the API takes.
+    """Return `options` with the option `webhook`, if it is set, in the form that the API accepts.
 
     That is a JSON object with `url` and, if given, `events`.
     """
