@@ -46,7 +46,7 @@ class Blobs(ABC):
     def check_room(self, size_bytes: int) -> None:
         """Raise OSError (ENOSPC) if a local store has less than `size_bytes` bytes of free space.
 
-        A remote store is not checked.
+        A remote store does not report its free space and is not checked.
         """
 
     @abstractmethod
@@ -160,7 +160,7 @@ class FolderBlobs(Blobs):
             partial.write_bytes(data)
 
     def take(self, key: str, file: Path, media: str = "") -> None:  # noqa: ARG002 - of the interface
-        """Move the file into the folder."""
+        """Move the file `file` to the path of the blob `key`."""
         with self._partial_file(key) as partial:
             shutil.move(file, partial)
 
@@ -187,17 +187,17 @@ class FolderBlobs(Blobs):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Read a part of the blob's file."""
+        """Read the bytes `begin` … `end` − 1 of the blob's file."""
         with self.path(key).open("rb") as file:
             start = file.seek(begin or 0)
             return file.read(-1 if end is None else max(0, end - start))
 
     def copy_to(self, key: str, file: Path) -> None:
-        """Copy the blob's file."""
+        """Copy the blob's file to the path `file`."""
         shutil.copyfile(self.path(key), file)
 
     def delete(self, prefix: str) -> None:
-        """Remove the file or the folder; errors are ignored."""
+        """Remove the file or folder at the path of `prefix`; errors are ignored."""
         remove_tree(self.path(prefix))
 
     def exists(self, key: str) -> bool:
@@ -205,7 +205,7 @@ class FolderBlobs(Blobs):
         return self.path(key).exists()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the file sizes, including those of unfinished files, added up by entry."""
+        """Return the sizes of files and folders in the folder `prefix`, with unfinished files."""
         sizes: dict[str, int] = {}
         root = self._below(prefix)
         for path, status in _walk(root):
@@ -229,7 +229,10 @@ class FolderBlobs(Blobs):
         return sorted(path[len(self._root) + 1 :] for path in paths if not path.endswith(PARTIAL))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove the files that are old by the clock of this host; return their number."""
+        """Remove files that were written long ago by the clock of this host; return their number.
+
+        `older_than_s` is the least age in seconds. Only files below `prefix` are removed.
+        """
         removed = 0
         for path, status in _walk(self._below(prefix)):
             if (path.endswith(PARTIAL) or not partial) and time.time() - status.st_mtime > older_than_s:

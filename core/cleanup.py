@@ -38,11 +38,11 @@ _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A file or folder that may be an orphan.
+    """A file or folder that may be an orphan, that is, that no job and no process needs.
 
     `written_at` is the Unix time of the last write to it. `is_needed` returns whether a job or
-    process needs it; `remove` deletes it. It is removed only if the last write is at least
-    `min_age_s` seconds ago.
+    process needs it after all; `remove` deletes it. It is removed only if the last write is at
+    least `min_age_s` seconds ago.
     """
 
     written_at: float
@@ -67,9 +67,10 @@ class Cleanup:
         self._candidates: set[str] = set()
 
     def run(self) -> None:
-        """Clean up once; return at once if another process is cleaning up.
+        """Clean up once: expired results, the quota, orphaned files, and unfinished writes.
 
-        If a step fails, the error is logged and the next step runs.
+        Returns at once if another process is cleaning up. If a step fails, the error is logged and
+        the next step runs.
         """
         with (self._settings.state / ".sweep.lock").open("wb") as lock:
             try:
@@ -130,7 +131,7 @@ class Cleanup:
     # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove the files that this cleanup and the last one have found to be orphans.
+        """Remove the files that this cleanup and the last one have found that nothing needs.
 
         Returns the number of files removed. Files that only this cleanup has found are remembered
         for the next one.
@@ -151,7 +152,7 @@ class Cleanup:
         return removed
 
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield (unique name, orphan) for each file or folder that may be an orphan."""
+        """Yield (unique name, orphan) for each file or folder that no job or process may need."""
         yield from self._job_blobs()
         yield from self._job_folders("scratch", lambda state: state.status not in TERMINAL)
         # runs are kept until the training is deleted
@@ -164,7 +165,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield (unique name, orphan) for the blobs of each job that is gone or needs no blobs."""
+        """Yield (unique name, orphan) for blobs of jobs that do not exist or do not need them."""
         needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
@@ -175,7 +176,10 @@ class Cleanup:
             yield f"jobs/{job_id}", _Orphan(written_at, is_needed, remove, self._blobs.upload_s)
 
     def _shared_blobs(self, store: SharedDatasets | SharedVersions | SharedRuns) -> Iterator[tuple[str, _Orphan]]:
-        """Yield (unique name, orphan) for each blob of no dataset, version or training."""
+        """Yield (unique name, orphan) for each blob in `store` that nothing needs.
+
+        Nothing needs a blob that belongs to no dataset, version or training.
+        """
         for key in store.orphans():
             folder, _, name = key.rpartition("/")
             written_at = self._blobs.names(folder).get(name, time.time())
@@ -254,5 +258,5 @@ class Cleanup:
 
 
 def _is_not_among(key: str, orphans: Callable[[], list[str]]) -> bool:
-    """Return whether a blob is in use, that is, missing from the keys that `orphans()` returns."""
+    """Return whether the blob `key` is in use: `orphans()` returns the keys of unused blobs."""
     return key not in orphans()

@@ -103,7 +103,7 @@ class WorkFolder:
     kept: bool = False
 
     def hand_over(self) -> None:
-        """Keep the folder after the block, because another process uses it and then removes it."""
+        """Keep the folder after the block, because another process will use and remove it."""
         self.kept = True
 
 

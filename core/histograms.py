@@ -38,7 +38,7 @@ class Histograms:
         self._series: dict[str, OrderedDict[Labels, list[float]]] = {name: OrderedDict() for name in BOUNDS}
 
     def observe(self, name: str, labels: Labels, value: float) -> None:
-        """Count a value in the histogram `name`, a key of `BOUNDS`, under these label values."""
+        """Count `value` in the histogram `name`, a key of `BOUNDS`, under these label values."""
         series, bounds = self._series[name], BOUNDS[name]
         with self._lock:
             counts = series.get(labels)

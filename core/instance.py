@@ -17,7 +17,11 @@ from core.webhooks.signature import secret_of_file
 
 # See docs/decisions.md#hosts-share-the-job-database-and-the-blob-store-and-no-folder
 def is_shared(settings: Settings) -> bool:
-    """Return whether the job database and the blob store hold what would else be in folders."""
+    """Return whether several hosts can share the instance's data without a common folder.
+
+    They can if the blob store is remote: then the job database and the blob store have the data
+    that are otherwise in folders of one host.
+    """
     return is_remote(settings.blobs)
 
 
@@ -35,7 +39,10 @@ def instance_id(database_url: str, first_id: str) -> str:
 
 
 def share_webhook_secret(settings: Settings) -> None:
-    """Give all hosts the first host's secret, which signs webhooks of jobs without an owner."""
+    """Make all hosts sign webhooks of jobs without an owner with the same secret, the first host's.
+
+    The secret is stored in the job database and in a file of each host.
+    """
     file = StatePaths(settings.state).webhook_secret
     engine = JobStore(settings.database).engine
     try:

@@ -24,7 +24,7 @@ def end_with_parent(number: signal.Signals, parent: int) -> None:
 
 
 def main() -> None:
-    """Wait, then become the command, which gets SIGTERM when the parent process ends.
+    """Wait, then replace this process by a command, which gets SIGTERM when its parent ends.
 
     The arguments are the seconds to wait and the command.
     """

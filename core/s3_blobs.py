@@ -99,7 +99,7 @@ class S3Blobs(Blobs):
         """Do nothing: an object store does not report its free space."""
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Download an object or a range of it."""
+        """Download the bytes `begin` … `end` − 1 of an object, or all of them."""
         start = begin or 0
         if end is not None and end <= start:
             return b""
@@ -121,7 +121,7 @@ class S3Blobs(Blobs):
                 )
 
     def delete(self, prefix: str) -> None:
-        """Delete the objects of a listing, with one request per thousand objects."""
+        """Delete all objects below `prefix`, with one request per thousand objects."""
         with _os_errors(prefix):
             paths = [check_key(prefix), *(path for path, _, _ in self._objects(prefix))]
             self._delete(paths)
@@ -141,7 +141,7 @@ class S3Blobs(Blobs):
         return True
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the object sizes of a listing, added up by entry."""
+        """Return the sizes of objects below `prefix`, summed by the name directly below it."""
         sizes: dict[str, int] = {}
         with _os_errors(prefix):
             for path, size, _ in self._objects(prefix):
@@ -150,7 +150,7 @@ class S3Blobs(Blobs):
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the time of the newest object of each entry in a listing."""
+        """Return for each name directly below `prefix` the time of its newest object."""
         modified: dict[str, float] = {}
         with _os_errors(prefix):
             for path, _, written_at in self._objects(prefix):
@@ -159,7 +159,7 @@ class S3Blobs(Blobs):
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys of a listing."""
+        """Return the keys of all objects at or below `prefix`."""
         with _os_errors(prefix):
             keys = [path for path, _, _ in self._objects(prefix)]
             if not keys and prefix and self.exists(prefix):
@@ -167,7 +167,10 @@ class S3Blobs(Blobs):
         return sorted(keys)
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Delete old objects; return their number. With `partial` return 0: S3 has no partial objects."""
+        """Delete objects below `prefix` that are older than `older_than_s`; return their number.
+
+        With `partial` return 0: S3 has no partial objects.
+        """
         if partial:
             return 0
         with _os_errors(prefix):
@@ -194,7 +197,7 @@ def _entry(prefix: str, path: str) -> str:
 
 
 def _parts(content: IO[bytes], part_bytes: int) -> Iterator[bytes]:
-    """Yield the parts of a file for an upload. Raises TimeoutError if that takes over an hour."""
+    """Yield the file `content` in parts for an upload. Raises TimeoutError after an hour."""
     ends = time.monotonic() + _UPLOAD_TIMEOUT_S
     while part := content.read(part_bytes):
         if time.monotonic() > ends:

@@ -50,7 +50,7 @@ class SecretFiles(SecretsSettingsSource):
     """Settings from files; an empty file counts as not set."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the value of a file or None, its key, and whether the value is JSON."""
+        """Return the content of a setting's file or None, its key, and whether it is JSON."""
         value, key, is_json = super().get_field_value(field, field_name)
         return value or None, key, is_json
 

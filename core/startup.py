@@ -2,11 +2,12 @@
 
 A failed check raises StartupError, whose message is one sentence for the operator. An instance of
 the service is a state folder with its job database and queue server, or several state folders that
-share a database. It marks its queue server: a key there has the name of the job database and an id
-that is also in the state folder or database. A program with another one is rejected, because it
-would take jobs of the first instance from the queue and lose them.
+share a database. An instance stores its id and the name of its job database under the key `MARK` of
+its queue server; the id is also in the state folder or database. A program of another instance is
+rejected, because it would receive jobs of the first instance from the queue and lose them.
 
-This file has more than 400 lines because all its checks raise the same error, in the order in which a program starts.
+This file has more than 400 lines because all its checks raise the same error, in the order in which
+a program starts.
 """
 
 import contextlib

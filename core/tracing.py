@@ -74,11 +74,11 @@ def start(
     started_at: float | None = None,
     attributes: Attributes | None = None,
 ) -> Span | None:
-    """Start a span and return it; None if tracing is off or there is no parent.
+    """Start a span and return it; return None if tracing is off or there is no parent.
 
     `parent` is `CURRENT` (the current span), `ROOT` (the span begins a new trace) or a
     `traceparent`; "" means that there is no parent. `links` are `traceparent`s. `started_at` is a
-    Unix time; None means now. The caller ends the span.
+    Unix time; None means now. The caller must end the span.
     """
     if _tracer is None or not parent:
         return None
@@ -143,7 +143,7 @@ def make_current(started: Span | None) -> object:
 
 
 def restore_current(token: Any) -> None:
-    """Make the span current that was so before `make_current` returned `token`.
+    """Undo `make_current`, which returned `token`: the span before it is the current one again.
 
     Does nothing if `token` is None.
     """

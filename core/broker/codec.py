@@ -86,15 +86,16 @@ class BatchSlice:
 
 @dataclass
 class Batch:
-    """Slices of requests that share a forward pass: same model version, operation and options.
+    """Rows of requests that share a forward pass: same model version, operation and options.
 
-    `method` is the model's method for the operation. `reply` is the completion stream of the API
-    process that gets the results. `state` has the arrays from which an operation that used up its
-    time slice continues; None at its start. `isolated` means that a worker died while it ran the
-    batch, so the batch must run alone. `traceparent` identifies the batch's span; "" without
-    traces. `device_kind` is the device kind (device, processor, torch version, threads) on which
-    the batch must run, and `target` the group of workers, or the worker, to whose queues it is
-    sent; "" from releases without these fields.
+    `slices` has the rows of each request. `method` is the model's method for the operation. `reply`
+    is the completion stream of the API process that gets the results. `state` has the arrays from
+    which an operation that used up its time slice continues; None at its start. `isolated` means
+    that a worker died while it ran the batch, so the batch must run alone. `traceparent` identifies
+    the batch's span; "" without traces. `device_kind` is the device kind (device, processor, torch
+    version, threads) on which the batch must run. `target` is the id of the worker, or of the
+    worker group (same device kind and same setting `models`), to whose queues the batch is sent.
+    Both are "" from releases without these fields.
     """
 
     id: str
@@ -152,9 +153,10 @@ def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items
 
 @dataclass
 class Outcome:
-    """What a worker reports for a slice: its results in `fields`, or a `problem` (RFC 9457).
+    """What a worker reports for one request in a batch: its results in `fields`, or a `problem`.
 
-    `fields` is keyed by the name of the result, such as "images".
+    `fields` is keyed by the name of the result, such as "images". `problem` is an error by RFC
+    9457.
     """
 
     fields: Fields | None = None

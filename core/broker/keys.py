@@ -27,8 +27,8 @@ STREAM_LENGTH = 10_000
 def queue_key(queue: QueueName, target: str = "") -> str:
     """Return the key of the Redis list that holds the messages of a queue.
 
-    `target` is the group of workers, or the id of the worker, that receives the messages; "" means
-    the queue of releases without groups.
+    `target` is the id of the worker, or of the worker group (same device kind and same setting
+    `models`), that receives the messages; "" means the queue of releases without groups.
     """
     return f"reverie-{queue}:{target}" if target else f"reverie-{queue}"
 
@@ -42,23 +42,23 @@ DRAIN_TTL_S = 60  # lifetime of the key that asks a worker to stop
 
 
 def drain_key(worker_id: str) -> str:
-    """Return the key whose value is the reason why a worker has to stop; workers read it."""
+    """Return the key whose value is the reason why a worker has to stop; the worker reads it."""
     return f"reverie:drain:{worker_id}"
 
 
 def new_completion_stream() -> str:
-    """Return a new name for the stream of an API process, to which workers report completions."""
+    """Return a new name for the stream by which workers report batches to an API process."""
     return f"reverie:notes:{uuid4().hex[:12]}"
 
 
 # See docs/decisions.md#a-batch-that-has-started-is-a-key-and-not-a-message
 def started_key(batch_id: str) -> str:
-    """Return the key whose value is the id of the worker that has started a batch."""
+    """Return the key whose value is the id of the worker that has started the batch `batch_id`."""
     return f"reverie:started:{batch_id}"
 
 
 def dropped_key(batch_id: str) -> str:
-    """Return the key that is set when no request waits for a batch any more."""
+    """Return the key that an API process sets when no request waits for a batch any more."""
     return f"reverie:dropped:{batch_id}"
 
 

@@ -151,7 +151,7 @@ class _Stream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the replies in `data`; give each to the oldest command without a reply.
+        """Parse the replies in `data`; each one completes the oldest command without a reply.
 
         Data that is not the Redis protocol closes the connection.
         """

@@ -69,7 +69,7 @@ def task_message(task: str, key: str, *args: Any) -> bytes:
 def publish_batch(queue: QueueName, batch: bytes, target: str = "") -> Command:
     """Return the Redis command that puts a packed batch on a queue of the inference workers.
 
-    `target` is a group of workers or the id of one, as in `queue_key`.
+    `target` is the id of a worker or of a worker group, as in `core.broker.keys.queue_key`.
     """
     key = queue_key(queue, target)
     return "LPUSH", key, task_message(RUN_BATCH, key, batch)
@@ -78,7 +78,7 @@ def publish_batch(queue: QueueName, batch: bytes, target: str = "") -> Command:
 def wake_inference_workers(target: str = "") -> Command:
     """Return the Redis command that makes an inference worker look for a job in the job store.
 
-    `target` is a group of workers or the id of one, as in `queue_key`.
+    `target` is the id of a worker or of a worker group, as in `core.broker.keys.queue_key`.
     """
     key = queue_key("bulk", target)
     return "LPUSH", key, task_message(RUN_JOBS, key)

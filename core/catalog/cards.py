@@ -63,7 +63,7 @@ class Metric:
 
 
 def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics in a model card's `figures`, in order; unknown fields are ignored."""
+    """Return the metrics in the list `figures` of a model card, in order; ignore unknown fields."""
     return [
         Metric(one["name"], float(one["value"]), one["better"], one.get("unit", ""), one.get("detail", ""))
         for one in figures
@@ -303,7 +303,10 @@ def _check_code_format(method: str, codes: Any, options: Mapping[str, Any]) -> N
 
 
 def _check_codes(codes: Any) -> None:
-    """Raise CardError if `codes`, the activity of each value of a latent code, has a wrong type."""
+    """Raise CardError if the field `codes` of a model card is not valid.
+
+    The field lists elements of the latent code, each by index and activity (a number).
+    """
     active = codes.get("active") if isinstance(codes, dict) else None
     if not isinstance(active, list) or not all(_is_active(entry) for entry in active):
         raise CardError("the 'codes' of its card must hold a list 'active' of objects with an index and an activity")
@@ -313,7 +316,7 @@ def _check_codes(codes: Any) -> None:
 
 
 def _is_active(entry: Any) -> bool:
-    """Return whether `entry` is an entry of `codes`: an index and an activity, with valid types."""
+    """Return whether `entry` describes an element of a latent code: an index and an activity."""
     if not isinstance(entry, dict) or not _is_index(entry.get("index"), 0):
         return False
     return isinstance(entry.get("activity"), int | float) and not isinstance(entry["activity"], bool)

@@ -15,9 +15,9 @@ def matches(patterns: Iterable[str], name: str) -> bool:
 
 
 def may_load(patterns: Iterable[str], ref: str) -> bool:
-    """Return whether a worker with these patterns of `REVERIE_MODELS` may load a version.
+    """Return whether a worker whose setting `REVERIE_MODELS` has these patterns may load a version.
 
-    Without patterns a worker may load all. `ref` is `name@version`.
+    Without patterns a worker may load all versions. `ref` is `name@version`.
     """
     chosen = tuple(patterns)
     return not chosen or matches(chosen, ref.partition("@")[0])

@@ -219,7 +219,7 @@ class Registry:
         return replace(entry, shared=file, fetch=fetch)
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read the folders again if a version was published or a pointer changed meanwhile.
+        """Read the folders again if a version was published, activated or made a candidate.
 
         This is checked at most ten times a second, or at once with `force`.
         """
@@ -289,7 +289,7 @@ class Registry:
 
 
 def _watch(reference: "weakref.ref[Registry]", closed: threading.Event) -> None:
-    """Read changes from the job database until the registry is closed or deleted."""
+    """Read changes of versions from the job database until the registry is closed or deleted."""
     while not closed.wait(_CHECK_S) and (registry := reference()) is not None:
         try:
             registry.refresh(force=True)

@@ -1,7 +1,7 @@
 """Check whether the inference workers have loaded a version that is to become active.
 
-The functions take the heartbeats of live workers, keyed by worker id, and a reference
-`name@version`. Workers whose `REVERIE_MODELS` leaves the model out do not count.
+`heartbeats` has the heartbeats of live workers, keyed by worker id, and `ref` is the version's
+reference `name@version`. Workers whose setting `REVERIE_MODELS` leaves the model out are ignored.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def may_be_loaded(heartbeats: Heartbeats, ref: str) -> bool:
 
 
 def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
-    """Return a sentence for error messages that says why a version is not loaded yet."""
+    """Return a sentence for an error message that says why the version `ref` is not loaded yet."""
     if not heartbeats:
         return "no inference worker is running"
     if not may_be_loaded(heartbeats, ref):
@@ -55,7 +55,10 @@ def load_error(heartbeats: Heartbeats, ref: str) -> str:
 
 
 def drain_reason(heartbeats: Heartbeats, ref: str, timeout_s: float) -> str:
-    """Return why workers are stopped that have not loaded a version in `timeout_s` seconds."""
+    """Return a sentence for the log: which workers are stopped, as they have not loaded `ref`.
+
+    `timeout_s` is the time in seconds that the workers had for loading the version.
+    """
     slow, ready = slow_workers(heartbeats, ref), _ready(heartbeats, ref)
     verb = "is" if len(slow) == 1 else "are"
     return (

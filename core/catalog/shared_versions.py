@@ -1,8 +1,9 @@
 """Store the versions made by this service for hosts without a common folder.
 
-Their cards, states and pointers are rows in the job database, their files blobs. A version is
-written in this order: its number is reserved by a row, the file is uploaded, the row is completed.
-So a process that dies leaves a reserved number, or a blob without a row, which the cleanup deletes.
+Their model cards, states, and which of them are active or candidates are rows in the job database;
+their files are blobs. A version is written in this order: its number is reserved by a row, the file
+is uploaded, the row is completed. So a process that dies leaves a reserved number, or a blob
+without a row, which the cleanup deletes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ class SharedVersions(Versions):
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return a counter that increases with each change of a version or pointer."""
+        """Return a counter that increases when a version changes, becomes active or a candidate."""
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(instance.c.version_changes)) or 0)
 
@@ -74,12 +75,12 @@ class SharedVersions(Versions):
             return [SharedFile(*row) for row in connection.execute(query.order_by(versions.c.name, versions.c.version))]
 
     def stage(self, name: str, version: str) -> None:
-        """Make a version the candidate of its model."""
+        """Make a version the candidate of its model: workers load it before it becomes active."""
         with self._update_pointer(name) as pointer:
             pointer["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
-        """Remove the pointer to a model's candidate, if the candidate is still this version."""
+        """Stop a version from being its model's candidate; do nothing if another version is."""
         with self._update_pointer(name) as pointer:
             if pointer.get("next") == version:
                 del pointer["next"]
@@ -92,13 +93,16 @@ class SharedVersions(Versions):
                 del pointer["next"]
 
     def pin(self, name: str, version: str) -> None:
-        """Make a version active if the model has no pointer to an active version."""
+        """Make a version active if no version of the model was made active before."""
         with self._update_pointer(name) as pointer:
             pointer.setdefault("serves", version)
 
     @contextmanager
     def _update_pointer(self, name: str) -> Iterator[Pointers]:
-        """Lock the pointers of a model, yield them, and store the changes that the block made."""
+        """Yield a model's active version and candidate; store the changes that the block makes.
+
+        The model's row is locked meanwhile.
+        """
         with transaction(self._engine) as connection:
             pointer = _lock_pointer(connection, name)
             yield pointer
@@ -107,7 +111,11 @@ class SharedVersions(Versions):
     # --- removal ---
 
     def hide(self, name: str, versions_: Sequence[str], *, model: bool = False) -> Pointers:
-        """Hide versions from new requests before they are deleted; return the model's pointers."""
+        """Hide versions from new requests before they are deleted.
+
+        Returns the model's active version (`serves`) and candidate (`next`), as `Versions.hide`
+        does.
+        """
         with transaction(self._engine) as connection:
             pointer = _lock_pointer(connection, name)
             if pointer.get("next") in versions_ or (pointer.get("serves") in versions_ and not model):
@@ -117,7 +125,11 @@ class SharedVersions(Versions):
         return pointer
 
     def unhide(self, name: str, versions_: Sequence[str], pointer: Mapping[str, str]) -> None:
-        """Make hidden versions available again; restore the pointers if the model has none now."""
+        """Make hidden versions available again, because they are not deleted after all.
+
+        `pointer` has the active version and candidate from before; they are set if the model has
+        none now.
+        """
         with transaction(self._engine) as connection:
             current = _lock_pointer(connection, name)
             _set_status(connection, name, versions_, _HIDDEN, _PUBLISHED)
@@ -165,7 +177,10 @@ class SharedVersions(Versions):
         raise RuntimeError(f"no version number of {name} could be reserved in {_TRIES} tries")
 
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:  # noqa: ARG002 - of the folder's
-        """Return an empty list: reserved numbers are kept, and `orphans` returns unused blobs."""
+        """Return an empty list: only a store in a folder has partial files.
+
+        Reserved numbers are kept, and `orphans` returns unused blobs.
+        """
         return []
 
     def orphans(self) -> list[str]:
@@ -219,7 +234,7 @@ def _pointer(row: sa.Row[tuple[str, str | None, str | None]]) -> Pointers:
 
 
 def _lock_pointer(connection: sa.Connection, name: str) -> Pointers:
-    """Lock the row with the pointers of a model, which is inserted if it is missing; return them."""
+    """Lock a model's row of active version and candidate, insert it if missing, and return it."""
     connection.execute(dialect_insert(connection, version_pointers).values(name=name).on_conflict_do_nothing())
     query = sa.select(version_pointers).where(version_pointers.c.name == name).with_for_update()
     return _pointer(connection.execute(query).one())

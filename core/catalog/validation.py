@@ -96,7 +96,7 @@ def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
 def canonical(value: Any) -> Any:
     """Return a JSON value with all whole floats as ints.
 
-    This makes requests with 4.0 and 4 have the same fingerprint.
+    So requests with 4.0 and 4 have the same hash, by which a repeated request is recognised.
     """
     if isinstance(value, dict):
         return {name: canonical(inner) for name, inner in value.items()}

@@ -1,8 +1,8 @@
 """Store the versions made by this service, in a folder that all processes share.
 
 NAME/VERSION/model.safetensors is a version; it never changes. `serving.json` has the pointers of
-each model: the active version (`serves`) and the candidate (`next`), which workers load before it
-becomes active.
+each model, which are version numbers: the active version (`serves`) and the candidate (`next`),
+which workers load before it becomes active.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ class Versions:
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return a number that changes when a version is published or a pointer changes."""
+        """Return a number that changes if a version is published, activated or made candidate."""
         return modified_at_ns(self.folder / POINTERS)
 
     def pointers(self) -> dict[str, dict[str, str]]:
         """Return each model's active version (`serves`) and candidate (`next`), keyed by model.
 
-        A pointer that is not set is left out; then the newest version is active, or there is no
+        If `serves` is missing, the newest version is active. If `next` is missing, there is no
         candidate.
         """
         try:
@@ -56,7 +56,7 @@ class Versions:
         return pointers
 
     def stage(self, name: str, version: str) -> None:
-        """Make a version the candidate of its model, which workers load.
+        """Make a version the candidate of its model: workers load it before it becomes active.
 
         It replaces an earlier candidate.
         """
@@ -64,7 +64,7 @@ class Versions:
             pointers.setdefault(name, {})["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
-        """Remove the pointer to a model's candidate, if the candidate is still this version.
+        """Stop a version from being its model's candidate; do nothing if another version is.
 
         The model then has no candidate.
         """
@@ -81,10 +81,10 @@ class Versions:
                 del pointer["next"]
 
     def pin(self, name: str, version: str) -> None:
-        """Make a version active if the model has no pointer to an active version; else do nothing.
+        """Make a version active if no version of the model was made active before; else do nothing.
 
-        Without a pointer the newest version is active. So a version that is published later does
-        not replace this one.
+        Otherwise the newest version would be active, and a version that is published later would
+        replace this one.
         """
         with self._update() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
@@ -92,12 +92,12 @@ class Versions:
     # --- removal ---
 
     def hide(self, name: str, versions: Sequence[str], *, model: bool = False) -> dict[str, str]:
-        """Hide versions from new requests before they are deleted; return the model's pointers.
+        """Hide versions from new requests before they are deleted.
 
-        The result has the active version (`serves`) and the candidate (`next`) as they were before
-        the call. With `model`, the whole model is to be deleted, and its pointers are removed, too.
-        Raises VersionActiveError if the candidate is one of `versions`, or the active version
-        without `model`.
+        Returns the model's active version (`serves`) and candidate (`next`) as they were before the
+        call. With `model`, the whole model is to be deleted, and it has neither any more. Raises
+        VersionActiveError if the candidate is one of `versions`, or the active version without
+        `model`.
         """
         with self._update() as pointers:
             pointer = dict(pointers.get(name, {}))
@@ -113,8 +113,8 @@ class Versions:
     def unhide(self, name: str, versions: Sequence[str], pointer: Mapping[str, str]) -> None:
         """Make hidden versions available again, because they are not deleted after all.
 
-        `pointer` has the pointers that the model had before its versions were hidden; they are
-        restored if the model has none now.
+        `pointer` has the model's active version and candidate from before its versions were hidden;
+        they are set again if the model has none now.
         """
         with self._update() as pointers:
             if pointer:
@@ -143,7 +143,7 @@ class Versions:
 
     @contextlib.contextmanager
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
-        """Yield the pointers of all models, and write them to the file after the block.
+        """Yield the active version and candidate of all models; store the changes of the block.
 
         The block changes the yielded dictionary in place. The file is locked meanwhile.
         """

@@ -119,8 +119,8 @@ def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOpt
     """Return the split of each image: 0 train, 1 validation or 2 test, int8 (N,).
 
     An image stays in the split that the upload names. Splits that the upload does not have get
-    their shares of the training images in the order of the fingerprints. So the assignment does not
-    depend on the order of the upload, and equal images are in the same split. Raises
+    their shares of the training images in the order of the images' hashes. So the assignment does
+    not depend on the order of the upload, and equal images are in the same split. Raises
     UploadRejectedError if a split is empty, unless its share is 0.
     """
     names = [split.split or "train" for split in source.splits]
@@ -152,8 +152,8 @@ def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOpt
 def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray, stage: Path, made: Path) -> None:
     """Write the images in the file `stage` to the folder `made`, one array per split.
 
-    `assignment` has the split of each image: 0 train, 1 validation or 2 test. Labels, if there are
-    any, are written to one file, in this order of the splits.
+    `assignment` has the split of each image: 0 train, 1 validation or 2 test. If there are labels,
+    the labels of all splits are written to one file, in this order.
     """
     size = math.prod(source.shape)
     factors = np.array(staged.factors, np.uint8)[staged.origins]

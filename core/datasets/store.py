@@ -78,9 +78,9 @@ class Datasets:
                     remove_tree(folder)
 
     def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
-        """Return whether no live process uses a hidden folder of the store.
+        """Return whether no live process uses `folder`, a hidden folder of the store.
 
-        If so, the folder's lock, if there is one, is held until `stack` closes.
+        If none does, the folder's lock, if there is one, is held until `stack` closes.
         """
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:

@@ -37,7 +37,7 @@ def key_alpha(image: Image.Image, container: Container) -> Pixels:
 
 
 def _equal(image: Image.Image, colour: list[int]) -> np.ndarray:
-    """Return where the pixels of an image have a colour, bool (H, W)."""
+    """Return which pixels of an image have the colour `colour`, bool (H, W)."""
     array = np.asarray(image)
     matches: np.ndarray = array[:, :, 0] == colour[0]
     for channel in (1, 2):

@@ -91,9 +91,9 @@ class PictureFile:
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has more than 8 bits.
+        """Whether any channel of the stored image has more than 8 bits.
 
-        Of colour images Pillow keeps only the upper 8 bits.
+        Pillow decodes only the upper 8 bits of the channels of a colour image.
         """
         if self._container.depth:
             return self._container.depth > 8
@@ -116,9 +116,10 @@ class PictureFile:
 
     @reject_damage()
     def colours(self) -> DecodedImage:
-        """Decode the image: upright, in sRGB if it has an ICC profile, alpha channel separate.
+        """Decode the image: turn it upright, convert it to sRGB, and separate its alpha channel.
 
-        Raises UnusableImageError if the file is damaged.
+        It is converted only if it has an ICC profile. Raises UnusableImageError if the file is
+        damaged.
         """
         container, image = self._container, self._image
         notes = ["16 bits a channel to 8"] if self.deep else []

@@ -120,7 +120,7 @@ def _png(bands: Iterator[Pixels], shape: Shape, _quality: int, out: BinaryIO) ->
 
 
 def _data(out: BinaryIO, compressed: bytes) -> None:
-    """Write compressed lines as an IDAT chunk of a PNG, if there are any."""
+    """Write compressed lines as an IDAT chunk of a PNG; write nothing if `compressed` is empty."""
     if compressed:
         out.write(chunk(b"IDAT", compressed))
 

@@ -255,7 +255,7 @@ class Layout:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The layout as a JSON object, which is stored in the field `request` of a job."""
+        """The layout as a JSON object, for the field `request` of a job."""
         tiling = self.tiling
         (height, width), margins = tiling.tile, tiling.margins
         return {
@@ -274,10 +274,10 @@ class Layout:
         return self.tiling.width * self.channels
 
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
-        """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
+        """Return the tiles with the numbers `first` … `first + count − 1`, with their margins.
 
-        `get(begin, end)` returns the bytes `begin` … `end` − 1 of the image's blob; only the lines
-        that the tiles need are read.
+        The result is uint8 (count, 3, tile height, tile width). `get(begin, end)` returns the bytes
+        `begin` … `end` − 1 of the image's blob; only the lines that the tiles need are read.
         """
 
         def read(begin: int, end: int) -> Pixels:
@@ -312,7 +312,7 @@ _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Give the bands of an enlarged image, (lines, W, 3), the channels of the original image.
+    """Convert the bands of an enlarged image, (lines, W, 3), to the channels of the original.
 
     With `channels` 1 the bands become grey. The alpha channel of the original, `alpha`, if there is
     one, is enlarged by `scale` with bicubic interpolation and added as last channel. With `opaque`,

@@ -1,4 +1,4 @@
-"""Define the records of webhooks: what a client asked for, and the deliveries that follow."""
+"""Define the records of webhooks: the webhook of a job, its deliveries, and their attempts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -74,5 +74,5 @@ class Attempt:
 
     @property
     def gone(self) -> bool:
-        """Whether the receiver wants no more requests (410, as Standard Webhooks says)."""
+        """Whether the receiver has asked for no more requests (410, as Standard Webhooks says)."""
         return self.response_status == 410

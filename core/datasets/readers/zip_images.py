@@ -150,7 +150,7 @@ def _decode(
 def _open_pictures(
     folder: Path, images: Sequence[ZipImage], options: ConversionOptions, report: dict[str, Any]
 ) -> Source:
-    """Return the source of pictures of one size, that of `resize` or of all images."""
+    """Return the source of pictures of one size: that of the option `resize`, or of all images."""
     sizes = Counter((image.height, image.width) for image in images)
     if options.resize is None and len(sizes) > 1:
         raise _mixed_sizes_error(images, sizes)
@@ -236,9 +236,10 @@ def _photograph_split(
 
 
 def _cut_patches(pixels: Pixels) -> Pixels:
-    """Divide a photograph (3, H, W) into adjacent patches, row by row; crop the rest of its edges.
+    """Divide a photograph (3, H, W) into adjacent patches, row by row.
 
-    Returns an array (n, 3, PATCH, PATCH).
+    The pixels at its edges that do not fill a patch are left out. Returns an array (n, 3, PATCH,
+    PATCH).
     """
     _, height, width = pixels.shape
     rows, columns = height // PATCH, width // PATCH

@@ -26,7 +26,7 @@ WHERE {_UNFINISHED} AND EXISTS (
 
 
 def upgrade() -> None:
-    """Add the unique index."""
+    """End jobs beyond the first as failed, then add the unique index on kind and model."""
     op.get_bind().exec_driver_sql(_END_OTHERS)
     where, columns = sa.text(_UNFINISHED), ["kind", "model"]
     op.create_index("jobs_unfinished_name", "jobs", columns, unique=True, sqlite_where=where, postgresql_where=where)
