@@ -495,7 +495,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Float[Tensor, "B n"], rows: RowStreams, options: DecodeOptions) -> dict[str, Any]:
-        """Draw from p(x|hₗ) of given states hₗ, l = `layer` + 1; return `images` in 0 … 1.
+        """Draw from p(x|hₗ), given the states hₗ = `codes`, l = `layer` + 1; return `images` in 0 … 1.
 
         The layers below are drawn from p, from the top down. The option `output` chooses the
         probabilities of the pixels given the lowest layer, or draws.

@@ -480,13 +480,12 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state of the operation `sample` after `count` more candidates per row.
+        """Return the state of the operation `sample`, without "done", after `count` more candidates per row.
 
-        `best` is the previous state: the images and energies of the best candidates so far, whether
-        a candidate was accepted, and numbers of candidates. `first` is the number of the first new
-        candidate. A candidate is accepted if its energy is less than `below`; after that, its row
-        changes no more. Each candidate is a forward pass over all rows, so that its image is
-        bit-identical to a plain sample's.
+        `best` is the previous state; `_initial_state` describes its fields. `first` is the number
+        of the first new candidate. A candidate is accepted if its energy is less than `below`;
+        after that, its row changes no more. Each candidate is a forward pass over all rows, so that
+        its image is bit-identical to a plain sample's.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -503,7 +502,7 @@ class Model(nn.Module):
         }
 
     def _generate(self, rows: RowStreams, candidate: int) -> Images:
-        """Return the images G(z) in 0 … 1 for the z of each row's candidate with this number."""
+        """Return G(z) in 0 … 1 for the z of each row's candidate with the number `candidate`."""
         return self._decode(rows.normals(self.config.latents, candidate, 1, LATENT)[:, 0])
 
     def _decode(self, z: Float[Tensor, "B J"]) -> Images:
@@ -513,7 +512,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Float[Tensor, "B J"], rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `images` (B, C, H, W) in 0 … 1: G(z) of given z."""
+        """Return `images` (B, C, H, W) in 0 … 1: G(z) of the latent codes z = `codes`."""
         return {"images": self._decode(codes)}
 
     def code_format(self) -> CodeFormat:

@@ -423,7 +423,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Latents, rows: RowStreams, options: DecodeOptions) -> dict[str, Any]:
-        """Decode given z; return `images` (B, C, H, W) in 0 … 1.
+        """Decode the latent codes z = `codes`; return `images` (B, C, H, W) in 0 … 1.
 
         The option `output` chooses the means of p(x|z) or draws from it.
         """
@@ -631,8 +631,8 @@ def _figures(
     """Return the metrics of an evaluation as `figures` of the model card.
 
     `bounds` (B, S) has the bounds L_K of each image for every K in `sizes`, `errors` (B,) the
-    standard errors of the last of them, and `means` (B, J) the means of q(z|x). `precision` is that
-    of the matrix products.
+    standard errors of the bounds with the last K, and `means` (B, J) the means of q(z|x).
+    `precision` is that of the matrix products.
     """
     count = len(bounds)
     errors_of_mean = bounds.std(dim=0) / math.sqrt(count)

@@ -1,7 +1,7 @@
 """Divide the images of an epoch into batches, none of which is too small for a training step.
 
 A step with batch normalisation needs two values per channel, and a data-parallel step one image per
-process. If too few images remain for a last batch, they join the one before it.
+process. If too few images remain for a last batch, they join the previous batch.
 """
 
 from collections.abc import Sequence

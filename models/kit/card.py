@@ -95,7 +95,7 @@ def family(name: str) -> Any:
 
 
 def families() -> list[str]:
-    """Return the names of all families: the modules of the package `models` without `kit`.
+    """Return the names of all model families: the modules of the package `models`, except `kit`.
 
     These include the modules in the folder of `--extra-models`, if it was added to the package.
     """

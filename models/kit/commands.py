@@ -79,8 +79,8 @@ def _publish(arguments: argparse.Namespace) -> None:
     """Write the model of a run as a checkpoint with metrics and a preview.
 
     Prints the checkpoint's path and metrics as one line of JSON. The metrics are measured on the
-    first COUNT test images. With `--against`, that checkpoint's metrics on the same images are
-    printed, too.
+    first COUNT test images. With `--against CHECKPOINT`, the metrics of that checkpoint on the same
+    images are printed, too.
     """
     a = arguments
     _print_json(export.publish(a.run, a.checkpoints, a.version, a.data_folder, a.count, a.k, a.against, a.job))

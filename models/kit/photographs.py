@@ -96,7 +96,11 @@ def structure(patch: np.ndarray) -> float:
 
 
 def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
-    """Write the patches with the most structure to the file `target`, training patches first."""
+    """Cut the photographs into patches; write the chosen patches to the file `target`.
+
+    The training patches, which come first, are those with the most structure. The validation
+    patches are spread over the half with more structure.
+    """
     selected = []
     for held_back, count in ((False, TRAINING), (True, HELD_BACK)):
         candidates = list(_candidates(photographs_by_name, held_back=held_back))

@@ -23,9 +23,10 @@ LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the head
 def preview(model: nn.Module, images: ByteImages, seed: int) -> bytes | None:
     """Return a PNG that shows the output of a model with default options, drawn with `seed`.
 
-    A model without the operation `sample` shows reconstructions of `images`, or enlarged copies of
-    reduced `images`. The result is None if the model has none of these operations, or if it rejects
-    its default options. The model's training mode is restored.
+    A model without the operation `sample` shows reconstructions of `images`, or else enlarged
+    copies of downscaled `images`. The result is None if the model has none of these operations, or
+    if it rejects its default options. The model is left in the mode, training or evaluation, that
+    it had before.
     """
     family_model: Any = model
     operations = family_model.operations()

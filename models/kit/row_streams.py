@@ -121,8 +121,8 @@ class RowStreams:
     def _word_blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
         """Return random 32-bit words of each row in int64, four words in each of `blocks` blocks.
 
-        These are the stream's blocks from number `first` on. The axes are in the order in which
-        Philox computes the words: word of a block, row, block.
+        The result has the stream's blocks from number `first` on. The axes are in the order in
+        which Philox computes the words: word of a block, row, block.
         """
         block = torch.arange(first, first + blocks, device=self.row.device)
         counter = block.new_empty((4, len(self), blocks))

@@ -217,9 +217,10 @@ class Run(Trainer):
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write the preview of the finished epochs with the averaged weights, if the family can make one.
+        """Write a preview made with the averaged weights, if the family can make previews.
 
-        Neither the weights nor the state of the training change.
+        It is stored under the number of finished epochs. Neither the weights nor the state of the
+        training change.
         """
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
@@ -229,8 +230,8 @@ class Run(Trainer):
     def touch_progress(self) -> None:
         """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` seconds old.
 
-        Work without optimizer steps calls this often, because the training worker ends a child
-        process whose `progress.json` does not change.
+        Work without optimizer steps calls this often, because the training worker stops a child
+        process that writes none of its files for too long.
         """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             (self.folder.path / "progress.json").touch()

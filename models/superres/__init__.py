@@ -16,12 +16,12 @@ arXiv:1511.05666v4 (ICLR 2016).
 
 Files: `regression` (§2: U, the regression network and its losses), `statistics` (§3 and §4: Ψ, Φ,
 the energy), `descent` (minimises the energy of an image), `denoiser` and `degradation` (cleaning of
-compressed and noisy images, not of the paper), `patches` (what a training sees), `model`
+compressed and noisy images, not of the paper), `patches` (training patches), `model`
 (operations and training), `config` (their options).
 
 Levels are grey levels: 255 from black to white. Losses are means over the pixels and channels of an
 image. Each channel of the statistics is divided by the root mean square of Ψ(y) − Ψ(R(x)), where
-R(x) is the regression's estimate; the energy is the mean squared error of these. The paper leaves
+R(x) is the regression's estimate; the energy is the mean squared error of Φ(x). The paper leaves
 the scale (the temperature) of its norm open; with this choice R(x) itself has an energy of about 1.
 
 Departs from the paper: the regression network is residual and upsamples by sub-pixel convolution

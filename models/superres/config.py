@@ -9,7 +9,7 @@ from models.kit.schema import option
 class Config:
     """Configuration of a super-resolution model: tiles, networks, objective and training patches.
 
-    `height` and `width` are those of the tiles that `upscale` gets.
+    `height` and `width` are those of the input tiles of `upscale`, with their margins, in pixels.
     """
 
     channels: int = option(3, minimum=3, maximum=3)

@@ -82,12 +82,12 @@ def compress(images: Images, quality: PerImage, offset: tuple[int, int], *, subs
 
 
 def _mix(images: Images, weights: tuple[tuple[float, ...], ...]) -> Images:
-    """Return images whose channels are the given mixtures of the channels of `images`."""
+    """Return images whose channels are linear combinations of the channels of `images`."""
     return functional.conv2d(images, images.new_tensor(weights)[:, :, None, None])
 
 
 def _tables(base: tuple[tuple[int, ...], ...], quality: PerImage) -> Float[Tensor, "B 8 8"]:
-    """Return the table of quantisation steps of each image, by libjpeg's rule."""
+    """Return the table of JPEG quantisation steps of each image at its `quality`, by libjpeg's rule."""
     percent = torch.where(quality < 50, 5000.0 / quality, 200.0 - 2.0 * quality).floor()[:, None, None]
     return ((quality.new_tensor(base) * percent + 50.0) / 100.0).floor().clamp(1.0, 255.0)
 
@@ -138,7 +138,7 @@ def strokes(uniform: Float[Tensor, "B n"], edge: int) -> Float[Tensor, "B 3 edge
 def degrade(
     clean: Images, severity: PerImage, kind: PerImage, noise: Images, *, offset: tuple[int, int], subsample: bool
 ) -> Images:
-    """Degrade each image with the strength `severity`.
+    """Degrade each image, as its `severity` and its number `kind` say.
 
     `kind`, uniform in [0, 1), chooses how: a tenth stays as it is, 55 % are compressed, 20 % get
     noise and 15 % noise of half the strength before the compression. `noise` is N(0, 1); `offset`

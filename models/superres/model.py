@@ -191,7 +191,7 @@ class Model(nn.Module):
     def _upscale(
         self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State
     ) -> HighResolution | Continuation:
-        """Enlarge tiles with their margins, by the method of the options."""
+        """Enlarge tiles, with their margins, by the method `options.method`."""
         scale = options.scale
         regression_only = self.config.objective != "statistics"
         method = "mse" if regression_only and options.method == "statistics" else options.method
@@ -467,9 +467,9 @@ class Model(nn.Module):
         """Compute the filter of the generator's residual images for each scale, after a training.
 
         Without a filter in the config this does nothing. The filter moves the mean spectrum of the
-        generator's residual images halfway to that of the true ones, y − R(x), because the texture
-        that lowers the energy most cheaply is a lattice, in which a few frequencies have most of
-        the power. `images()` iterates over the training patches, of which the first
+        generator's residual images halfway to that of the true residual images y − R(x), because
+        the texture that lowers the energy most cheaply is a lattice, in which a few frequencies
+        have most of the power. `images()` iterates over the training patches, of which the first
         `FILTER_PATCHES` are used; `rows` has no effect.
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
