@@ -294,10 +294,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
     def _check_head(self, now: float) -> None:
-        """Check that the head of a request is complete in time; if not, reject the request (408).
-
-        If the client has never sent anything, the connection is closed without a response.
-        """
+        """If a head is late, reject the request (408); if the client never sent data, disconnect."""
         timeout_s = self.limits.header_timeout_s
         if self._head_began_at is not None and now - self._head_began_at >= timeout_s:
             if self._head_bytes == 0 and self._messages == 0:
@@ -306,10 +303,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(408, f"the head of the request was not complete within {timeout_s:g} s")
 
     def _check_body(self, elapsed_s: float) -> None:
-        """Check that a request's body arrives fast enough; if not, reject the request (408).
-
-        If the response is already complete, the connection is closed instead.
-        """
+        """If a body is too slow, reject the request (408); after its response, disconnect."""
         moved, self._new_body_bytes = self._new_body_bytes, 0
         if self.flow.read_paused:
             return  # the application is slow, not the client

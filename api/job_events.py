@@ -244,7 +244,7 @@ class JobUpdates:
                     self.notify(job_id)
 
     async def poll(self) -> None:
-        """Poll the job store twice a second for new events; wake what waits for their jobs.
+        """Poll the job store twice a second for new events; wake the requests and streams of their jobs.
 
         Runs until cancelled.
         """

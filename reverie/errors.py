@@ -93,8 +93,8 @@ class ProblemError(ReverieError):
     def __init__(self, response: httpx.Response) -> None:
         """Set the attributes from the problem in the body of an error response.
 
-        If the body is not a JSON object, as from a proxy, they are made of its text and the status
-        line.
+        If the body is not a JSON object, for example because a proxy sent the response, the
+        attributes are made of the body's text and the status line.
         """
         body = _json_object(response)
         self.code = response.status_code

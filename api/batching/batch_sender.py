@@ -310,7 +310,7 @@ class BatchSender:
             return False
 
     async def queue_lengths(self) -> dict[QueueName, int]:
-        """Return the number of messages for all workers on each queue, keyed by queue name.
+        """Return the number of messages on each queue, of all workers together, keyed by queue name.
 
         Raises RedisError while the queue server is unreachable.
         """
@@ -505,7 +505,7 @@ class BatchSender:
 
     @staticmethod
     async def _join(request: PendingRequest, join: Callable[[], Fields]) -> None:
-        """Join the slices' results in a thread, and set the request's result."""
+        """Call `join`, which joins the slices' results, in a thread; set the request's result."""
         fields = await asyncio.to_thread(join)
         if not request.result.done():
             request.result.set_result(fields)

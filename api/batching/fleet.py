@@ -254,7 +254,7 @@ class InFlightCounts:
         return None
 
     def _has_room(self, queue: QueueName, target: Target) -> bool:
-        """Return whether neither the target nor its group has enough batches of the queue in flight."""
+        """Return whether another batch of the queue may be sent to a target, by its and its group's limit."""
         group_limit = IN_FLIGHT_PER_WORKER * target.group_workers
         own_limit = IN_FLIGHT_PER_WORKER * target.workers
         return self._groups[queue, target.group] < group_limit and self._targets[queue, target.name] < own_limit

@@ -200,7 +200,7 @@ def _unavailable(reason: str) -> BeforeValidator:
 
 
 class _Parameters(BaseModel, extra="forbid", strict=True):
-    """Nested parameters. The error for an unknown parameter lists the known ones."""
+    """Base class of nested parameters. The error for an unknown parameter lists the known ones."""
 
     @model_validator(mode="before")
     @classmethod
