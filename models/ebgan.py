@@ -480,12 +480,12 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state of the operation `sample`, without "done", after `count` more candidates per row.
+        """Return the state of the operation `sample` after `count` more candidates per row.
 
-        `best` is the previous state; `_initial_state` describes its fields. `first` is the number
-        of the first new candidate. A candidate is accepted if its energy is less than `below`;
-        after that, its row changes no more. Each candidate is a forward pass over all rows, so that
-        its image is bit-identical to a plain sample's.
+        The returned state lacks "done". `best` is the previous state; `_initial_state` describes
+        its fields. `first` is the number of the first new candidate. A candidate is accepted if its
+        energy is less than `below`; after that, its row changes no more. Each candidate is a
+        forward pass over all rows, so that its image is bit-identical to a plain sample's.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)

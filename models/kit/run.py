@@ -181,8 +181,8 @@ class Run(Trainer):
         """Call the family's method `finalize` on a copy of the model; store the result in `best`.
 
         The copy has the averaged weights or, with validation, the weights of the best validation
-        loss. `finalize` gets the preprocessed training images in chunks, and random streams of its
-        own.
+        loss. `finalize` receives the preprocessed training images in batches, and random streams
+        that the training has not used.
         """
         model = copy.deepcopy(self.averaged_model)
         if self.best and self.training.validation:

@@ -128,7 +128,7 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
     """Draw one index k per row, with the probability wₖ / Σₘ wₘ.
 
     It is inf {k: Σ_{m ≤ k} wₘ > u Σₘ wₘ}, where u is `uniform`. An index of weight 0 is never
-    drawn, but a row with only zero weights gets the last index.
+    drawn, except that a row with only zero weights has the last index.
     """
     total = normalised_weights(log_w.double()).cumsum(dim=1)
     threshold = uniform.double().clamp(max=1.0 - 2.0**-53) * total[:, -1]

@@ -208,8 +208,9 @@ class Model(nn.Module):
     def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> HighResolution | Continuation:
         """Enlarge tiles by a gradient descent of the energy from the regression's estimate.
 
-        Each call takes one step, but the first (`state` is None) only computes the start. The last
-        call returns the images, every other call a `Continuation`.
+        The first call (`state` is None) computes the state before the first gradient step; every
+        later call takes one step. The last call returns the images, every other call a
+        `Continuation`.
         """
         scale, (height, width) = options.scale, low.shape[2:]
         # the predictor takes multiples of four pixels
@@ -385,8 +386,8 @@ class Model(nn.Module):
         """Return the regression's error (B,) on high-resolution patches (B, C, H, W).
 
         Each row draws its scale; for a smaller scale only a part of the patch is used. Before the
-        epoch `squared_from` it is the mean absolute error in grey levels, then the mean squared
-        error (Bruna et al., §2).
+        epoch `squared_from` the error is the mean absolute error in grey levels, from then on the
+        mean squared error (Bruna et al., §2).
         """
         lows, highs, indices = patches.draw_by_scale(images, rows, self.config)
         trunk = self.regression.trunk(lows)
