@@ -104,7 +104,10 @@ def _read_npy(file: IO[bytes], name: str, max_bytes: int) -> np.ndarray[Any, Any
 
 
 def _read_exactly(file: IO[bytes], size_bytes: int) -> bytes:
-    """Return the next bytes of a file, fewer at its end. Raises UnusableArrayError if more follow."""
+    """Return the next `size_bytes` bytes of a file, or fewer at its end.
+
+    Raises UnusableArrayError if further bytes follow.
+    """
     chunks = []
     left = size_bytes
     while left and (chunk := file.read(left)):

@@ -35,10 +35,10 @@ class BlobCache:
         return self._folder / sha256
 
     def fetch(self, key: str, sha256: str) -> Path:
-        """Return the path of a local copy of the blob `key`; download the blob if needed. Blocks.
+        """Return the path of a local copy of the blob `key`; download the blob if there is none.
 
-        Raises FileNotFoundError if there is no such blob, and OSError if the blob's SHA-256 is not
-        `sha256` or if it cannot be downloaded.
+        Blocks meanwhile. Raises FileNotFoundError if there is no such blob, and OSError if the
+        blob's SHA-256 is not `sha256` or if it cannot be downloaded.
         """
         path = self.path(sha256)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,10 @@ class BlobCache:
         return path
 
     def link(self, key: str, sha256: str, target: Path) -> None:
-        """Create the hard link `target` to a copy of the blob `key`, downloaded if needed. Blocks.
+        """Create the hard link `target` to a local copy of the blob `key`, downloaded if needed.
 
-        The data stays on the disk as long as `target` exists, even if the cache removes its copy.
+        Blocks meanwhile. The data stays on the disk as long as `target` exists, even if the cache
+        removes its copy.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

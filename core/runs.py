@@ -69,7 +69,8 @@ class Runs:
     def upload(self, claim: Claim, folder: Path) -> bool:  # noqa: ARG002 - see SharedRuns
         """Store the checkpoint and the previews that are now in the run folder, for other hosts.
 
-        Returns whether they were stored. Here they stay in the run folder, and nothing is copied.
+        Returns whether they were stored. This class, for one host, copies nothing: they stay in the
+        run folder.
         """
         return True
 
@@ -164,7 +165,7 @@ class SharedRuns(Runs):
         return made
 
     def _upload_previews(self, job_id: str, folder: Path) -> None:
-        """Upload new previews; delete from the blob store those that the folder no longer has."""
+        """Upload new previews; delete stored previews that the folder does not have any more."""
         prefix = f"{PREFIX}/{job_id}"
         with contextlib.suppress(FileNotFoundError):
             self._blobs.put(f"{prefix}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())

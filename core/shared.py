@@ -29,19 +29,19 @@ from core.settings import Settings, StatePaths
 
 
 def open_versions(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Versions:
-    """Return the store of versions made by this service."""
+    """Return the store of versions made by this service: a folder, or one that hosts share."""
     folder = StatePaths(settings.state).checkpoints
     return SharedVersions(folder, engine, blobs, _cache(settings, blobs)) if is_shared(settings) else Versions(folder)
 
 
 def open_datasets(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Datasets:
-    """Return the store of datasets."""
+    """Return the store of datasets: a folder, or one that hosts share."""
     folder = StatePaths(settings.state.resolve()).datasets
     return SharedDatasets(folder, engine, blobs, _cache(settings, blobs)) if is_shared(settings) else Datasets(folder)
 
 
 def open_runs(settings: Settings, engine: sa.Engine, blobs: Blobs) -> Runs:
-    """Return the store of training runs."""
+    """Return the store of training runs: a folder, or one that hosts share."""
     paths = StatePaths(settings.state.resolve())
     return SharedRuns(paths, engine, blobs) if is_shared(settings) else Runs(paths)
 

@@ -117,12 +117,12 @@ class SharedDatasets(Datasets):
             connection.execute(dataset_uses.delete().where(own))
 
     def uses(self) -> list[tuple[str, str]]:
-        """Return (dataset, id of a job that protects it) for all datasets."""
+        """Return all protections from deletion, as (name of the dataset, id of the job)."""
         with self._engine.connect() as connection:
             return [(name, job_id) for name, job_id in connection.execute(sa.select(dataset_uses))]
 
     def users(self, name: str) -> list[str]:
-        """Return the ids of the jobs that protect a dataset from deletion, sorted."""
+        """Return the ids of the jobs that protect the dataset `name` from deletion, sorted."""
         return sorted(job_id for used, job_id in self.uses() if used == name)
 
     def file(self, name: str, file: str) -> Path:
@@ -154,7 +154,10 @@ class SharedDatasets(Datasets):
         return [key for key in keys if key not in known]
 
     def _files(self, name: str) -> dict[str, Any]:
-        """Return {key, digest, size} of a dataset's files by file name; empty without dataset."""
+        """Return {key, digest, size} of each file of a dataset, keyed by file name.
+
+        The result is empty if there is no such dataset.
+        """
         with self._engine.connect() as connection:
             files = connection.scalar(sa.select(datasets.c.files).where(datasets.c.name == name))
         return files or {}

@@ -193,12 +193,12 @@ class Datasets:
         (self.folder / name / _USES / user).unlink(missing_ok=True)
 
     def users(self, name: str) -> list[str]:
-        """Return the ids of the jobs that protect a dataset from deletion, sorted."""
+        """Return the ids of the jobs that protect the dataset `name` from deletion, sorted."""
         folder = self.folder / name / _USES
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def uses(self) -> list[tuple[str, str]]:
-        """Return (dataset, id of a job that protects it) for all datasets."""
+        """Return all protections from deletion, as (name of the dataset, id of the job)."""
         return [(path.parent.parent.name, path.name) for path in self.folder.glob(f"[!.]*/{_USES}/job_*")]
 
     # --- files on this host ---

@@ -80,7 +80,7 @@ def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: B
 
 
 def _blocks(bands: Iterator[Pixels], lines: int) -> Iterator[Pixels]:
-    """Yield the lines of the bands in blocks of `lines`; the last block may be smaller."""
+    """Yield the lines of the bands in blocks of `lines` lines; the last block may be smaller."""
     held: list[Pixels] = []
     for band in bands:
         at = 0

@@ -102,7 +102,10 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
 
 
 def _converted(colours: DecodedImage, wanted: str) -> tuple[Pixels, str | None]:
-    """Return the pixels (C, H, W) of a decoded image in the mode `wanted`, and a message or None."""
+    """Return the pixels (C, H, W) of a decoded image in Pillow's mode `wanted`, and a message.
+
+    The message says how the image was converted; it is None if it was not.
+    """
     image, notes = colours.image, list(colours.notes)
     if colours.alpha is not None:
         over = image.convert("RGBA")

@@ -2,8 +2,8 @@
 
 A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
 write gives the token, and changes nothing if the job has been requeued, claimed again, paused or
-ended. After a slice, an unfinished job returns to the end of its queue without a lease, so that
-jobs take turns.
+ended. When some rows of a job are finished, the job returns to the end of its queue without a
+lease, so that jobs take turns.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -112,11 +112,11 @@ class JobClaims(JobQueries):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the results of slices in one transaction; return the ids of the jobs written.
+        """Write the results of some rows of jobs in one transaction; return the ids of these jobs.
 
         A job ends with the result of its last row (succeeded) or with a reported problem (failed);
-        other jobs wait for their next slice. Reports whose claim is no longer valid are ignored,
-        and their jobs are not returned.
+        other jobs wait to be claimed for their next rows. Reports whose claim is no longer valid
+        are ignored, and their jobs are not returned.
         """
         recorded = []
         with transaction(self.engine) as connection:
@@ -161,7 +161,8 @@ class JobClaims(JobQueries):
     def waiting_kinds(self, older_than_s: float) -> list[tuple[str, str, str | None]]:
         """Return each (model, version, device kind) for which inference jobs wait for a worker.
 
-        Only jobs that were queued more than `older_than_s` seconds ago count.
+        The device kind (device, processor, torch version, threads) is None for jobs that have not
+        started. Only jobs that were queued more than `older_than_s` seconds ago count.
         """
         columns = (jobs.c.model, jobs.c.version, jobs.c.device_kind)
         waited = is_free() & (jobs.c.queued_at < NOW - older_than_s)
@@ -170,10 +171,12 @@ class JobClaims(JobQueries):
             return [(row.model, row.version, row.device_kind) for row in connection.execute(query)]
 
     def restart_on_any_device_kind(self, model: str, version: str, device_kind: str, reason: str) -> list[str]:
-        """Restart the waiting jobs of a version on a device kind, at row 0 and on any device kind.
+        """Let waiting jobs start again at row 0, on any device kind, as theirs has no worker.
 
-        `reason` is a text for the event of each job. Returns the keys of the blobs that had results
-        of these jobs; the caller deletes the blobs.
+        A device kind is what the bits of results depend on: device, processor, torch version,
+        threads. All waiting jobs of this version and device kind are changed. `reason` is a text
+        for the event of each job. Returns the keys of the blobs that had results of these jobs; the
+        caller deletes the blobs.
         """
         left = (jobs.c.model == model) & (jobs.c.version == version) & (jobs.c.device_kind == device_kind)
         fresh = {"device_kind": None, "next_row": 0, "continuation": None, "progress": 0.0}
@@ -263,7 +266,7 @@ def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) ->
 
 
 def _is_small(job: Job) -> bool:
-    """Return whether a job is so small that it can share a forward pass with others."""
+    """Return whether a job has few rows and has not started, so that it can share a batch."""
     return job.rows <= SMALL_JOB_ROWS and job.next_row == 0 and job.continuation is None and not job.isolated
 
 
@@ -323,10 +326,10 @@ def set_claimed(
 
 
 def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, next_row: int) -> None:
-    """Write the result of a slice, and end the job or return it to its queue for the next slice.
+    """Write the result of some rows, then end the job or return it to its queue for its next rows.
 
     A reported problem ends the job as failed. `rows` is the number of rows of the job; `next_row`
-    is the index of the first row without a stored result before this slice.
+    is the index of the first row that had no stored result before this report.
     """
     held, job_id = transitions.held_by(report.claim), report.claim.job_id
     if report.problem is not None:
@@ -363,9 +366,9 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 
 def queue_of(kind: str) -> str:
-    """Return in which group jobs of a kind are claimed: "training", "auxiliary" or "inference".
+    """Return the queue in which jobs of a kind wait: "training", "auxiliary" or "inference".
 
-    Owners take turns in each group separately.
+    Owners take turns in each queue separately.
     """
     if kind == TRAINING:
         return "training"

@@ -53,7 +53,8 @@ class JobLeases(JobQueries):
     def record_kind(self, holder: str, job_id: str, device_kind: str) -> None:
         """Record that a job whose lease `holder` owns has restarted on another device kind.
 
-        Adds an event that says so, if the device kind differs from the stored one.
+        `device_kind` names device, processor, torch version and threads. If it differs from the
+        stored one, it is stored, the progress is set to 0, and an event says so.
         """
         held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.device_kind != device_kind)
         reason = f"its device kind has no worker any more; it started again at row 0 on {device_kind}"
@@ -92,10 +93,11 @@ class JobLeases(JobQueries):
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
         """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
 
-        With `job_ids`, only jobs among these. If a worker ran the job alone, this is a failed
-        attempt; the job fails after `max_attempts` failed attempts. If the job ran in a batch with
-        others, this is no failed attempt. In both cases the job runs isolated from then on. A job
-        whose lease an API process owned is requeued, without a failed attempt and not isolated.
+        With `job_ids`, only these jobs are considered. If a worker ran the job alone, this is a
+        failed attempt; the job fails after `max_attempts` failed attempts. If the job ran in a
+        batch with other jobs, this is no failed attempt. In both cases the job runs alone
+        (isolated) from then on. A job whose lease an API process owned is requeued, without a
+        failed attempt and not isolated.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:

@@ -16,7 +16,7 @@ _NUL = "\0"  # PostgreSQL accepts it in no text, so no row has it
 
 
 def is_free() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of unfinished jobs that no process holds and that are not paused."""
+    """Return the SQL condition of queued jobs, and running jobs that no process has claimed."""
     # the first condition follows from the second; with it the database can use the index on status
     return jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
 
@@ -24,7 +24,8 @@ def is_free() -> sa.ColumnElement[bool]:
 def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now.
 
-    They are queued or between two slices, their deadline has not passed, and they are not deferred.
+    They are queued, or running while no worker holds them; their deadline has not passed, and they
+    are not deferred.
     """
     return _WAITING
 

@@ -76,9 +76,10 @@ def inference_pace(engine: Engine) -> float | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """The progress of a running training at its first and last report since it last started.
+    """The progress of a running training at its first and last report since it was last started.
 
-    `first_at` and `last_at` are Unix times; progress is a fraction from 0 to 1.
+    `first_at` and `last_at` are Unix times; `first_progress` and `last_progress` are fractions from
+    0 to 1.
     """
 
     first_at: float

@@ -31,9 +31,9 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim on a job: the id of the job, and the fencing token.
+    """A worker's claim on a job: the id of the job, and the fencing token of the claim.
 
-    Writes with a token older than the job's have no effect.
+    Each claim of a job has a higher token; writes with a token older than the job's have no effect.
     """
 
     job_id: str
@@ -136,7 +136,7 @@ class Event:
 class ResultChunk:
     """The result of some rows of a job: its packed `data`, or `blob_key`, the key of its blob.
 
-    The field that is not used is None.
+    Either `data` or `blob_key` is None.
     """
 
     data: bytes | None
@@ -163,12 +163,12 @@ def import_key(job_id: str) -> str:
 
 @dataclass(frozen=True)
 class SliceReport:
-    """What a worker reports after one slice of a claimed job.
+    """What a worker reports after it has run some rows of a claimed job in a batch.
 
-    After a finished slice, `data` or the blob `blob_key` has the results of rows [first_row,
-    first_row + rows). An unfinished slice has instead a `continuation`, the packed state from which
-    it continues, and `continuation_progress`, the fraction of its work that is done. A `problem`
-    ends the job as failed.
+    If these rows are finished, `data` or the blob `blob_key` has the results of rows [first_row,
+    first_row + rows). Otherwise the report has a `continuation`, the packed state from which the
+    work on these rows continues, and `continuation_progress`, the fraction of this work that is
+    done. A `problem` ends the job as failed.
     """
 
     claim: Claim
@@ -196,11 +196,11 @@ class IdempotencyKey:
 
 @dataclass(frozen=True)
 class Insertion:
-    """The outcome of inserting a job.
+    """The outcome of inserting a job into the job store.
 
     `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is the
-    fingerprint of the first request with the same idempotency key, "" without a key. `conflict` is
-    the status of the unfinished job that prevented the insert of a job which may not run beside it,
+    hash of the first request with the same idempotency key, "" without a key. `conflict` is the
+    status of the unfinished job that prevented the insert of a job which may not run beside it,
     otherwise "".
     """
 

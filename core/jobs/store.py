@@ -147,8 +147,8 @@ class JobStore(JobClaims, JobInputs, JobLeases):
     def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
         """Return the ids of at most `limit` ended jobs whose results are kept, earliest end first.
 
-        With `older_than_s`, only jobs that ended more than this many seconds ago. Trainings, which
-        are kept until they are deleted, are left out.
+        With `older_than_s`, only jobs that ended more than this many seconds ago are returned.
+        Trainings, which are kept until they are deleted, are left out.
         """
         kept = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
         if older_than_s is not None:

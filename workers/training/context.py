@@ -34,7 +34,7 @@ class WorkerStoppingError(Exception):
 
 
 class ClaimLostError(Exception):
-    """Raised if this worker's claim on a job is lost.
+    """Raised if this worker's claim on a job (its lease and fencing token) is no longer valid.
 
     The job was cancelled or paused, or its lease expired and another worker may have claimed it.
     """
@@ -65,10 +65,10 @@ def message_event(text: str, **more: Any) -> Event:
 
 
 class JobContext:
-    """The settings and stores that all jobs of a training worker share.
+    """The settings and stores of all jobs of a training worker, and methods to write to a job.
 
     `stopping` is set when the worker has to stop. A write to a job takes effect only while this
-    worker's claim on the job is valid.
+    worker's claim on the job (its lease and fencing token) is valid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +90,7 @@ class JobContext:
         self.stopping = threading.Event()
 
     def check_claim(self, job: Job) -> None:
-        """Raise ClaimLostError if this worker's claim on the job is no longer valid."""
+        """Raise ClaimLostError if this worker's claim on the job (its lease) is not valid."""
         if not self.job_store.is_held(job.claim):
             raise ClaimLostError
 
@@ -173,9 +173,10 @@ class JobContext:
         return {name: one for name, one in heartbeats.items() if now - one["at"] < HEARTBEAT_AGE_S}
 
     def drain_workers(self, worker_ids: list[str], reason: str) -> None:
-        """Make inference workers stop as they do at SIGTERM; their supervisor starts new ones.
+        """Make the inference workers `worker_ids` stop as at SIGTERM; supervisors start new ones.
 
-        If the queue server cannot be reached, the workers continue to run.
+        `reason` is a text for their logs. If the queue server cannot be reached, the workers
+        continue to run.
         """
         for worker_id in worker_ids:
             best_effort(partial(self.queue_server.set, drain_key(worker_id), reason, ex=DRAIN_TTL_S))

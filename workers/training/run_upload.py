@@ -1,4 +1,4 @@
-"""Upload the checkpoints and previews of a running training, for hosts without a common folder."""
+"""Upload the checkpoints and previews of a running training, so that another host can resume it."""
 
 import logging
 import threading
@@ -16,13 +16,13 @@ _PREVIEW_S = 5.0  # least time between two uploads without a new checkpoint
 
 
 class RunUploader:
-    """Uploads a run folder while its training runs, in a thread, and once more at the end.
+    """Uploads the run folder of a training in a thread, and once more when the training ends.
 
     Does nothing if hosts do not share a blob store.
     """
 
     def __init__(self, context: JobContext, job: Job, folder: Path) -> None:
-        """Keep what the uploads need; nothing starts yet."""
+        """Keep what the uploads need; the thread is not started yet."""
         self._context = context
         self._job = job
         self._folder = folder
@@ -31,7 +31,7 @@ class RunUploader:
         self._thread = threading.Thread(target=self._run, name="run-upload", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start the thread."""
+        """Start the thread that uploads the run folder."""
         if self._context.shared:
             self._thread.start()
         return self
@@ -47,7 +47,7 @@ class RunUploader:
             self._upload()
 
     def request(self) -> None:
-        """Make the thread upload the run folder soon; return at once."""
+        """Make the thread upload the run folder soon; return without waiting for the upload."""
         self._requested.set()
 
     def _run(self) -> None:

@@ -59,7 +59,10 @@ class TrainingRun:
     """Runs the training of one job in a run folder, from the last checkpoint there, if any."""
 
     def __init__(self, context: JobContext, children: child_process.ChildProcesses, job: Job, devices: int) -> None:
-        """Keep what the run needs; nothing starts yet. This worker has `devices` devices."""
+        """Keep what the run needs; no child process is started yet.
+
+        `devices` is the number of devices (GPUs) of this worker, at least 1.
+        """
         self._context = context
         self._children = children
         self._devices = devices
@@ -220,8 +223,8 @@ class TrainingRun:
     def report(self) -> None:
         """Append events for new metrics, checkpoints and progress, and publish a new preview.
 
-        All of them are read from files in the run folder. Raises ClaimLostError if the job's claim
-        is lost.
+        These are read from files in the run folder. Raises ClaimLostError if this worker's claim on
+        the job is no longer valid.
         """
         if self._unsure:
             self.restore_reported()

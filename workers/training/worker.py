@@ -142,10 +142,10 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Describe the model families to the API, and set `devices` to the number of GPUs.
+        """Set `devices` to the number of GPUs, and store descriptions of extra model families.
 
-        The descriptions go to a file in the state folder. Errors are logged. Without a GPU, or if
-        counting fails, `devices` becomes 1.
+        The API reads the descriptions. Errors are logged. Without a GPU, or if counting fails,
+        `devices` becomes 1.
         """
         best_effort(self._write_families)
         best_effort(self._count_devices)
@@ -242,11 +242,11 @@ class TrainingWorker:
             self.context.stopping.wait(1.0)
 
     def run_job(self, job: Job) -> None:
-        """Run a claimed job and record its end, or return the job to its queue.
+        """Run a claimed job and record its result, or return the job to its queue.
 
         A job returns to its queue for a later try if the disk is full or the database is not
-        available, and at once if this worker stops. If its claim is lost, nothing is recorded.
-        After any other exception the job fails.
+        available, and at once if this worker stops. If this worker's claim on the job is no longer
+        valid, nothing is recorded. After any other exception the job fails.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
@@ -278,7 +278,7 @@ class TrainingWorker:
             self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
-        """Run the training of a job to its end, then publish the version that it made."""
+        """Run the training of a job to its end, then publish its last checkpoint as a version."""
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
         self.publisher.publish(job, run.request, run.folder)

@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add the table of webhook deliveries, and `webhook` and `input_urls` to jobs."""
+    """Add the table of webhook deliveries, and the columns `webhook` and `input_urls` to jobs."""
     op.add_column("jobs", sa.Column("webhook", sa.Text))
     op.add_column("jobs", sa.Column("input_urls", sa.Text))
     op.create_table(

@@ -8,7 +8,10 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add the tables, empty; `python -m core.shared` fills them from a state folder."""
+    """Create empty tables for versions, datasets and files of runs.
+
+    `python -m core.shared` fills them from a state folder.
+    """
     op.create_table(
         "versions",
         sa.Column("name", sa.String(120), primary_key=True),
