@@ -303,7 +303,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(408, f"the head of the request was not complete within {timeout_s:g} s")
 
     def _check_body(self, elapsed_s: float) -> None:
-        """If a body is too slow, reject the request (408); after its response, disconnect."""
+        """If a body arrives too slowly, reject the request (408) or, if it has its response, disconnect."""
         moved, self._new_body_bytes = self._new_body_bytes, 0
         if self.flow.read_paused:
             return  # the application is slow, not the client

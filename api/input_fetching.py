@@ -151,7 +151,7 @@ class InputFetcher:
         return True
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        """Forget a task that has ended, and look for the next job."""
+        """Remove a job's task, which has ended, from the running tasks; look for the next job."""
         self._running.pop(task, None)
         self.wake()
 

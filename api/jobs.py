@@ -93,7 +93,7 @@ class JobService:
         await self.training_workers.stop()
 
     def _run(self, work: Any) -> None:
-        """Run a coroutine in a task, which is kept until it ends."""
+        """Run the coroutine `work` in a task, to which a reference is kept until the task ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -224,7 +224,7 @@ class JobService:
         return job
 
     def _held(self, job: Job) -> Job:
-        """Return a new job as running, with a lease of this process."""
+        """Return a copy of a new job with the status "running" and a lease of this process."""
         now = time.time()
         lease = {"lease_holder": self._adopted.holder, "lease_until": now + self._settings.job_lease_s}
         return replace(job, status="running", token=1, started_at=now, **lease)  # type: ignore[arg-type]
@@ -307,7 +307,7 @@ class JobService:
             self._wake(job)
 
     def _wake(self, job: Job) -> None:
-        """Wake an inference worker that can run a queued job."""
+        """Send a message by which an inference worker looks for the queued job `job`."""
         self._batch_sender.wake(f"{job.model}@{job.version}", job.device_kind)
 
     def notify(self, job_id: str) -> None:

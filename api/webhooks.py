@@ -107,9 +107,10 @@ class Webhooks:
             await self._stop()
 
     async def _send_due(self) -> int:
-        """Claim the deliveries to be attempted now, and send them in tasks; return their number.
+        """Claim the deliveries whose time of the next attempt has come; return their number.
 
-        Claims at most as many as may be sent at the same time.
+        Each claimed delivery is sent in a task. Claims no more than may be sent at the same time,
+        to all hosts together and to each host.
         """
         free = MAX_IN_FLIGHT - len(self._attempts)
         if free <= 0 or not await self._job_service.read(lambda _: self.deliveries.any_due()):

@@ -173,7 +173,7 @@ class InternalServerError(ProblemError, status=500):
 
 
 class ServiceUnavailableError(ProblemError, status=503):
-    """The service is overloaded or has no worker (503), also at the last retry."""
+    """The service was overloaded or had no worker (503), at the last retry too."""
 
 
 class DeadlineExceededError(ProblemError, status=504):

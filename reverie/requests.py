@@ -119,7 +119,7 @@ class Download:
         return self._part.open("ab" if self.size_bytes else "wb")
 
     def write(self, file: IO[bytes], chunk: bytes) -> None:
-        """Write the next chunk of the body to the `.part` file, and report the number of bytes."""
+        """Write the next chunk of the body to the `.part` file, and call `on_progress`."""
         file.write(chunk)
         self.size_bytes += len(chunk)
         if self._on_progress is not None:

@@ -157,7 +157,7 @@ class InFlightBatch:
 
     @property
     def isolated(self) -> bool:
-        """Whether the batch is one slice that must run alone, because a worker died while it ran it."""
+        """Whether the batch is one slice that must run alone: a worker died while it ran the slice."""
         return self.slices[0].isolated
 
     @property

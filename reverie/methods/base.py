@@ -226,7 +226,7 @@ class BaseMethods:
 
 
 def webhook_body(webhook: Webhook) -> dict[str, Any]:
-    """Return the JSON object of a webhook that is a URL, or a mapping of `url` and `events`."""
+    """Return the JSON object for `webhook`, which is a URL or a mapping of `url` and `events`."""
     return {"url": webhook} if isinstance(webhook, str) else dict(webhook)
 
 
