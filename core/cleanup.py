@@ -204,7 +204,7 @@ class Cleanup:
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each temporary file that no process writes any more.
 
-        These are temporary files of responses and of batch plans.
+        These are temporary files of responses and of measured batch sizes (batch plans).
         """
         for path in (self._settings.state / "unfinished").glob("*"):
             yield from self._path("unfinished", path, partial(in_use, path))

@@ -111,8 +111,9 @@ def span(
     """Return a context manager that records its block as a span, which is current in the block.
 
     `parent` is `CURRENT` (the current span), `ROOT` (the span begins a new trace) or a
-    `traceparent`; "" means that there is no parent. `links` are `traceparent`s. If tracing is off
-    or there is no parent, nothing is recorded and the block gets None.
+    `traceparent`; "" means that there is no parent. `links` are `traceparent`s. The context manager
+    yields the span; if tracing is off or there is no parent, it yields None and nothing is
+    recorded.
     """
     if _tracer is None or not parent:
         return _OFF

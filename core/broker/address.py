@@ -112,9 +112,9 @@ class QueueAddress:
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:
-        """Return the host and port to connect to: with Sentinel, the current master's.
+        """Return the host and port to connect to: of the server or, with Sentinel, of the master.
 
-        Raises RedisError if no Sentinel knows the master.
+        Raises RedisError if no Sentinel can name the current master.
         """
         if not self.sentinels:
             return self.host_port

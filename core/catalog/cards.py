@@ -103,11 +103,12 @@ class CodeFormat:
 class OperationSpec:
     """One of a model card's `operations`: the JSON Schema of its options, and how it runs.
 
-    A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
-    every side of a tile, in pixels; 0 for an operation without tiles. With `any_size`, tiles may
-    have any size, and another margin on each axis. `option_margins` maps the name of an option to
-    the pixels by which the margin grows if the option is not 0. `codes` is the format of the latent
-    codes that the operation reads; None if it reads none.
+    A `sliced` operation consists of steps between which a worker can interrupt it and continue it
+    later. `margin` is the context on every side of a tile, in pixels; 0 for an operation without
+    tiles. With `any_size`, tiles may have any size, and another margin on each axis.
+    `option_margins` maps the name of an option to the pixels by which the margin grows if the
+    option is not 0. `codes` is the format of the latent codes that the operation reads; None if it
+    reads none.
     """
 
     options: Mapping[str, Any]

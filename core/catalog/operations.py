@@ -63,9 +63,10 @@ class Operation:
 
     @cached_property
     def images(self) -> tuple[str, ...]:
-        """The inputs that come in the request's field `images`.
+        """The names of the inputs that come in the request's field `images`.
 
-        A single input takes any number of images; several inputs take one image each.
+        If there is one such input, a request has any number of images for it; if there are several,
+        a request has one image for each.
         """
         named = {"codes", *(one.name for one in self.shared)}
         return tuple(name for name in self.inputs if name not in named)

@@ -159,7 +159,7 @@ class SharedVersions(Versions):
     def reserve(self, name: str, known: list[str], job_id: str = "") -> str:
         """Reserve and return a version number above all in `known` and all reserved ones.
 
-        The same job gets the same number again, also on another host.
+        A second call for the same job returns the number of the first, also on another host.
         """
         for _ in range(_TRIES):
             with self._engine.connect() as connection:

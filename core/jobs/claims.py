@@ -1,7 +1,7 @@
 """Let workers claim jobs, and write what they report if their claim is still valid.
 
-A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
-write gives the token, and changes nothing if the job has been requeued, claimed again, paused or
+A claim is a compare-and-set: it increases the job's fencing token and sets a lease. Each later
+write states the token, and changes nothing if the job has been requeued, claimed again, paused or
 ended. When some rows of a job are finished, the job returns to the end of its queue without a
 lease, so that jobs take turns.
 """

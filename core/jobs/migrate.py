@@ -1,9 +1,10 @@
 """Create or migrate the tables of the job database when a process starts.
 
-Several processes may start at the same time; a lock lets one of them do it. A new database gets the
-tables of `core.jobs.schema` directly. An older one is migrated by Alembic in one transaction, so a
-migration that fails or is killed changes nothing. Alembic is imported only for that: normally a
-process reads one row and finds the newest revision.
+Several processes may start at the same time; a lock lets only one of them at a time create or
+migrate tables. In a new database the tables of `core.jobs.schema` are created directly. An older
+one is migrated by Alembic in one transaction, so a migration that fails or is killed changes
+nothing. Alembic is imported only for a migration: normally a process reads one row, which says that
+the database has the newest revision.
 """
 
 import sqlite3

@@ -68,7 +68,7 @@ class AddressPolicy:
         return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
     def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
-        """Return the allowed ones of the `addresses` of `host`, in the same order.
+        """Return those of the `addresses` of `host` that are allowed, in the same order.
 
         Raises BlockedAddressError if none is allowed.
         """

@@ -1,6 +1,7 @@
 """Run batches of requests that wait for a response, and send the results to their API process.
 
-A batch runs for one time slice at a time; then the worker receives its next message.
+A batch runs for one time slice; then the worker receives its next message, and an unfinished batch
+waits in the bulk queue.
 """
 
 import logging

@@ -75,8 +75,8 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """A bootstep that adds this service's callbacks to Celery's event loop.
 
-    They load models and measure batch plans, poll for messages before the loop sleeps, and let
-    small batches interrupt long work. Celery makes a new event loop for each connection to the
+    They load models and measure their batch sizes, poll for messages before the loop sleeps, and
+    let small batches interrupt long work. Celery makes a new event loop for each connection to the
     queue server.
     """
 

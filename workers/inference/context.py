@@ -125,13 +125,14 @@ class InferenceContext:
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
-        """Run one time slice of an operation; return the result and the seconds it took.
+        """Run an operation for one time slice; return the result and the seconds it took.
 
-        `slices` has the rows of each request in the batch. The result is one outcome per request,
-        or a SliceResult if the operation is unfinished. `method` names the model's method. `state`
-        continues an operation: it is the state of the operation's last SliceResult, or None at the
-        beginning. Interactive batches may interrupt long work, but never `isolated` work, which may
-        crash the process and with it the batch that interrupts.
+        A time slice is the time that a worker gives to one batch before it receives the next
+        message. `slices` has the rows of each request in the batch. The result is one outcome per
+        request, or a SliceResult if the operation is unfinished. `method` names the model's method.
+        `state` continues an operation: it is the state of the operation's last SliceResult, or None
+        at the beginning. Interactive batches may interrupt long work, but never `isolated` work,
+        which may crash the process and with it the batch that interrupts.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows

@@ -49,8 +49,10 @@ class JobRunner:
     def run(self) -> None:
         """Claim a job, or small jobs that fit in one batch, and run them for one time slice.
 
-        The results are recorded in the job store. Returns at once if there is no job to claim, if
-        this call interrupts a job that is running, or if earlier results still wait to be recorded.
+        A time slice is the time that a worker gives to one batch before it receives the next
+        message. The results are recorded in the job store. Returns at once if there is no job to
+        claim, if this call interrupts a job that is running, or if earlier results still wait to be
+        recorded.
         """
         if self._running or self._unsaved.waiting:
             # this call interrupts a job; or the job store is not writable, and results wait
@@ -147,10 +149,11 @@ class JobRunner:
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
         """Run jobs with equal model, method and options for one time slice; return their reports.
 
-        A job whose inputs cannot be read now, or whose result cannot be stored, gets no report; the
-        job goes back to its queue for a later try. If this worker cannot run the version, all jobs
-        go back, so that another worker claims them. If the model cannot be loaded, the report of
-        each job is a problem.
+        A time slice is the time that a worker gives to one batch before it receives the next
+        message. A job whose inputs cannot be read now, or whose result cannot be stored, has no
+        report; it returns to its queue for a later try. If this worker cannot run the version, all
+        jobs return to their queue, so that another worker claims them. If the model cannot be
+        loaded, the report of each job is a problem.
         """
         if not claimed:
             return []

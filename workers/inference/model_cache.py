@@ -47,7 +47,7 @@ class ModelCache:
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
         """Choose the device and make the folder of extra models importable; load nothing yet.
 
-        `advance` is called after each step of an operation.
+        `advance` is called after each step of an operation, that is, each call of a model's method.
         """
         self._advance = advance
         self.device = device_of(settings.device)
