@@ -4,6 +4,9 @@ A claim is a compare-and-set: it increases the job's fencing token and sets a le
 write states the token, and changes nothing if the job has been requeued, claimed again, paused or
 ended. When some rows of a job are finished, the job returns to the end of its queue without a
 lease, so that jobs take turns.
+
+This file has more than 400 lines because it has all statements that claim jobs or write under a
+claim, whose conditions must agree.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
