@@ -38,6 +38,7 @@ from pathlib import Path
 tree, model = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, str(tree))
 from tests.stack import Stack
+Stack.forked = False  # as a service is started
 settings = {} if model == "vae-mnist-2d" else {"checkpoints": str(tree / "checkpoints")}
 service = Stack(Path(tempfile.mkdtemp(prefix="compare-")), log_level="warning", **settings)
 service.start("queue"); service.wait_queue(); service.start("inference"); service.start("api"); service.wait_ready()
