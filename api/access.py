@@ -83,7 +83,9 @@ def rule_of(method: str, path: str) -> Rule:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Return the caller that `AccessControl.refusal` stored in the scope; anonymous if there is none."""
+    """Return the caller that `AccessControl.refusal` stored in the scope; anonymous if there is
+    none.
+    """
     caller: Caller = scope.get("reverie_caller", ANONYMOUS)
     return caller
 
@@ -166,7 +168,8 @@ class AccessControl:
         return error
 
     def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> errors.ProblemError | None:
-        """Count a request against the caller's rate limit, and check the limit and the caller's roles.
+        """Count a request against the caller's rate limit, and check the limit and the caller's
+        roles.
 
         Returns the error (429 over the limit, 403 without a role that `rule` requires), or None.
         """

@@ -94,7 +94,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _describe(app: FastAPI, state: AppState) -> None:
-    """Make `app.openapi` return FastAPI's description, completed with what the active models can do.
+    """Make `app.openapi` return FastAPI's description, completed with what the active models can
+    do.
 
     The description is cached until a model's active version changes.
     """

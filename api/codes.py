@@ -27,7 +27,8 @@ Codes = np.ndarray[Any, Any]  # (N, size)
 def read_codes(
     content: Content, fields: OperationFields, code_format: CodeFormat, options: Mapping[str, Any], settings: Settings
 ) -> Codes:
-    """Return the latent codes in a request, float32 (N, size), in the order in which they were sent.
+    """Return the latent codes in a request, float32 (N, size), in the order in which they were
+    sent.
 
     `code_format` says how long a code is, given the validated `options` of the operation. Raises
     InvalidError if the codes are missing, sent twice, of a wrong length, or out of range, or if the

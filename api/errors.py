@@ -185,7 +185,9 @@ def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | Non
 
 
 def _shortened(text: Any, limit: int) -> Any:
-    """Return a text cut to `limit` characters, the last of which is then "…"; other values unchanged."""
+    """Return a text cut to `limit` characters, the last of which is then "…"; other values
+    unchanged.
+    """
     return text[: limit - 1] + "…" if isinstance(text, str) and len(text) > limit else text
 
 

@@ -191,7 +191,9 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Net
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the IP address in a text, IPv4-mapped IPv6 as IPv4; None if the text is not an address."""
+    """Return the IP address in a text, IPv4-mapped IPv6 as IPv4; None if the text is not an
+    address.
+    """
     try:
         address = ipaddress.ip_address(text.strip("[]"))
     except ValueError:

@@ -49,7 +49,8 @@ def _decode_image(
 
 
 def base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
-    """Return the base64 texts in the request field of a shared image; empty if the field is missing.
+    """Return the base64 texts in the request field of a shared image; empty if the field is
+    missing.
 
     A shared image, such as a mask, is used for all rows. Raises InvalidError if a value is no text.
     """
@@ -76,7 +77,8 @@ def decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | st
 
 
 def check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError if a request does not have exactly one image in the field of a shared image.
+    """Raise InvalidError if a request does not have exactly one image in the field of a shared
+    image.
 
     `number` is the number of images that it has.
     """

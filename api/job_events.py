@@ -244,7 +244,8 @@ class JobUpdates:
                     self.notify(job_id)
 
     async def poll(self) -> None:
-        """Poll the job store twice a second for new events; wake the requests and streams of their jobs.
+        """Poll the job store twice a second for new events; wake the requests and streams of their
+        jobs.
 
         Runs until cancelled.
         """

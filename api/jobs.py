@@ -41,7 +41,8 @@ from core.shared import open_runs
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Jobs that have waited for so long are checked for versions and device kinds that do not exist any more.
+# Jobs that have waited for so long are checked for versions and device kinds that do not exist any
+# more.
 _WAITED_S = 5.0
 
 _RECHECK_S = 5.0  # interval at which a waiting request reads its job, in case a message is lost
@@ -181,7 +182,8 @@ class JobService:
         return insertion
 
     def spread(self, inference_request: InferenceRequest) -> PendingRequest | None:
-        """Queue the rows of a large job for all workers that can run it; return the pending request.
+        """Queue the rows of a large job for all workers that can run it; return the pending
+        request.
 
         Returns None if a single worker should claim the job: it is small, no other worker can run
         it, it is an upscale, it has a webhook or URLs, or it would exceed the limits on waiting

@@ -83,7 +83,9 @@ def _roles(text: str) -> frozenset[str]:
 
 
 def _seconds(text: str) -> float:
-    """Parse a duration such as 12h or 90d; return seconds. Raises ArgumentTypeError for other texts."""
+    """Parse a duration such as 12h or 90d; return seconds. Raises ArgumentTypeError for other
+    texts.
+    """
     match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError("a time is a number with s, m, h or d, as in 12h or 90d")

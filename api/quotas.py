@@ -47,7 +47,9 @@ class Quotas:
         registry: Registry,
         runs: Runs,
     ) -> None:
-        """Create the quotas with all counts at 0; `watch` and the checks read them from the database."""
+        """Create the quotas with all counts at 0; `watch` and the checks read them from the
+        database.
+        """
         self._settings = settings
         self._engine = engine
         self._blobs = blobs

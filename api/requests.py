@@ -77,7 +77,8 @@ class InferenceRequest:
     webhook: Webhook | None = None  # the checked `webhook_body`
     # URLs of images that must be fetched before the request can run, keyed by field.
     input_urls: dict[str, list[str]] = field(default_factory=dict)
-    # The kind of device on which its rows are computed, and how often another kind had to start anew.
+    # The kind of device on which its rows are computed, and how often another kind had to start
+    # anew.
     device_kind: str = ""
     restarts: int = 0
     output_kind: str = ""  # file format of an upscaled image whose input is a URL
@@ -217,7 +218,8 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
 def inference_request_of(
     content: Content, fields: OperationFields, operation: Operation, entry: ModelVersion, settings: Settings
 ) -> InferenceRequest:
-    """Validate the fields of a request against the model card, and decode its images or latent codes.
+    """Validate the fields of a request against the model card, and decode its images or latent
+    codes.
 
     If the request names an image by URL, no image is decoded yet. Raises InvalidError for fields,
     options, images, codes or URLs that are not valid.

@@ -27,7 +27,8 @@ from core.startup import QueueGuard
 log = logging.getLogger(__name__)
 
 EXIT_S = 4.0  # seconds after `REVERIE_SHUTDOWN_GRACE_S` at which a process is killed
-# File descriptors besides connections: databases, the queue server, uploads, large results, child processes.
+# File descriptors besides connections: databases, the queue server, uploads, large results, child
+# processes.
 OTHER_FILES = 1024
 
 

@@ -23,7 +23,8 @@ class ProgressCredit:
         self.left_s = timeout_s
 
     def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract the elapsed time from `left_s`, and add the time that the transferred bytes earn.
+        """Subtract the elapsed time from `left_s`, and add the time that the transferred bytes
+        earn.
 
         `moved_bytes` bytes earn the time in which they would be transferred at the minimum rate.
         `left_s` never exceeds the time-out.

@@ -71,8 +71,8 @@ class WaitEstimator:
         """Set the job store's `engine`, and how to call functions that read it.
 
         `read(function, *args)` calls `function` in a thread. `missing_worker` returns why no live
-        inference worker can run a version (`name@version`), on a device kind if one is given, or "";
-        `training_workers` returns the number of live training workers.
+        inference worker can run a version (`name@version`), on a device kind if one is given, or
+        ""; `training_workers` returns the number of live training workers.
         """
         self._engine = engine
         self._read = read

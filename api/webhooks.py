@@ -183,7 +183,9 @@ class Webhooks:
             return Attempt(error=describe_error(error))
 
     def _secrets(self, owner: str) -> list[str]:
-        """Return the secrets that sign deliveries of an owner; without an owner, the service's secret."""
+        """Return the secrets that sign deliveries of an owner; without an owner, the service's
+        secret.
+        """
         return self._keys.webhook_secrets(owner) if owner else [secret_of_file(self._secret_file)]
 
     async def _post(self, url: httpx.URL, headers: dict[str, str], body: bytes) -> Attempt:

@@ -32,7 +32,8 @@ class UnusableArrayError(ValueError):
 
 
 def read_array(data: bytes, name: str, max_bytes: int) -> np.ndarray[Any, Any]:
-    """Return the array of an NPY file, or the array `name` of an NPZ; an NPZ with one array may name it anything.
+    """Return the array of an NPY file, or the array `name` of an NPZ; an NPZ with one array may
+    name it anything.
 
     The array has numbers or booleans, and at most `max_bytes` bytes. Raises UnusableArrayError for
     a file that is damaged or has no such array.

@@ -110,7 +110,8 @@ class Blobs(ABC):
 
 
 def open_blobs(url: str, retries: int = RETRIES) -> Blobs:
-    """Open the store at a URL: `file:///FOLDER`, which is created if it is missing, or `s3://BUCKET/PREFIX`.
+    """Open the store at a URL: `file:///FOLDER`, which is created if it is missing, or
+    `s3://BUCKET/PREFIX`.
 
     Nothing is connected yet. Requests to an object store are repeated at most `retries` times.
     Raises BlobsUrlError for another URL, and ImportError if a package for it is not installed.

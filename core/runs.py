@@ -1,8 +1,9 @@
-"""Keep the files of training runs: on one host in the state folder, else in the job database and blob store.
+"""Keep the files of training runs: on one host in the state folder, else in the job database and
+blob store.
 
-A run's checkpoint consists of the files in `CHECKPOINT_FILES`. Hosts share them as blobs, which rows
-of the job database name. All rows of a run change in one transaction, and only while the worker's
-claim is valid or nobody has claimed the job since. So another host resumes from a complete
+A run's checkpoint consists of the files in `CHECKPOINT_FILES`. Hosts share them as blobs, which
+rows of the job database name. All rows of a run change in one transaction, and only while the
+worker's claim is valid or nobody has claimed the job since. So another host resumes from a complete
 checkpoint. Previews are blobs without rows: the same training makes the same pictures again.
 """
 
@@ -141,7 +142,9 @@ class SharedRuns(Runs):
         return kept
 
     def _upload_checkpoint(self, job_id: str, folder: Path, old: dict[str, Any]) -> dict[str, Any]:
-        """Upload the files of the checkpoint that differ from `old`; return their rows, keyed by name."""
+        """Upload the files of the checkpoint that differ from `old`; return their rows, keyed by
+        name.
+        """
         made = {}
         for name in CHECKPOINT_FILES:
             # the training replaces its files by new ones: a second name keeps this one

@@ -91,7 +91,9 @@ class Settings(BaseSettings):
     the state folder.
     """
     blobs_url: str = ""
-    """URL of the blob store, `s3://BUCKET/PREFIX` or `file:///FOLDER`; empty: a folder in the state folder."""
+    """URL of the blob store, `s3://BUCKET/PREFIX` or `file:///FOLDER`; empty: a folder in the state
+    folder.
+    """
     presigned_url_s: float = Field(0.0, ge=0, le=604_800)
     """Lifetime of the links by which clients read large results from the object store; 0: no links."""
     api_keys: Path | None = None
@@ -136,9 +138,13 @@ class Settings(BaseSettings):
     memory_budget_bytes: int = Field(4 << 30, ge=1 << 20)
     """Memory for the weights that a worker keeps loaded."""
     models: str = ""
-    """Models that an inference worker may load: names separated by commas, `*` for any text; empty: all."""
+    """Models that an inference worker may load: names separated by commas, `*` for any text; empty:
+    all.
+    """
     pinned_models: str = ""
-    """Models that a worker loads first and never unloads: names separated by commas, `*` for any text."""
+    """Models that a worker loads first and never unloads: names separated by commas, `*` for any
+    text.
+    """
     time_slice_s: float = Field(0.04, gt=0, le=5)
     """Time slice: a worker yields to other long work after this many seconds."""
 
@@ -157,7 +163,9 @@ class Settings(BaseSettings):
     max_inflight_body_bytes: int = Field(64 << 20, ge=1 << 20)
     """Memory for all request bodies together; beyond it the status is 503."""
     max_inflight_response_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Memory for all large responses that are being sent (else 503), and for all write buffers (else closed)."""
+    """Memory for all large responses that are being sent (else 503), and for all write buffers
+    (else closed).
+    """
     max_dataset_bytes: int = Field(8 << 30, ge=1024)
     """Maximum size of a dataset upload."""
     max_unpacked_bytes: int = Field(16 << 30, ge=1024)
@@ -171,7 +179,9 @@ class Settings(BaseSettings):
     max_waiting: int = Field(2048, ge=1)
     """Waiting synchronous requests per API process; beyond it the status is 503."""
     allowed_networks: Annotated[str, AfterValidator(check_networks)] = ""
-    """Networks (CIDR), separated by commas, that webhooks and URLs of inputs may reach beside public addresses."""
+    """Networks (CIDR), separated by commas, that webhooks and URLs of inputs may reach beside
+    public addresses.
+    """
     webhook_retry_s: float = Field(5.0, gt=0, le=3600)
     """Delay before the first retry of a webhook; later delays grow up to three hours."""
     webhook_retry_period_s: float = Field(86_400.0, gt=0)
@@ -203,15 +213,19 @@ class Settings(BaseSettings):
     heartbeat_timeout_s: float = Field(1.5, gt=0.2, le=60)
     """A worker without a heartbeat for this long counts as dead."""
     device_wait_s: float = Field(10.0, ge=0, le=3600)
-    """A request or job whose device kind has had no worker for this long starts again on another kind."""
+    """A request or job whose device kind has had no worker for this long starts again on another
+    kind.
+    """
     rollout_timeout_s: float = Field(60.0, gt=0, le=3600)
-    """Workers that have not loaded a new version after this time are stopped (and started again by their
-    supervisor), and the version becomes active on the others.
+    """Workers that have not loaded a new version after this time are stopped (and started again by
+    their supervisor), and the version becomes active on the others.
     """
     job_lease_s: float = Field(3.0, gt=0.5, le=600)
     """A claim on a job expires after this time unless it is renewed."""
     stall_s: float = Field(120.0, gt=0.5)
-    """A worker whose work makes no progress for this long is ended; its rows count a failed attempt."""
+    """A worker whose work makes no progress for this long is ended; its rows count a failed
+    attempt.
+    """
     max_attempts: int = Field(3, ge=1, le=10)
     """A row that has crashed its worker this many times fails."""
     result_ttl_s: float = Field(86_400.0, gt=0)
@@ -225,8 +239,8 @@ class Settings(BaseSettings):
     sweep_s: float = Field(15.0, gt=0, le=3600)
     """Interval of the cleanup; an orphaned file is deleted when two sweeps have found it."""
     shutdown_delay_s: float = Field(0.0, ge=0, le=600)
-    """Time after SIGTERM for which an API process still accepts requests while `/readyz` is 503, so that a
-    load balancer stops using it first.
+    """Time after SIGTERM for which an API process still accepts requests while `/readyz` is 503, so
+    that a load balancer stops using it first.
     """
     shutdown_grace_s: float = Field(10.0, ge=0, le=600)
     """Time that a stopping API has to finish its requests."""
@@ -263,13 +277,17 @@ class Settings(BaseSettings):
     """Maximum size of a version file to import."""
 
     secrets_dir: Path | None = None
-    """Folder of files that hold settings, such as a file `REVERIE_DATABASE_URL`; a variable overrides its
-    file.
+    """Folder of files that hold settings, such as a file `REVERIE_DATABASE_URL`; a variable
+    overrides its file.
     """
     heartbeat_file: Path | None = None
-    """File to which a worker writes its state after each heartbeat, for health checks of containers."""
+    """File to which a worker writes its state after each heartbeat, for health checks of
+    containers.
+    """
     tracing: bool = False
-    """Record OpenTelemetry traces; needs the extra `otel`, and `OTEL_…` variables say where they are sent."""
+    """Record OpenTelemetry traces; needs the extra `otel`, and `OTEL_…` variables say where they
+    are sent.
+    """
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     """Minimum level of log lines: debug, info, warning or error."""
 
@@ -281,7 +299,9 @@ class Settings(BaseSettings):
         env_settings: PydanticBaseSettingsSource,
         **_others: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where settings come from: arguments, then variables, then the files of `secrets_dir`."""
+        """Return where settings come from: arguments, then variables, then the files of
+        `secrets_dir`.
+        """
         folder = Path(os.environ.get(SECRETS_DIR, ""))
         files = [SecretFiles(settings_cls, secrets_dir=folder)] if folder.name and folder.is_dir() else []
         return init_settings, env_settings, *files

@@ -1,4 +1,5 @@
-r"""Bidirectional Helmholtz Machines, Bornschein, Shabanian, Fischer and Bengio, arXiv:1506.03877v5 (ICML 2016).
+r"""Bidirectional Helmholtz Machines, Bornschein, Shabanian, Fischer and Bengio, arXiv:1506.03877v5
+(ICML 2016).
 
     paper              here                  shape     unit   equation
     x                  x                     B D       1      -
@@ -255,7 +256,8 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`: how images are binarized, and the number K of importance samples.
+    """Options of `log_likelihood`: how images are binarized, and the number K of importance
+    samples.
 
     K is at least two, because the standard error of one sample is undefined.
     """
@@ -420,12 +422,13 @@ class Model(nn.Module):
         return -self.log_inferred(x, h).mean(1)
 
     def log_z_surrogate(self, rows: RowStreams) -> Float[Tensor, ""]:
-        """Return a number whose gradient is an estimate of ∇ log Z² (BiHM eq. 7); its value has no meaning.
+        """Return a number whose gradient is an estimate of ∇ log Z² (BiHM eq. 7); its value has no
+        meaning.
 
         With w = √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))) of draws (x, h) ~ p and h′ ~ q(h′|x), the mean
         of w is Z² = Σ √(p(x,h) q(h|x) p(x,h′) q(h′|x)). So ∇ log Z² is the mean of the gradient
-        ½∇[log p(x,h) + log q(h|x) + log p(x,h′) + log q(h′|x)], weighted by w over the sum of all w.
-        Each row has `MODEL_SAMPLES` draws.
+        ½∇[log p(x,h) + log q(h|x) + log p(x,h′) + log q(h′|x)], weighted by w over the sum of all
+        w. Each row has `MODEL_SAMPLES` draws.
         """
         with torch.no_grad():
             x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, MODEL_SAMPLES, VISIBLE))
@@ -495,7 +498,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Float[Tensor, "B n"], rows: RowStreams, options: DecodeOptions) -> dict[str, Any]:
-        """Draw from p(x|hₗ), given the states hₗ = `codes`, l = `layer` + 1; return `images` in 0 … 1.
+        """Draw from p(x|hₗ), given the states hₗ = `codes`, l = `layer` + 1; return `images` in 0 …
+        1.
 
         The layers below are drawn from p, from the top down. The option `output` chooses the
         probabilities of the pixels given the lowest layer, or draws.
@@ -805,7 +809,9 @@ class Model(nn.Module):
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
-    """Return a uniform number in [0, 1) per row, made of the row's first two signed 16-bit integers."""
+    """Return a uniform number in [0, 1) per row, made of the row's first two signed 16-bit
+    integers.
+    """
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 

@@ -1,4 +1,5 @@
-r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR 2017).
+r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR
+2017).
 
 The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversarial Networks",
 arXiv:1406.2661v1.
@@ -134,7 +135,8 @@ def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImag
 
 
 def contrast_pictures(images: Images, uniform: Float[Tensor, "B 2"]) -> Images:
-    """Return images (in 0 … 1) made black or very dark, as images without structure (not in the paper).
+    """Return images (in 0 … 1) made black or very dark, as images without structure (not in the
+    paper).
 
     If the first of an image's two uniform numbers is below ½, the result is black. Otherwise its
     pixels are multiplied by `FAINTEST` times the second number.
@@ -303,7 +305,8 @@ class AutoEncoder(nn.Module):
         self.decoder = pixel_layers(config, self.encoder.units, config.size_d, config.layers_dec, batch_norm=False)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the energies D(x) (B,), and the encoder codes (B, S) before the last layer's dropout.
+        """Return the energies D(x) (B,), and the encoder codes (B, S) before the last layer's
+        dropout.
 
         The energies are float32 under autocast, too. Layer i draws its dropout from the stream
         `stream` + i of `rows`; without `rows` there is no dropout.

@@ -82,7 +82,9 @@ class Client(ApiMethods):
                     outcome = error
 
     def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
-        """Run one step of a method: wait and return None, or send a request and return its response."""
+        """Run one step of a method: wait and return None, or send a request and return its
+        response.
+        """
         if isinstance(step, Delay):
             time.sleep(step.seconds)
             return None
@@ -166,7 +168,9 @@ class AsyncClient(ApiMethods):
                     outcome = error
 
     async def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
-        """Run one step of a method: wait and return None, or send a request and return its response."""
+        """Run one step of a method: wait and return None, or send a request and return its
+        response.
+        """
         if isinstance(step, Delay):
             await asyncio.sleep(step.seconds)
             return None

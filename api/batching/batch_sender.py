@@ -161,7 +161,8 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     def device_kind(self, ref: str) -> str | None:
-        """Choose the device kind for a new job of a version: the one with the fewest waiting requests.
+        """Choose the device kind for a new job of a version: the one with the fewest waiting
+        requests.
 
         `ref` is `name@version`. The requests are counted per worker of the kind. Returns None if no
         worker can run the version now, or if the workers report no device kind.
@@ -183,7 +184,9 @@ class BatchSender:
         return route is not None and route.workers > 1 and rows >= _SPREAD_SLICES * slice_rows
 
     def is_listed(self, ref: str) -> bool:
-        """Return whether a live worker has a version in its catalog; True while no catalog is known."""
+        """Return whether a live worker has a version in its catalog; True while no catalog is
+        known.
+        """
         states = self._scheduler.fleet.states
         return not states or any(state.lists(ref) for state in states)
 
@@ -212,7 +215,8 @@ class BatchSender:
         return time.monotonic() - since >= self._settings.device_wait_s
 
     def _device_kind(self, ref: str) -> str:
-        """Choose the device kind for a request; `ANY_KIND` while no worker that can run it is known.
+        """Choose the device kind for a request; `ANY_KIND` while no worker that can run it is
+        known.
 
         Raises OverloadedError if workers run, but no worker that can run the version is alive or
         was alive recently.
@@ -277,7 +281,8 @@ class BatchSender:
             await self._redis.set(drain_key(worker_id), reason, ex=DRAIN_TTL_S)
 
     def wake(self, ref: str, kind: str | None = None) -> None:
-        """Send a message by which an inference worker that can run a version looks for a queued job.
+        """Send a message by which an inference worker that can run a version looks for a queued
+        job.
 
         With `kind`, the worker is of this device kind. If the message is lost, the job service
         sends another one later.
@@ -310,7 +315,8 @@ class BatchSender:
             return False
 
     async def queue_lengths(self) -> dict[QueueName, int]:
-        """Return the number of messages on each queue, of all workers together, keyed by queue name.
+        """Return the number of messages on each queue, of all workers together, keyed by queue
+        name.
 
         Raises RedisError while the queue server is unreachable.
         """
@@ -428,7 +434,8 @@ class BatchSender:
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
 
     async def _handle_completion(self, data: bytes) -> None:
-        """Handle a message of a worker about one batch: its progress, its results, or its rejection.
+        """Handle a message of a worker about one batch: its progress, its results, or its
+        rejection.
 
         `data` is packed by MessagePack. A large message is in the blob store, and `data` has its
         key. Messages about unknown batches are ignored.
@@ -524,7 +531,8 @@ class BatchSender:
     # --- heartbeats ---
 
     async def _watch(self) -> None:
-        """Read the workers' heartbeats five times a second, and resend lost batches, until cancelled.
+        """Read the workers' heartbeats five times a second, and resend lost batches, until
+        cancelled.
 
         Also updates the scheduler's list of workers and their largest batches, and deletes the
         heartbeats and queues of workers whose heartbeat has not changed for
@@ -570,7 +578,8 @@ class BatchSender:
                 self._monitor.add_catalog(digest, unpack(packed))
 
     def _replace_kinds(self) -> None:
-        """Choose a device kind for waiting requests that have none, or whose kind has no worker left.
+        """Choose a device kind for waiting requests that have none, or whose kind has no worker
+        left.
 
         A request whose kind is replaced begins again at its first row, so that workers of one kind
         compute all of its rows.

@@ -239,7 +239,8 @@ class InFlightCounts:
         return self._queues[queue]
 
     def free_target(self, queue: QueueName, route: Route) -> Target | None:
-        """Return the target for the next batch of a route; None if all have enough batches in flight.
+        """Return the target for the next batch of a route; None if all have enough batches in
+        flight.
 
         Of the preferred targets that have room, returns the one with the fewest batches in flight
         per worker. If no preferred target has room, chooses in the same way among the route's
@@ -254,7 +255,9 @@ class InFlightCounts:
         return None
 
     def _has_room(self, queue: QueueName, target: Target) -> bool:
-        """Return whether another batch of the queue may be sent to a target, by its and its group's limit."""
+        """Return whether another batch of the queue may be sent to a target, by its and its group's
+        limit.
+        """
         group_limit = IN_FLIGHT_PER_WORKER * target.group_workers
         own_limit = IN_FLIGHT_PER_WORKER * target.workers
         return self._groups[queue, target.group] < group_limit and self._targets[queue, target.name] < own_limit

@@ -120,7 +120,9 @@ class RequestSlice:
 
     @property
     def outdated(self) -> bool:
-        """Whether the request was restarted after the slice was made, so that its result is not used."""
+        """Whether the request was restarted after the slice was made, so that its result is not
+        used.
+        """
         return self.restarts != self.request.restarts
 
     def to_wire(self) -> BatchSlice:
@@ -235,7 +237,8 @@ class OwnerQueue:
 class Group:
     """The requests with unsent rows that have one group key, and so may share a batch.
 
-    The key has the model, version, method, options and device kind, and for the bulk queue the request.
+    The key has the model, version, method, options and device kind, and for the bulk queue the
+    request.
 
     `queues` has the requests, keyed by owner. `rows` is the number of their rows that are in no
     batch yet, and `last_arrival` the time (monotonic, seconds) at which the newest request arrived.
@@ -285,7 +288,8 @@ class ResultWaits:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """End the waits that have lasted `WAIT_S` seconds, by raising StillWaitingError in their callers.
+        """End the waits that have lasted `WAIT_S` seconds, by raising StillWaitingError in their
+        callers.
 
         Only the timer of this object calls this method. The requests continue, with new futures for
         their results. If other waits are open, the timer is set to the time at which the next of

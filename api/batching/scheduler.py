@@ -105,8 +105,8 @@ class BatchScheduler:
         self._limits = limits
         self._clock = clock
         self._groups: dict[QueueName, dict[GroupKey, Group]] = {queue: defaultdict(Group) for queue in QUEUES}
-        # keyed by owner: the keys of the groups in which the owner has unsent rows; owners and groups
-        # are in the order of their turns
+        # keyed by owner: the keys of the groups in which the owner has unsent rows; owners and
+        # groups are in the order of their turns
         self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]]
         self._turns = {queue: OrderedDict() for queue in QUEUES}
         self._waiting: set[PendingRequest] = set()
@@ -457,8 +457,8 @@ class BatchScheduler:
         if took < (_LONG_MULTITHREADED_S if multithreaded else _LONG_S):
             self._timings.pop(key, None)
             return
-        # rows that arrived meanwhile count too: otherwise two half batches in alternation would never
-        # merge
+        # rows that arrived meanwhile count too: otherwise two half batches in alternation would
+        # never merge
         group = self._groups["interactive"].get(key)
         rows = sum(part.rows for part in batch.slices) + (0 if group is None else group.rows)
         self._timings[key] = PassTiming(min(rows, self._largest(key)), took, self._clock())

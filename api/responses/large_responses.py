@@ -217,7 +217,9 @@ class _PiecesResponse(Response):
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the client disconnects; wait forever if the rest of the request's body is rejected."""
+    """Wait until the client disconnects; wait forever if the rest of the request's body is
+    rejected.
+    """
     with contextlib.suppress(ProblemError):  # of a body that nobody reads
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -304,7 +304,9 @@ def _encode(spec: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[
 
 
 def _body(file: bytes, spec: UpscaleSpec, metadata: ResultMetadata, output: OutputFormat, constants: Fields) -> bytes:
-    """Return the body of a response for an image file: the file, or JSON that contains it as base64."""
+    """Return the body of a response for an image file: the file, or JSON that contains it as
+    base64.
+    """
     if not output.json:
         return file
     body = io.BytesIO()

@@ -47,7 +47,8 @@ async def list_dataset_images(
         int | None, Query(ge=1, le=_MAX_LIMIT, description="Of a PNG; by default it is about square.")
     ] = None,
 ) -> Response:
-    """Return at most `limit` images of a split, in their order, after the one with the index `after`.
+    """Return at most `limit` images of a split, in their order, after the one with the index
+    `after`.
 
     Fewer are returned if they are large. `Accept` chooses a list with links, one PNG with these
     images line by line, or an NPZ with `images`, `index` and, if there are any, `labels`. If there
@@ -93,7 +94,8 @@ async def get_dataset_image(
 async def _about_and_headers(
     state: AppState, caller: Caller, name: str, part: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the description of a dataset, and the headers for a response with a part of the dataset.
+    """Return the description of a dataset, and the headers for a response with a part of the
+    dataset.
 
     `part` names this part in the entity tag. Raises NotFoundError if the caller may not use the
     dataset.

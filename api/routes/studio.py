@@ -27,7 +27,9 @@ class _AssetFiles(StaticFiles):
         """Accept a folder that does not exist: the page may be built later."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Return the file at `path`, or its gzipped copy if there is one and the client accepts gzip."""
+        """Return the file at `path`, or its gzipped copy if there is one and the client accepts
+        gzip.
+        """
         if "gzip" in Headers(scope=scope).get("accept-encoding", ""):
             try:
                 response = await super().get_response(f"{path}.gz", scope)

@@ -154,7 +154,9 @@ async def get_training_preview(state: State, job: CurrentTraining) -> Response:
 
 @router.get("/{job_id}/previews", summary="A training's previews by epoch", responses=problem_responses(404))
 async def list_training_previews(state: State, job: CurrentTraining) -> schemas.PreviewPage:
-    """Return the previews that are kept of a training, at most 64, about evenly spaced over its epochs."""
+    """Return the previews that are kept of a training, at most 64, about evenly spaced over its
+    epochs.
+    """
     path = f"/v1/trainings/{job.id}/previews"
     sizes = await asyncio.to_thread(state.runs.preview_sizes, job.id)
     previews = []
@@ -168,7 +170,9 @@ async def list_training_previews(state: State, job: CurrentTraining) -> schemas.
 async def get_epoch_preview(
     state: State, job: CurrentTraining, epoch: Annotated[int, PathParameter(ge=0, lt=1 << 62)]
 ) -> Response:
-    """Return the preview of a training after an epoch, a PNG. The status is 404 if none is kept of that epoch."""
+    """Return the preview of a training after an epoch, a PNG. The status is 404 if none is kept of
+    that epoch.
+    """
     try:
         picture = await asyncio.to_thread(state.runs.preview, job.id, epoch)
     except FileNotFoundError as error:

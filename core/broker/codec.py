@@ -14,11 +14,12 @@ import numpy as np
 # rows.
 Fields = dict[str, Any]
 
-# What some rows read, by the name of the input: images, uint8 (M, C, H, W), or codes, float32 (M, n).
+# What some rows read, by the name of the input: images, uint8 (M, C, H, W), or codes, float32 (M,
+# n).
 Items = dict[str, np.ndarray[Any, Any]]
 
-# The item of tiles with their vertical and horizontal margin, int64 (1, 2); without it, tiles have the
-# margin of the model's card on both axes.
+# The item of tiles with their vertical and horizontal margin, int64 (1, 2); without it, tiles have
+# the margin of the model's card on both axes.
 MARGINS = "margins"
 
 _TYPES = {name: np.dtype(name) for name in ("uint8", "float32", "float64", "int64", "bool")}

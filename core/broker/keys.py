@@ -34,7 +34,9 @@ def queue_key(queue: QueueName, target: str = "") -> str:
 
 
 def catalog_key(digest: str) -> str:
-    """Return the key of the list of versions (packed `name@version`) that a heartbeat names by a digest."""
+    """Return the key of the list of versions (packed `name@version`) that a heartbeat names by a
+    digest.
+    """
     return f"reverie:catalog:{digest}"
 
 

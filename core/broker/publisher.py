@@ -51,7 +51,8 @@ def _channel() -> Any:
 
 # See docs/decisions.md#the-api-writes-celery-messages-itself
 def task_message(task: str, key: str, *args: Any) -> bytes:
-    """Return the Celery message that calls the task `task` with `args`, for the queue with this key.
+    """Return the Celery message that calls the task `task` with `args`, for the queue with this
+    key.
 
     It has the format of kombu's Redis transport.
     """

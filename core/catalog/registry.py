@@ -203,7 +203,9 @@ class Registry:
         self._scanned_at = self._checked_at = time.monotonic()
 
     def _sources(self) -> Iterator[tuple[str, str, Path, Callable[[], ModelVersion]]]:
-        """Yield (name, version, path, function that reads the card) of each version, shipped ones first."""
+        """Yield (name, version, path, function that reads the card) of each version, shipped ones
+        first.
+        """
         shared = self._made if isinstance(self._made, SharedVersions) else None
         folders = [self._folder, *([self._made.folder] if self._made and not shared else [])]
         for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):

@@ -21,7 +21,9 @@ def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
 
 
 def slow_workers(heartbeats: Heartbeats, ref: str) -> list[str]:
-    """Return the ids of ready workers that have neither loaded a version nor reported that they cannot."""
+    """Return the ids of ready workers that have neither loaded a version nor reported that they
+    cannot.
+    """
     ready = _ready(heartbeats, ref)
     return [name for name, one in ready.items() if ref not in one["capacity"] and ref not in one.get("refused", {})]
 

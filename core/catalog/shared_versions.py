@@ -44,7 +44,9 @@ class SharedVersions(Versions):
     """The versions in the job database and the blob store. Its methods block."""
 
     def __init__(self, folder: Path, engine: sa.Engine, blobs: Blobs, cache: BlobCache) -> None:
-        """Use the stores of this process. Paths of versions begin with `folder`, which has no files."""
+        """Use the stores of this process. Paths of versions begin with `folder`, which has no
+        files.
+        """
         super().__init__(folder)
         self._engine = engine
         self._blobs = blobs

@@ -1,4 +1,5 @@
-"""Store datasets for hosts without a common folder: descriptions in the job database, files as blobs.
+"""Store datasets for hosts without a common folder: descriptions in the job database, files as
+blobs.
 
 The files of a dataset are uploaded before its row is inserted, and deleted after the row. So a
 process that dies leaves blobs without a row, which the cleanup deletes.

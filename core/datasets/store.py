@@ -46,7 +46,8 @@ class InUseError(ValueError):
 
 @dataclass(frozen=True)
 class ImagePage:
-    """Consecutive images of a split: `pixels`, uint8 (n, C, H, W), and their `labels` (n,) if there are any.
+    """Consecutive images of a split: `pixels`, uint8 (n, C, H, W), and their `labels` (n,) if there
+    are any.
 
     The index of the first image in its split is `first`; the split has `total` images.
     """
@@ -232,7 +233,9 @@ class Datasets:
         return ImagePage(first, len(images), pixels, labels)
 
     def _labels(self, name: str, split: str, first: int, count: int) -> np.ndarray[Any, Any] | None:
-        """Return the labels of `count` images of a split from the index `first` on; None without labels."""
+        """Return the labels of `count` images of a split from the index `first` on; None without
+        labels.
+        """
         try:
             labels = np.load(self.file(name, "labels.npy"), mmap_mode="r")
         except FileNotFoundError:

@@ -32,7 +32,8 @@ from core.jobs.records import (
 from core.jobs.schema import RUNS_INFERENCE, claim_order, jobs, result_chunks, transaction
 from core.webhooks.outbox import insert_delivery
 
-# A worker whose memory is full leaves jobs of a version that it has not loaded to others for so long.
+# A worker whose memory is full leaves jobs of a version that it has not loaded to others for so
+# long.
 _OTHERS_FIRST_S = 1.0
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
@@ -123,7 +124,8 @@ class JobClaims(JobQueries):
         """
         recorded = []
         with transaction(self.engine) as connection:
-            # transactions lock jobs in the order of their ids, so that none waits for one that waits for it
+            # transactions lock jobs in the order of their ids, so that none waits for one that
+            # waits for it
             for report in sorted(reports, key=lambda report: report.claim.job_id):
                 held = transitions.held_by(report.claim)
                 query = sa.select(jobs.c.rows, jobs.c.next_row).where(held).with_for_update()
@@ -363,9 +365,9 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 # Owners take turns, so one owner's backlog does not delay others. The table `claim_order` has the
 # time of the last claim for each queue and owner. Of the owners with a claimable job, the one with
-# the oldest last claim is next, and its oldest job is claimed. The owner is chosen first, and then the
-# job is locked. In PostgreSQL several claims run at the same time. Each locks the row of its owner, so
-# that claims at the same time serve different owners; no claim waits for a lock.
+# the oldest last claim is next, and its oldest job is claimed. The owner is chosen first, and then
+# the job is locked. In PostgreSQL several claims run at the same time. Each locks the row of its
+# owner, so that claims at the same time serve different owners; no claim waits for a lock.
 
 
 def queue_of(kind: str) -> str:

@@ -59,7 +59,8 @@ def open_engine(url: str) -> sa.Engine:
     options = {name: value for name, value in _CONNECTION.items() if name not in address.query}
     # the server takes the last value of an option
     options["options"] = f"{_OPTIONS} {address.query.get('options', '')}".strip()
-    # the guards of each write are evaluated again after a wait for a lock, which is so at this level only
+    # the guards of each write are evaluated again after a wait for a lock, which is so at this
+    # level only
     return sa.create_engine(
         address,
         connect_args=options,

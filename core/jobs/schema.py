@@ -87,7 +87,8 @@ jobs = sa.Table(
     sa.Index("jobs_owner", "owner", "id"),
     sa.Index("jobs_finished", "finished_at"),
     sa.Index("jobs_status_deadline_at", "status", "deadline_at"),
-    # of the jobs that are inserted as `exclusive`, so that processes cannot insert two at the same time
+    # of the jobs that are inserted as `exclusive`, so that processes cannot insert two at the same
+    # time
     sa.Index(
         "jobs_unfinished_name", "kind", "model", unique=True, sqlite_where=_EXCLUSIVE, postgresql_where=_EXCLUSIVE
     ),

@@ -44,7 +44,8 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             except sa.exc.IntegrityError:
                 if not exclusive and idempotency_key is None:
                     raise
-                # another process has inserted such a job or key at the same time; the next try finds it
+                # another process has inserted such a job or key at the same time; the next try
+                # finds it
         return self._insert(new_jobs, exclusive, idempotency_key)
 
     def _insert(self, new_jobs: Sequence[Job], exclusive: bool, idempotency_key: IdempotencyKey | None) -> Insertion:
@@ -183,7 +184,9 @@ class JobStore(JobClaims, JobInputs, JobLeases):
 
 
 def _rows(connection: sa.Connection, new_jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Return the rows of new jobs, whose times are of this host's clock, with times of the database's."""
+    """Return the rows of new jobs, whose times are of this host's clock, with times of the
+    database's.
+    """
     rows = [dict(vars(job)) for job in new_jobs]
     if connection.dialect.name != "sqlite":
         ahead_s = current_time(connection) - time.time()

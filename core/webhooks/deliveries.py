@@ -87,7 +87,9 @@ class Deliveries:
             return connection.execute(webhook_deliveries.update().where(held).values(change)).rowcount == 1
 
     def _outcome(self, delivery: Delivery, attempt: Attempt, now: float) -> dict[str, Any]:
-        """Return the columns that the outcome of an attempt changes; `now` is the time in Unix time."""
+        """Return the columns that the outcome of an attempt changes; `now` is the time in Unix
+        time.
+        """
         attempts = delivery.attempts + 1
         change: dict[str, Any] = {
             "attempts": attempts,

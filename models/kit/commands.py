@@ -223,7 +223,8 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _load_training_data(recipe: Recipe, folder: Path) -> tuple[Recipe, data.ImageSet, data.ImageSet | None]:
-    """Return the recipe with its number of epochs set, the training images and the validation images.
+    """Return the recipe with its number of epochs set, the training images and the validation
+    images.
 
     Data sets are read from `folder`. The number of epochs follows from `training.steps` and the
     number of images (`Recipe.fitted`). The validation images are None if the data set has no

@@ -135,7 +135,8 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
 
 
 def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
-    """Return images binarized by a draw with a fixed seed (pixels 0 or 255), and their SHA-256 in hex.
+    """Return images binarized by a draw with a fixed seed (pixels 0 or 255), and their SHA-256 in
+    hex.
 
     The result depends only on the images and on `test`: test images are drawn with another seed.
     """

@@ -159,7 +159,9 @@ def _files(folder: Path) -> Path:
 
 
 def _debs(folder: Path) -> dict[str, Path | None]:
-    """Return the path of each Debian package in `folder`, keyed by name; None for a missing package."""
+    """Return the path of each Debian package in `folder`, keyed by name; None for a missing
+    package.
+    """
     return {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
 
 

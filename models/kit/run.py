@@ -228,7 +228,8 @@ class Run(Trainer):
             self.folder.write_preview(self.epoch, picture)
 
     def touch_progress(self) -> None:
-        """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` seconds old.
+        """Set the modification time of `progress.json` to now, if it is `PROGRESS_EVERY_S` seconds
+        old.
 
         Work without optimizer steps calls this often, because the training worker stops a child
         process that writes none of its files for too long.

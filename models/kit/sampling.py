@@ -136,7 +136,8 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
 
 
 def common_progress(done: Int[Tensor, "B"]) -> int:
-    """Return the number that all rows of `done` have, for example of finished steps; 0 without rows.
+    """Return the number that all rows of `done` have, for example of finished steps; 0 without
+    rows.
 
     Raises ValueError if rows differ.
     """

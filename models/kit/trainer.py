@@ -168,7 +168,8 @@ class Trainer:
         return scheduled_rate(self.training, self.epoch, self.steps, self.batch_count)
 
     def training_steps(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int) -> Iterator[OptimizerStep]:
-        """Yield the optimizer step of each optimized submodule; apply it before you request the next.
+        """Yield the optimizer step of each optimized submodule; apply it before you request the
+        next.
 
         Each step is computed in an autocast context of its own, because autocast caches the weights
         that it has cast.

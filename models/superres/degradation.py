@@ -87,7 +87,9 @@ def _mix(images: Images, weights: tuple[tuple[float, ...], ...]) -> Images:
 
 
 def _tables(base: tuple[tuple[int, ...], ...], quality: PerImage) -> Float[Tensor, "B 8 8"]:
-    """Return the table of JPEG quantisation steps of each image at its `quality`, by libjpeg's rule."""
+    """Return the table of JPEG quantisation steps of each image at its `quality`, by libjpeg's
+    rule.
+    """
     percent = torch.where(quality < 50, 5000.0 / quality, 200.0 - 2.0 * quality).floor()[:, None, None]
     return ((quality.new_tensor(base) * percent + 50.0) / 100.0).floor().clamp(1.0, 255.0)
 

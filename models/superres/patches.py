@@ -18,7 +18,8 @@ _NOISE = FIRST_FREE + 2  # the stream of the noise
 
 @dataclass(frozen=True)
 class DegradedPatches:
-    """Training patches of one size for the denoiser: `clean` ones, `degraded` ones, and the strengths.
+    """Training patches of one size for the denoiser: `clean` ones, `degraded` ones, and the
+    strengths.
 
     `index` has, for each patch, the index of its image in the batch.
     """

@@ -201,7 +201,8 @@ class Upscaler(nn.Module):
         self.tails = nn.ModuleDict(tails)
 
     def trunk(self, low: Images, noise: Float[Tensor, "B 1 H W"] | None = None) -> Float[Tensor, "B F H W"]:
-        """Return the features (B, F, H, W) of low-resolution images, from which any scale is computed.
+        """Return the features (B, F, H, W) of low-resolution images, from which any scale is
+        computed.
 
         `noise` is added to the first features; None adds no noise.
         """

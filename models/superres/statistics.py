@@ -27,7 +27,8 @@ GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern i
 
 
 def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
-    """Return the standard deviation of `target` − `own` in each channel: per feature map a tensor (C,).
+    """Return the standard deviation of `target` − `own` in each channel: per feature map a tensor
+    (C,).
 
     `own` has the statistics of the regression's estimates, and `target` those of the true images.
     The result is the root mean square, over images and pixels, of their difference; it is at least
@@ -63,7 +64,8 @@ def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistic
 
 # See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Return the residual image `detail` without patterns with the period of a low-resolution pixel.
+    """Return the residual image `detail` without patterns with the period of a low-resolution
+    pixel.
 
     Such patterns are the texture that lowers the energy at the least cost. A low-resolution pixel
     has s² pixels (s = `scale`); from the pixels at each of these s² positions their mean over the

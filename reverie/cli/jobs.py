@@ -157,7 +157,9 @@ def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
 
 
 def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
-    """Show an event of a job in the bar, in the status line below the bar, or as a message above it."""
+    """Show an event of a job in the bar, in the status line below the bar, or as a message above
+    it.
+    """
     if event.kind == "progress":
         bar.set_progress(float(event.data["progress"]))
     elif event.kind == "status":

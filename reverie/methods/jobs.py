@@ -141,13 +141,13 @@ class TrainingMethods(BaseMethods):
 
         When the training succeeds, the model `name` has a new version. `recipe` has the changes to
         the family's default recipe: `config`, `training` and `seed`. `summary` describes the model
-        in its model card. `serve` says when the new version becomes active: "if better" than the active
-        one, "always" or "never". `evaluation` has the `count` of test pictures and the number `k`
-        of importance samples per picture. `gpus` is the number of devices. A new model is private
-        unless `shared`. After `deadline_s` seconds the training fails; its last checkpoint is kept.
-        `webhook` is a URL, or a mapping of `url` and `events`, to which the service sends a signed
-        request when the training ends. Raises InvalidError for an invalid recipe, and ConflictError
-        if a training of this model is unfinished.
+        in its model card. `serve` says when the new version becomes active: "if better" than the
+        active one, "always" or "never". `evaluation` has the `count` of test pictures and the
+        number `k` of importance samples per picture. `gpus` is the number of devices. A new model
+        is private unless `shared`. After `deadline_s` seconds the training fails; its last
+        checkpoint is kept. `webhook` is a URL, or a mapping of `url` and `events`, to which the
+        service sends a signed request when the training ends. Raises InvalidError for an invalid
+        recipe, and ConflictError if a training of this model is unfinished.
         """
         body: dict[str, Any] = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}}
         body |= {"summary": summary, "serve": serve, "gpus": gpus}

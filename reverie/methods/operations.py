@@ -203,7 +203,9 @@ class OperationMethods(BaseMethods):
     def reconstructions(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Encode images and decode their latent codes; the result has the reconstructions as `images`."""
+        """Encode images and decode their latent codes; the result has the reconstructions as
+        `images`.
+        """
         return (yield from self._run("reconstructions", model, images, seed, options))
 
     @ClientMethod
@@ -261,7 +263,9 @@ class OperationMethods(BaseMethods):
         options: dict[str, Any],
         on_progress: JobProgress | None = None,
     ) -> Steps[OperationResult]:
-        """Run an operation of a model; return its result, after waiting for the job if there is one."""
+        """Run an operation of a model; return its result, after waiting for the job if there is
+        one.
+        """
         deadline_s = options.pop("deadline_s", None)
         request = _operation_request(operation, {"Accept": JSON}, _body(model, images, seed, options), deadline_s)
         return OperationResult((yield from self._send_and_wait(request, on_progress)).json())

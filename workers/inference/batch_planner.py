@@ -23,8 +23,8 @@ from workers.inference.loaded_model import BatchPlan, LoadedModel
 MAX_BATCH_SIZE = 1024
 
 # By type of device: the largest reference size, and how many values a pass of it may compute (60 ms
-# on a CPU). Smaller ones than `_MIN_REFERENCE_ROWS` have bits of their own, which no other size has;
-# so a slow operation gets this size, or 1 if that is more than `_MUCH` times the limit.
+# on a CPU). Smaller ones than `_MIN_REFERENCE_ROWS` have bits of their own, which no other size
+# has; so a slow operation gets this size, or 1 if that is more than `_MUCH` times the limit.
 _REFERENCE = {"cpu": (64, 32_000_000), "cuda": (1024, 4_000_000_000)}
 _MIN_REFERENCE_ROWS, _MUCH = 16, 16
 

@@ -54,7 +54,8 @@ class ChildProcesses:
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
     def common_options(self, job: Job, *, device: bool = True) -> list[str]:
-        """Return the options of every command that reads the dataset of a job: threads and data folder.
+        """Return the options of every command that reads the dataset of a job: threads and data
+        folder.
 
         With `device`, the option for the training device is included. Blocks while a dataset in the
         blob store is downloaded.

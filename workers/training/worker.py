@@ -163,7 +163,8 @@ class TrainingWorker:
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write the descriptions of all families, including the extra ones, to a file or blob for the API.
+        """Write the descriptions of all families, including the extra ones, to a file or blob for
+        the API.
 
         Does nothing if the setting `extra_models` names no folder.
         """
