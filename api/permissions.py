@@ -84,7 +84,10 @@ class Permissions:
         await asyncio.to_thread(self._load)
 
     async def watch(self) -> None:
-        """Read the owners again every `REFRESH_S` seconds if they have changed, until cancelled."""
+        """Keep the cached owners of datasets and models up to date, until cancelled.
+
+        Every `REFRESH_S` seconds they are read again if the database has changed. Errors are logged.
+        """
         while True:
             await asyncio.sleep(REFRESH_S)
             try:

@@ -5,7 +5,7 @@ collect for the next batch. So a request on an idle service does not wait, and b
 load. A slice is the part of a request's rows that one batch contains. If the worker of a batch
 dies, each slice of the batch is sent again in its own batch; if a slice is completed twice, the
 first completion counts. `api.batching.scheduler` decides which rows go into a batch. A device kind
-(device, processor, torch version, threads) is a class of workers whose results have the same bits.
+(device, processor, torch version, threads) is a class of workers whose results are bit-identical.
 A worker group is the set of workers with the same device kind and the same `REVERIE_MODELS`.
 
 This file has more than 400 lines because the methods that send, complete and resend a batch share

@@ -100,7 +100,10 @@ class WorkerMonitor:
         return [digest for digest in named if digest and digest not in self._catalogs]
 
     def add_catalog(self, digest: str, refs: Iterable[str]) -> None:
-        """Store the versions (`name@version`) of the catalog with a digest."""
+        """Remember which model versions (`name@version`) a digest of a catalog stands for.
+
+        Heartbeats name the versions that a worker may load by such a digest.
+        """
         while len(self._catalogs) >= _CATALOGS:
             del self._catalogs[next(iter(self._catalogs))]
         self._catalogs[digest] = frozenset(refs)

@@ -34,8 +34,9 @@ def queue_key(queue: QueueName, target: str = "") -> str:
 
 
 def catalog_key(digest: str) -> str:
-    """Return the key of the list of versions (packed `name@version`) that a heartbeat names by a
-    digest.
+    """Return the Redis key of a catalog, the packed list of versions that a worker may load.
+
+    Heartbeats contain only the digest of the list.
     """
     return f"reverie:catalog:{digest}"
 

@@ -31,7 +31,10 @@ class VersionActiveError(ValueError):
 
 # See docs/decisions.md#a-file-names-the-active-version
 class Versions:
-    """The versions made by this service, in a folder that all processes share."""
+    """The model versions that were trained or imported here, and which of them are active.
+
+    They are in a folder that all processes share.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is created by the first write."""

@@ -39,10 +39,12 @@ class Arrays(NamedTuple):
 def arrays_by_split(names: Iterable[str]) -> Arrays:
     """Return which of the arrays `names` are the images and which the labels of each split.
 
-    A name consists of a split, of `x`, `images` or `data` (images), of `y` or `labels` (labels), or
-    of a split and one of these in either order. Case and separators have no meaning: `x_train`,
-    `trainImages`, `VAL_LABELS`. Other names are ignored. Raises UploadRejectedError if two names
-    have the same meaning.
+    A name may contain a split (`train`, `val`, `test`, …) and a word for the content, in either
+    order: `x`, `images` or `data` for images, `y` or `labels` for labels. A name with only a split
+    means images; one with only the content has the split None. Case and separators are ignored:
+    `x_train`, `trainImages`, `VAL_LABELS`. NumPy's default name `arr_0` means images if no other
+    array does; other names are skipped. Raises UploadRejectedError if two arrays have the same
+    split and content.
     """
     result = Arrays({}, {})
     unnamed = None

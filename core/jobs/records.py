@@ -109,7 +109,7 @@ class Job:
 class ClaimScope:
     """The inference jobs that a worker may claim, and the worker's device kind.
 
-    A device kind names what the bits of a result depend on: device, processor, torch version,
+    A device kind names what a result depends on, to the last bit: device, processor, torch version,
     threads. `models` are the names of the models that the worker may load, None for all, and
     `lacking` the pairs (model, version) that it has found missing. If `loaded` is not None, the
     worker's memory is full: jobs of versions that are not in `loaded` are left to other workers for

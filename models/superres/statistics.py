@@ -67,9 +67,9 @@ def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float
     """Return the residual image `detail` without patterns with the period of a low-resolution
     pixel.
 
-    Such patterns are the texture that lowers the energy at the least cost. A low-resolution pixel
-    has s² pixels (s = `scale`); from the pixels at each of these s² positions their mean over the
-    neighbouring low-resolution pixels is subtracted.
+    Minimizing the energy would produce such a pattern as an artefact. Each low-resolution pixel
+    covers a block of s × s pixels (s = `scale`). For each of the s² positions in a block, the mean
+    of the pixels at this position in the neighbouring blocks is subtracted.
     """
     phases = functional.pixel_unshuffle(detail, scale)
     # the mean of a square is the mean of its lines' means, at the border too, and takes fewer sums

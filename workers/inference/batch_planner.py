@@ -106,9 +106,10 @@ class BatchPlanner:
     def first_plan(self) -> BatchPlan:
         """Return the plan with the reference size as its only batch size.
 
-        The reference size is the batch size that defines the bits of each row. To find it takes a
-        pass of one row and, if the size is larger than 1, at least two passes of that size: if the
-        bits of a row depend on its place in the batch, the size is halved until they do not.
+        The outputs of all other batch sizes must be bit-identical to those of the reference size.
+        The first call may run the model: once with one row to estimate a size, then twice with each
+        size tried, with the rows in order and reversed. The size is halved until the output of a
+        row does not depend on its place in the batch.
         """
         if self._reference is None:
             size = 1 if self._any_size else self._affordable_size()
@@ -119,7 +120,7 @@ class BatchPlanner:
         return BatchPlan((self._reference,), self._reference)
 
     def measure(self) -> Generator[None, None, BatchPlan]:
-        """Find the batch sizes that give rows the same bits as the reference size, and time them.
+        """Find and time the batch sizes whose outputs are bit-identical to the reference size's.
 
         Yields after each forward pass, so that the caller can do other work; the generator's return
         value is the measured plan. Sizes below and above the reference size are tried.
@@ -169,7 +170,7 @@ class BatchPlanner:
         return 1 if size * counter.values > _MUCH * limit else size
 
     def _ignores_order(self, size: int) -> bool:
-        """Return whether `size` rows have the same bits when they are in reverse order."""
+        """Return whether each of `size` rows has a bit-identical output in a batch in reverse order."""
         self._outputs = self.run(size)
         return _same(self._outputs, self.run(size, reverse=True), size)
 
