@@ -1,24 +1,13 @@
 """Which jobs a worker claims: those of its models and its device kind."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from core.jobs.records import ClaimScope, Job, SliceReport
 from core.jobs.store import JobStore
 
 LEASE_S = 30.0
 CPU, GPU = ClaimScope("cpu"), ClaimScope("gpu")
-
-
-@pytest.fixture
-def job_store(database: str) -> Iterator[JobStore]:
-    """An empty job store."""
-    opened = JobStore(database)
-    yield opened
-    opened.engine.dispose()
 
 
 def job(**more: Any) -> Job:

@@ -1,7 +1,6 @@
 """Claims, leases and fencing tokens on a real database."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,6 @@ from core.jobs.records import (
 from core.jobs.store import JobStore
 
 LEASE_S = 30.0
-
-
-@pytest.fixture
-def job_store(database: str) -> Iterator[JobStore]:
-    """An empty job store."""
-    opened = JobStore(database)
-    yield opened
-    opened.engine.dispose()
 
 
 def job(**more: Any) -> Job:
