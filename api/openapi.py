@@ -191,7 +191,10 @@ _LINKS: dict[tuple[str, str], Schema] = {
 
 
 def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:
-    """Add links, problem responses and what all routes share to the description of a route."""
+    """Add links, error responses and common headers to the OpenAPI description of a route.
+
+    `keys` says whether the service has API keys, so that a route needs one.
+    """
     responses = described["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # a problem replaces it, see below

@@ -217,8 +217,10 @@ class _PiecesResponse(Response):
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the client disconnects; wait forever if the rest of the request's body is
-    rejected.
+    """Wait until the client disconnects; the caller cancels this when the response is sent.
+
+    If reading the rest of the request's body raises ProblemError, a disconnect can no longer be
+    noticed, and the wait does not end by itself.
     """
     with contextlib.suppress(ProblemError):  # of a body that nobody reads
         while (await receive())["type"] != "http.disconnect":
@@ -241,10 +243,10 @@ class _BodyResponse(_PiecesResponse):
         super().__init__(memory, _body_pieces(self._bodies), len(body), len(body), status, headers, media)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, from a file if all large responses would hold too much memory.
+        """Send the response, from a file if its body does not fit into the memory of large responses.
 
-        Raises OverloadedError if all large responses together would still hold more bytes than the
-        limit, and FullError if the disk is full.
+        Raises OverloadedError, before anything is sent, if large responses would hold more bytes
+        than the limit even then, and FullError if the disk is full.
         """
         size = len(self._bodies[0])
         if not self._memory.fits(size):

@@ -115,8 +115,9 @@ class SharedVersions(Versions):
     def hide(self, name: str, versions_: Sequence[str], *, model: bool = False) -> Pointers:
         """Hide versions from new requests before they are deleted.
 
-        Returns the model's active version (`serves`) and candidate (`next`), as `Versions.hide`
-        does.
+        Returns the model's active version (`serves`) and candidate (`next`) as they were before the
+        call. With `model`, the whole model is to be deleted, and it has neither any more. Raises
+        VersionActiveError as `Versions.hide` does.
         """
         with transaction(self._engine) as connection:
             pointer = _lock_pointer(connection, name)

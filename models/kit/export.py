@@ -221,9 +221,9 @@ def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int)
     """Measure a model on the test images `pictures`; return the metrics for its model card.
 
     The card is `described`. Each metric has `name`, `value`, `unit`, `better` and `detail`. `k` is
-    the number of importance samples per image, or of generated images for an EBGAN. A family
-    without a method `evaluate` has one metric, its mean loss. The list is empty for a family
-    without a method `loss`, too, and for fewer than two images.
+    the number of importance samples per image, or of generated images for an EBGAN. The
+    metrics are those of the model's method `evaluate`; without one, the mean of its `loss`. The
+    list is empty if the model has neither method, or for fewer than two images.
     """
     if len(pictures) < 2:
         return []
