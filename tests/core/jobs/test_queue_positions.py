@@ -11,9 +11,7 @@ import pytest
 from core.jobs.queue_positions import Pace, inference_pace, queue_positions, training_paces
 from core.jobs.records import TRAINING, Event, Job
 from core.jobs.store import JobStore
-from tests.core.jobs.test_store import LEASE_S, job, job_store, status
-
-__all__ = ["job_store"]
+from tests.core.jobs.test_store import LEASE_S, job, status
 
 
 def _claims_in_order(job_store: JobStore, jobs: list[Job]) -> list[str]:
