@@ -1,5 +1,4 @@
-r"""Bidirectional Helmholtz Machines, Bornschein, Shabanian, Fischer and Bengio, arXiv:1506.03877v5
-(ICML 2016).
+r"""Bidirectional Helmholtz Machines, Bornschein et al., arXiv:1506.03877v5 (ICML 2016).
 
     paper              here                  shape     unit   equation
     x                  x                     B D       1      -

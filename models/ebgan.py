@@ -1,5 +1,4 @@
-r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR
-2017).
+r"""Energy-based Generative Adversarial Network, Zhao et al., arXiv:1609.03126v4 (ICLR 2017).
 
 The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversarial Networks",
 arXiv:1406.2661v1.

@@ -1,5 +1,4 @@
-r"""Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, arXiv:1312.6114v11 (ICLR
-2014).
+r"""Auto-Encoding Variational Bayes, Kingma and Welling, arXiv:1312.6114v11 (ICLR 2014).
 
 The importance-weighted bound (IWAE) L_K is that of Burda, Grosse and Salakhutdinov, "Importance
 Weighted Autoencoders", arXiv:1509.00519v4 (ICLR 2016); with K = 1 it equals the estimator SGVB A.

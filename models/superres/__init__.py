@@ -1,5 +1,4 @@
-r"""Super-Resolution with Deep Convolutional Sufficient Statistics, Joan Bruna, Pablo Sprechmann and
-Yann LeCun, arXiv:1511.05666v4 (ICLR 2016).
+r"""Super-Resolution with Deep Convolutional Sufficient Statistics, Bruna et al., arXiv:1511.05666v4.
 
     paper                    here                          shape       unit      equation
     x                        low                           B C h w     1         low resolution, 0 … 1
