@@ -223,8 +223,6 @@ class BatchSender:
         """
         fleet = self._scheduler.fleet
         kinds = fleet.kinds(ref)
-        if len(kinds) == 1:
-            return kinds[0]
         if kinds:
             return self._least_loaded(ref, kinds)
         if len(fleet) and not self._monitor.may_return(ref):
@@ -232,7 +230,7 @@ class BatchSender:
         return ANY_KIND  # chosen when there is a worker
 
     def _least_loaded(self, ref: str, kinds: tuple[str, ...]) -> str:
-        """Return the one of several device kinds that has the fewest waiting requests per worker."""
+        """Return the one of `kinds`, at least one, that has the fewest waiting requests per worker."""
         if len(kinds) == 1:
             return kinds[0]
         waiting: dict[str, int] = dict.fromkeys(kinds, 0)

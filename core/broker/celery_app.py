@@ -1,7 +1,6 @@
 """Configure the Celery application, which API processes and inference workers share.
 
-    celery -A core.broker.celery_app worker -P solo --without-gossip --without-mingle
-    --without-heartbeat
+    celery -A core.broker.celery_app worker -P solo --without-gossip --without-mingle --without-heartbeat
 
 starts an inference worker, as `python -m workers.inference` does. Only a worker imports the tasks
 (`include`), and with them torch; an API process only builds messages (`core.broker.publisher`).
