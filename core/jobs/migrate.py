@@ -18,7 +18,14 @@ import sqlalchemy as sa
 from core.files import locked
 from core.jobs.schema import instance, metadata, resource_changes, transaction
 
-HEAD = "0007"  # the newest revision in `migrations/versions`
+HEAD = "0008"  # the newest revision in `migrations/versions`
+
+OLDEST = "0008"
+"""The oldest revision whose release can use the tables of revision `HEAD`.
+
+Later migrations keep it if they only add tables, indexes, and columns that may be NULL. Then programs
+of both releases can run side by side during an upgrade.
+"""
 
 _POSTGRESQL_LOCK = 0x72657665
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -26,15 +33,15 @@ _alembic_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version
 
 
 class NewerDatabaseError(RuntimeError):
-    """Raised if a newer release made the database, so that this release cannot use it."""
+    """Raised if a newer release changed the tables in a way that this release cannot use."""
 
 
 # See docs/decisions.md#alembic-migrates-the-job-database-at-start
 def migrate(engine: sa.Engine) -> None:
     """Create the tables of a new database, or migrate an older one to this release's schema.
 
-    Waits while another process does so. Raises NewerDatabaseError if a newer release made the
-    database.
+    Waits while another process does so. A database of a newer release is left as it is. Raises
+    NewerDatabaseError if this release cannot use it.
     """
     with _lock(engine):
         if engine.dialect.name == "sqlite" and engine.url.database:
@@ -46,7 +53,7 @@ def migrate(engine: sa.Engine) -> None:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             revision = _revision(connection)
             new = not sa.inspect(connection).has_table("jobs")
-        if revision == HEAD:
+        if revision is not None and revision >= HEAD:
             return
         with transaction(engine) as connection:
             _lift_time_outs(connection, "LOCAL")
@@ -58,6 +65,7 @@ def migrate(engine: sa.Engine) -> None:
                 connection.execute(_alembic_version.insert().values(version_num=HEAD))
             else:
                 upgrade(connection)
+            connection.execute(instance.update().values(oldest_schema=OLDEST))
 
 
 def _lift_time_outs(connection: sa.Connection, scope: Literal["LOCAL", "SESSION"]) -> None:
@@ -108,12 +116,16 @@ def _rename_old_file(database: Path) -> None:
 def _revision(connection: sa.Connection) -> str | None:
     """Return the Alembic revision that the database records; None if it records none.
 
-    Raises NewerDatabaseError if it is newer than this release's newest revision.
+    Raises NewerDatabaseError if it is newer than `HEAD`, and this release is older than the oldest
+    one that can use it.
     """
     if not sa.inspect(connection).has_table(_alembic_version.name):
         return None
     revision: str | None = connection.scalar(sa.select(_alembic_version.c.version_num))
     if revision is not None and revision > HEAD:
+        oldest: str | None = connection.scalar(sa.select(instance.c.oldest_schema))
+        if oldest is not None and oldest <= HEAD:
+            return revision
         raise NewerDatabaseError(
             f"was made by a newer release (schema {revision}, this release has {HEAD}); start that release, or restore "
             "a backup that this one has made"

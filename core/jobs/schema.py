@@ -235,6 +235,7 @@ instance = sa.Table(
     sa.Column("id", sa.String(40), nullable=False),
     sa.Column("webhook_secret", sa.Text),
     sa.Column("version_changes", sa.BigInteger, nullable=False, default=0),
+    sa.Column("oldest_schema", sa.String(32)),
 )
 
 # Jobs of inference workers; the others are for training workers, or their inputs must be fetched.

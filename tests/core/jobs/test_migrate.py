@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from core.broker.codec import unpack
 from core.jobs import migrate
 from core.jobs.migrate import HEAD, NewerDatabaseError
-from core.jobs.records import TRAINING, IdempotencyKey, Insertion, JobState, ResultChunk, SliceReport
+from core.jobs.records import TRAINING, IdempotencyKey, Insertion, Job, JobState, ResultChunk, SliceReport
 from core.jobs.schema import metadata, transaction
 from core.jobs.store import JobStore
 from core.resources import Ownership, ResourceStore
@@ -146,13 +146,33 @@ def test_a_second_unfinished_training_of_a_name_ends_with_the_upgrade(tmp_path: 
     job_store.engine.dispose()
 
 
-def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
-    """A database of a newer release is rejected with one sentence."""
-    settings = Settings(state=tmp_path)
-    job_store = JobStore(settings.database)
+def newer_database(database: str, oldest: str) -> None:
+    """Make a database of release 9999, which programs from revision `oldest` on can use."""
+    job_store = JobStore(database)
     with job_store.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN not_known_here VARCHAR(10)"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(sa.text("UPDATE instance SET oldest_schema = :oldest"), {"oldest": oldest})
     job_store.engine.dispose()
+
+
+def test_a_database_that_a_newer_release_has_only_added_to_is_used(tmp_path: Path) -> None:
+    """During an upgrade a program of the earlier release can start again, and migrates nothing."""
+    database = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    newer_database(database, HEAD)
+    job_store = JobStore(database)
+    job = Job(kind="samples", model="m", method="sample")
+    job_store.insert(job)
+    assert [claimed.id for claimed in job_store.claim("w", LEASE_S)] == [job.id]
+    with job_store.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"
+    job_store.engine.dispose()
+
+
+def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
+    """A database that this release cannot use is rejected with one sentence."""
+    settings = Settings(state=tmp_path)
+    newer_database(settings.database, "9998")
     with pytest.raises(NewerDatabaseError, match="9999"):
         JobStore(settings.database)
     with pytest.raises(StartupError, match="was made by a newer release") as refused:
