@@ -40,16 +40,28 @@ def with_keda() -> list[Manifest]:
     return rendered(FOLDER / "keda")
 
 
-@pytest.fixture(scope="module", params=["base", "keda", "gpu"])
-def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """The manifests of each folder; the GPUs' is a component, which an overlay adds."""
-    if request.param != "gpu":
-        return rendered(FOLDER / request.param)
-    copied = shutil.copytree(FOLDER, tmp_path_factory.mktemp("overlay") / "kubernetes")
+def overlaid(tmp_path: Path, component: str, literals: list[str]) -> list[Manifest]:
+    """Return the manifests with KEDA and a component, and with further settings."""
+    copied = shutil.copytree(FOLDER, tmp_path / "kubernetes")
     (copied / "mine").mkdir()
-    overlay = {"resources": ["../keda"], "components": ["../gpu"]}
+    overlay = {
+        "resources": ["../keda"],
+        "components": [f"../{component}"],
+        "configMapGenerator": [{"name": "reverie", "behavior": "merge", "literals": literals}],
+    }
     (copied / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     return rendered(copied / "mine")
+
+
+BUCKET = "REVERIE_BLOBS_URL=s3://bucket/prefix"
+
+
+@pytest.fixture(scope="module", params=["base", "keda", "gpu", "object-store"])
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """The manifests of each folder; two are components, which an overlay adds."""
+    if request.param in {"base", "keda"}:
+        return rendered(FOLDER / request.param)
+    return overlaid(tmp_path_factory.mktemp("overlay"), request.param, [BUCKET])
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
@@ -104,6 +116,20 @@ def test_selectors_and_names_refer_to_what_there_is(with_keda: list[Manifest]) -
     for scaled in of_kind(with_keda, "ScaledObject").values():
         target = scaled["spec"]["scaleTargetRef"]["name"]
         assert "replicas" not in deployments[target]["spec"]  # otherwise each `apply` would reset it
+
+
+def test_pods_share_no_volume_with_an_object_store(tmp_path: Path) -> None:
+    """With an object store each pod has a folder of its own, which holds the cache."""
+    made = overlaid(tmp_path, "object-store", [BUCKET])
+    assert not of_kind(made, "PersistentVolumeClaim")
+    (config,) = of_kind(made, "ConfigMap").values()
+    assert config["data"]["REVERIE_BLOBS_URL"] == "s3://bucket/prefix"
+    assert config["data"]["REVERIE_STATE"] == "/state"
+    for deployment in of_kind(made, "Deployment").values():
+        volumes = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["volumes"]}
+        assert volumes["state"]["emptyDir"] == {"sizeLimit": "50Gi"}
+        assert not any("persistentVolumeClaim" in one for one in volumes.values())
+    assert Settings().cache_bytes < 50 << 30
 
 
 def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
