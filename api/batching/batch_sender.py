@@ -221,13 +221,10 @@ class BatchSender:
         Raises OverloadedError if workers run, but no worker that can run the version is alive or
         was alive recently.
         """
-        fleet = self._scheduler.fleet
-        kinds = fleet.kinds(ref)
-        if kinds:
-            return self._least_loaded(ref, kinds)
-        if len(fleet) and not self._monitor.may_return(ref):
+        fleet, kind = self._scheduler.fleet, self.device_kind(ref)
+        if kind is None and len(fleet) and not fleet.kinds(ref) and not self._monitor.may_return(ref):
             raise OverloadedError(_no_worker(ref), retry_after_s=_NO_WORKER_RETRY_S)
-        return ANY_KIND  # chosen when there is a worker
+        return kind or ANY_KIND  # chosen when there is a worker
 
     def _least_loaded(self, ref: str, kinds: tuple[str, ...]) -> str:
         """Return the one of `kinds`, at least one, that has the fewest waiting requests per worker."""
@@ -319,7 +316,11 @@ class BatchSender:
         Raises RedisError while the queue server is unreachable.
         """
         targets = {"", *self._scheduler.fleet.targets}
-        return {queue: sum(await self._lengths([queue_key(queue, one) for one in targets])) for queue in QUEUES}
+        names = [(queue, queue_key(queue, target)) for queue in QUEUES for target in targets]
+        totals: dict[QueueName, int] = dict.fromkeys(QUEUES, 0)
+        for (queue, _), length in zip(names, await self._lengths([key for _, key in names]), strict=True):
+            totals[queue] += length
+        return totals
 
     async def _lengths(self, keys: list[str]) -> list[int]:
         """Return the lengths of the Redis lists with these keys, in the same order."""
