@@ -186,11 +186,11 @@ class JobService:
         request.
 
         Returns None if a single worker should claim the job: it is small, no other worker can run
-        it, it is an upscale, it has a webhook or URLs, or it would exceed the limits on waiting
-        requests.
+        it, it is an upscale, its images are fetched by URL, or it would exceed the limits on
+        waiting requests.
         """
         operation, rows = inference_request.operation, inference_request.rows
-        if operation.tiled or inference_request.input_urls or inference_request.webhook:
+        if operation.tiled or inference_request.input_urls:
             return None
         ref = inference_request.entry.ref
         if not self._batch_sender.should_spread(ref, operation.method, rows):

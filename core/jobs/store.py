@@ -20,6 +20,7 @@ from core.jobs.leases import JobLeases
 from core.jobs.queries import overdue
 from core.jobs.records import TERMINAL, TRAINING, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, transaction
+from core.webhooks.outbox import insert_delivery
 
 _JOBS_PER_DELETE = 1000
 _INSERT_TRIES = 5
@@ -68,6 +69,9 @@ class JobStore(JobClaims, JobInputs, JobLeases):
                 {"job_id": one.id, "seq": 1, "name": "status", "data": {"status": one.status}} for one in new_jobs
             ]
             transitions.insert_events(connection, first_events)
+            for one in new_jobs:
+                if one.status == "running" and one.webhook is not None:
+                    insert_delivery(connection, one.id, one.status)
             if idempotency_key is None:
                 return Insertion(job.id)
             row = {"route": idempotency_key.route, "key": idempotency_key.key, "owner": job.owner, "job_id": job.id}

@@ -66,6 +66,7 @@ def _device_kind(url: str) -> str:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with a worker for some models; tests start a second one. Both may load `faulty`."""
     settings = {"device_wait_s": "2", "sync_timeout_s": "60", "rollout_timeout_s": "2", "max_count": "300000"}
+    settings |= {"allowed_networks": "127.0.0.0/8"}
     running = Stack(tmp_path_factory.mktemp("fleet"), workers=(), **settings)
     faulty = running.state / "checkpoints" / "faulty"
     shutil.copytree(faulty / "1", faulty / "2")
@@ -118,17 +119,20 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
 
 
 def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Client) -> None:
-    """Both workers that may load a model run batches of one job, and its rows are those of a
-    request that one worker has run.
+    """Both workers that may load a model run batches of one job, its rows are those of a request
+    that one worker has run, and its webhook gets its events.
     """
     second_worker(stack)
     # 250 times as many rows as a time slice has, at most 1024
-    body = {"model": "faulty", "count": 260_000, "seed": 5, "options": {"seconds": 0.01}}
+    body: dict[str, Any] = {"model": "faulty", "count": 260_000, "seed": 5, "options": {"seconds": 0.01}}
+    webhook = {"url": "http://127.0.0.1:9/", "events": ["job.running", "job.succeeded"]}
     wait_until(lambda: all(_has(stack, name, "faulty@2") for name in ("inference", "second")), "both have the model")
     before = batches(stack)
-    job = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
+    job = client.post("/v1/samples", json={**body, "webhook": webhook}, headers={"Prefer": "respond-async"})
     ended = wait_until(lambda: _ended(client, job.headers["location"]), "the job ends")
     assert ended["status"] == "succeeded"
+    deliveries = client.get(f"{job.headers['location']}/deliveries").json()["data"]
+    assert sorted(one["event"] for one in deliveries) == ["job.running", "job.succeeded"]
     wait_until(
         lambda: min(after - first for after, first in zip(batches(stack), before, strict=True)) > 1, "both ran it"
     )
