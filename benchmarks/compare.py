@@ -4,7 +4,8 @@ The requests are `POST /v1/samples` for one image.
 
     python benchmarks/compare.py 42bacb8
         that revision and this checkout, small decoder
-    python benchmarks/compare.py 42bacb8 --model bihm-mnist --connections 16 --write
+    python benchmarks/compare.py 42bacb8 --model vae-heavy --connections 16 --write
+        the same for a decoder of five layers of 4096 with random weights
 
 Each revision runs a service of its own, both with this environment's packages. In every round wrk
 loads one service and then the other. Ratios are of the same round, so that a slower machine slows
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,16 +32,20 @@ from serving.client import Target, drive, settle, wrk_path
 from serving.facts import commit, machine, now
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results" / "compare"
+RESULTS = ROOT / "docs" / "results"
+SMALL, HEAVY, HEAVY_WIDTHS = "vae-mnist-2d", "vae-heavy", [4096] * 5
+
+PLANNING_S = 15
+"""Time in which idle workers measure the batch plan of the heavy model."""
 
 _SERVE = """
 import json, sys, tempfile
 from pathlib import Path
-tree, model = Path(sys.argv[1]), sys.argv[2]
+tree, checkpoints = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, str(tree))
 from tests.stack import Stack
 Stack.forked = False  # as a service is started
-settings = {} if model == "vae-mnist-2d" else {"checkpoints": str(tree / "checkpoints")}
+settings = {"checkpoints": checkpoints} if checkpoints else {}
 service = Stack(Path(tempfile.mkdtemp(prefix="compare-")), log_level="warning", **settings)
 service.start("queue"); service.wait_queue(); service.start("inference"); service.start("api"); service.wait_ready()
 print(json.dumps({"url": service.url, "pid": service.parts["api"].pid}), flush=True)
@@ -89,10 +95,21 @@ def checkout(revision: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
 
 
+def checkpoints_of(model: str, tree: Path, scratch: Path) -> str:
+    """Return the folder of checkpoints that a service needs for a model; "" for the tests' folder."""
+    if model == SMALL:
+        return ""
+    if model != HEAVY:
+        return str(tree / "checkpoints")
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "checkpoint.py"), str(scratch), model]
+    subprocess.run([*command, *map(str, HEAVY_WIDTHS)], check=True, env={"PYTHONPATH": str(ROOT)})
+    return str(scratch)
+
+
 @contextlib.contextmanager
-def service(tree: Path, model: str) -> Iterator[Service]:
-    """Run the service of a checkout."""
-    command = [sys.executable, "-c", _SERVE, str(tree), model]
+def service(tree: Path, model: str, scratch: Path) -> Iterator[Service]:
+    """Run the service of a checkout; a heavy model's checkpoint is made in the folder `scratch`."""
+    command = [sys.executable, "-c", _SERVE, str(tree), checkpoints_of(model, tree, scratch)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tree, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
@@ -154,18 +171,23 @@ def main() -> None:
     """Measure and print, or write the results' page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="the revision to compare this checkout with")
-    parser.add_argument("--model", default="vae-mnist-2d", help="model to sample from")
+    parser.add_argument("--model", default=SMALL, help="model to sample from")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64], help="open connections")
     parser.add_argument("--rounds", type=int, default=6, help="rounds")
     parser.add_argument("--seconds", type=float, default=3, help="length of each load")
-    parser.add_argument("--write", action="store_true", help="write docs/results/compare.md and .json")
+    parser.add_argument("--write", action="store_true", help="write docs/results/compare*.md and .json")
     arguments = parser.parse_args()
     wrk_path()
     with (
+        tempfile.TemporaryDirectory(prefix="compare-") as scratch,
         checkout(arguments.before) as tree,
-        service(tree, arguments.model) as before,
-        service(ROOT, arguments.model) as after,
+        service(tree, arguments.model, Path(scratch) / "before") as before,
+        service(ROOT, arguments.model, Path(scratch) / "after") as after,
     ):
+        if arguments.model == HEAVY:
+            for running in (before, after):
+                settle(running.target)
+            time.sleep(PLANNING_S)
         measured = measure(before, after, arguments.connections, arguments.rounds, arguments.seconds)
     facts = {"before": arguments.before, "after": commit(), "model": arguments.model, "date": now(), **machine()}
     rounds = f"{arguments.rounds} rounds of {arguments.seconds:g} s for each number of connections"
@@ -175,9 +197,10 @@ def main() -> None:
     page += [f"Made by `python benchmarks/compare.py {' '.join(sys.argv[1:])}`."]
     print("\n".join(page))
     if arguments.write:
-        RESULTS.with_suffix(".md").write_text("\n".join(page) + "\n")
+        name = "compare" if arguments.model == SMALL else f"compare-{arguments.model}"
+        (RESULTS / f"{name}.md").write_text("\n".join(page) + "\n")
         kept = {"facts": facts, "rounds": [asdict(one) for one in measured]}
-        RESULTS.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

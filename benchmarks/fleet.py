@@ -4,11 +4,12 @@ jobs.
     python benchmarks/fleet.py heavy [--write]     # rows/s of a heavy model with one and with two workers
     python benchmarks/fleet.py small [--write]     # a small decoder with 1 + 1 and with 2 + 2 processes
     python benchmarks/fleet.py owners [--write]    # single samples beside two jobs of 50 000
+    python benchmarks/fleet.py workers [--write]   # capacity with one to four workers, for docs/operations.md
 
 Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker
 that does not take part is stopped by SIGSTOP. With `--write` the figures are added to
-docs/results/fleet.json, of which docs/results/fleet.md is made. CPU time is that of /proc. `small`
-needs `wrk`.
+docs/results/fleet.json, of which docs/results/fleet.md and a table in docs/operations.md are made.
+CPU time is that of /proc. `small` and `workers` need `wrk`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from tests.stack import Stack, free_port  # noqa: E402 - after the path is known
 from tests.waiting import wait_until  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "fleet"
+OPERATIONS = ROOT / "docs" / "operations.md"
+BEGIN, END = "<!-- capacity: made by benchmarks/fleet.py workers -->", "<!-- end of capacity -->"
+SMALL_MODEL = "vae-mnist-2d"
 HEAVY_LAYERS, HEAVY_ROWS, CLIENTS, SECONDS = 5, 64, 6, 8
 JOB_ROWS, JOBS = 50_000, 2
 
@@ -47,6 +51,8 @@ JOB_ROWS, JOBS = 50_000, 2
 PLANNING_S = 15
 
 BUSY_S = 25
+
+WORKERS_MEASURED, WORKERS_CLIENTS, SMALL_CLIENTS = 4, 12, 64
 
 Figures = dict[str, Any]
 
@@ -91,26 +97,26 @@ def resume(stack: Stack, names: Sequence[str]) -> None:
 # --- a heavy model ---
 
 
-def requests_in(url: str, body: Figures, seconds: float, clients: int) -> int:
-    """Send requests over so many connections for some seconds; return how many were done in that
-    time.
+def requests_in(url: str, body: Figures, seconds: float, clients: int) -> list[float]:
+    """Send requests over so many connections for some seconds; return the latencies, in seconds, of
+    those that were done in that time.
     """
-    until, done, lock = time.monotonic() + seconds, [0], threading.Lock()
+    until, done = time.monotonic() + seconds, list[float]()
     netloc = url.removeprefix("http://")
     headers = {"Content-Type": "application/json", "Accept": "application/x-npz"}
 
     def send(number: int) -> None:
         connection = http.client.HTTPConnection(netloc, timeout=60)
         seed = number * 100_000
-        while time.monotonic() < until:
+        while (started := time.monotonic()) < until:
             seed += 1
             connection.request("POST", "/v1/samples", json.dumps({**body, "seed": seed}), headers)
             response = connection.getresponse()
             response.read()
             if response.status != http.HTTPStatus.OK:
                 raise RuntimeError(f"status {response.status}")
-            with lock:
-                done[0] += time.monotonic() < until
+            if (ended := time.monotonic()) < until:
+                done.append(ended - started)
         connection.close()
 
     threads = [threading.Thread(target=send, args=(number,)) for number in range(clients)]
@@ -118,14 +124,19 @@ def requests_in(url: str, body: Figures, seconds: float, clients: int) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    return done[0]
+    return done
+
+
+def heavy_model(folder: Path) -> None:
+    """Make the checkpoint of the heavy model, with random weights, in a folder of checkpoints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "checkpoint.py"), str(folder), "vae-heavy"]
+    subprocess.run([*command, *["4096"] * HEAVY_LAYERS], check=True, env={"PYTHONPATH": str(ROOT)}, timeout=300)
 
 
 def heavy(scratch: Path) -> Figures:
     """Return rows/s of a heavy model with one worker and with two, one thread each."""
     folder = scratch / "models"
-    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "checkpoint.py"), str(folder), "vae-heavy"]
-    subprocess.run([*command, *["4096"] * HEAVY_LAYERS], check=True, env={"PYTHONPATH": str(ROOT)}, timeout=300)
+    heavy_model(folder)
     stack = running(scratch, 2, checkpoints=str(folder), sync_timeout_s="60")
     try:
         body, rounds = {"model": "vae-heavy", "count": HEAVY_ROWS}, []
@@ -134,11 +145,11 @@ def heavy(scratch: Path) -> Figures:
         for _ in range(3):
             pause(stack, ["inference-1"])
             requests_in(stack.url, body, 3, CLIENTS)  # a message that the stopped worker has taken is sent again
-            one = HEAVY_ROWS * requests_in(stack.url, body, SECONDS, CLIENTS) / SECONDS
+            one = HEAVY_ROWS * len(requests_in(stack.url, body, SECONDS, CLIENTS)) / SECONDS
             resume(stack, ["inference-1"])
             requests_in(stack.url, body, 2, CLIENTS)
             before = cpu_s(stack, ["api", "queue"])
-            two = HEAVY_ROWS * requests_in(stack.url, body, SECONDS, CLIENTS) / SECONDS
+            two = HEAVY_ROWS * len(requests_in(stack.url, body, SECONDS, CLIENTS)) / SECONDS
             rounds.append((one, two, (cpu_s(stack, ["api", "queue"]) - before) / SECONDS))
     finally:
         stack.down()
@@ -178,14 +189,14 @@ def small(scratch: Path) -> Figures:
     urls = [stack.url, f"http://127.0.0.1:{port}"]
     try:
         wait_until(lambda: _ready(urls[1]), "the second API process is ready")
-        wrk_sum(urls, "vae-mnist-2d", 64, 3)
+        wrk_sum(urls, SMALL_MODEL, 64, 3)
         rounds = []
         for _ in range(6):
             pause(stack, ["inference-1"])
-            wrk_sum(urls[:1], "vae-mnist-2d", 64, 2)  # a message that the stopped worker has taken is sent again
-            one = wrk_sum(urls[:1], "vae-mnist-2d", 64, 4)
+            wrk_sum(urls[:1], SMALL_MODEL, 64, 2)  # a message that the stopped worker has taken is sent again
+            one = wrk_sum(urls[:1], SMALL_MODEL, 64, 4)
             resume(stack, ["inference-1"])
-            rounds.append((one, wrk_sum(urls, "vae-mnist-2d", 64, 4)))
+            rounds.append((one, wrk_sum(urls, SMALL_MODEL, 64, 4)))
     finally:
         stack.down()
     one, two = (statistics.median(values) for values in zip(*rounds, strict=True))
@@ -231,7 +242,7 @@ def owners(scratch: Path) -> Figures:
 
 def run_jobs(url: str, number: int, stop: threading.Event, ended: list[int]) -> None:
     """Run one job of `JOB_ROWS` samples after the other until `stop` is set."""
-    body, headers = {"model": "vae-mnist-2d", "count": JOB_ROWS}, {"Prefer": "respond-async"}
+    body, headers = {"model": SMALL_MODEL, "count": JOB_ROWS}, {"Prefer": "respond-async"}
     with httpx.Client(base_url=url, timeout=120) as client:
         while not stop.is_set():
             job = client.post("/v1/samples", json={**body, "seed": number}, headers=headers)
@@ -247,16 +258,88 @@ def singles(client: httpx.Client, seconds: float) -> list[float]:
     """
     until, taken = time.monotonic() + seconds, []
     while (started := time.monotonic()) < until:
-        response = client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": len(taken)})
+        response = client.post("/v1/samples", json={"model": SMALL_MODEL, "seed": len(taken)})
         response.raise_for_status()
         taken.append(time.monotonic() - started)
         time.sleep(max(0.0, 0.02 - taken[-1]))
     return taken
 
 
+# --- capacity ---
+
+
+def workers(scratch: Path) -> Figures:
+    """Return rows/s and p99 of both models with 1, 2, … workers of one thread, and one API process."""
+    load.wrk_path()
+    folder = scratch / "models"
+    heavy_model(folder)
+    (folder / SMALL_MODEL).symlink_to(ROOT / "checkpoints" / SMALL_MODEL)
+    stack = running(scratch, 1, checkpoints=str(folder), sync_timeout_s="60")
+    body, rows = {"model": "vae-heavy", "count": HEAVY_ROWS}, []
+    target = load.Target(f"{stack.url}/v1/samples", "fields", SMALL_MODEL)
+    try:
+        requests_in(stack.url, body, 1, 2)
+        load.drive(target, 1, 1)
+        time.sleep(PLANNING_S)
+        for number in range(1, WORKERS_MEASURED + 1):
+            if number > 1:
+                stack.start("inference", f"inference-{number}")
+                wait_until(lambda name=f"inference-{number}": stack.serves(name), "a worker is ready")  # type: ignore[misc]
+            requests_in(stack.url, body, 3, WORKERS_CLIENTS)
+            latencies = requests_in(stack.url, body, SECONDS, WORKERS_CLIENTS)
+            load.drive(target, SMALL_CLIENTS, 1)
+            small_load = load.drive(target, SMALL_CLIENTS, 4)
+            rows.append(
+                {
+                    "workers": number,
+                    "heavy_rows_per_s": HEAVY_ROWS * len(latencies) / SECONDS,
+                    "heavy_p99_ms": 1e3 * percentile(latencies, 0.99),
+                    "small_rows_per_s": small_load.requests_per_s,
+                    "small_p99_ms": small_load.p99_ms,
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    finally:
+        stack.down()
+    return {"rows": rows}
+
+
+def capacity_table(one: Figures) -> str:
+    """Return the table of capacity for docs/operations.md, between its markers."""
+    lines = [
+        BEGIN,
+        "| workers | `vae-heavy`, rows/s | p99 | `vae-mnist-2d`, rows/s | p99 |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['workers']} | {row['heavy_rows_per_s']:,.0f} | {row['heavy_p99_ms']:,.0f} ms | "
+        f"{row['small_rows_per_s']:,.0f} | {row['small_p99_ms']:.0f} ms |"
+        for row in one["rows"]
+    ]
+    return "\n".join([*lines, "", f"{facts_of(one)}.", END])
+
+
+def write_capacity(one: Figures) -> None:
+    """Write the table of capacity into docs/operations.md.
+
+    Raises ValueError if the markers are missing.
+    """
+    before, begin, rest = OPERATIONS.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{OPERATIONS.name} lacks the markers {BEGIN} and {END}")
+    OPERATIONS.write_text(before + capacity_table(one) + after)
+
+
 # --- the page ---
 
-MEASURES: dict[str, Callable[[Path], Figures]] = {"heavy": heavy, "small": small, "owners": owners}
+MEASURES: dict[str, Callable[[Path], Figures]] = {"heavy": heavy, "small": small, "owners": owners, "workers": workers}
+
+
+def facts_of(one: Figures) -> str:
+    """Return when, where and with which commit figures were measured."""
+    note = one.get("note", "")
+    return f"{one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}{note}"
 
 
 def page(results: dict[str, Figures]) -> list[str]:
@@ -281,9 +364,7 @@ def page(results: dict[str, Figures]) -> list[str]:
             f"{one['busy_p99_ms']:.1f} ms, p99 **{one['ratio']:.2f}×** | ≤ 3× |"
         )
     lines += ["", "Medians of rounds; both sides alternately, on the same processes."]
-    for name, one in results.items():
-        facts_of_run = f"{one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}"
-        lines.append(f"`{name}`: {facts_of_run}{one.get('note', '')}.")
+    lines += [f"`{name}`: {facts_of(one)}." for name, one in results.items() if name != "workers"]
     return [*lines, "", "Made by `python benchmarks/fleet.py … --write`."]
 
 
@@ -305,6 +386,8 @@ def main() -> None:
         results[arguments.figure] = figures
         file.write_text(json.dumps(results, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text("\n".join(page(results)) + "\n")
+        if arguments.figure == "workers":
+            write_capacity(figures)
 
 
 if __name__ == "__main__":
