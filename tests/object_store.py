@@ -1,4 +1,4 @@
-"""An S3 object store for tests: moto's server, one for each test process."""
+"""S3 object stores for tests: moto's server, one for each test process, or another at an address."""
 
 from functools import cache
 from typing import Any
@@ -7,12 +7,12 @@ from uuid import uuid4
 import boto3  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
 
-# Any keys will do; the server does not check them.
+# The keys of a server that checks them (`tests.seaweedfs`); moto's does not.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
 @cache
-def endpoint() -> str:
+def moto_endpoint() -> str:
     """Return the address of this process's server, which is started first if necessary.
 
     It ends with the process.
@@ -23,19 +23,20 @@ def endpoint() -> str:
 
 
 @cache
-def client() -> Any:
+def client(endpoint: str) -> Any:
     """Return a client of another library than the service's, to see what is in the store."""
     keys = {name.lower(): CREDENTIALS[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    return boto3.client("s3", endpoint_url=endpoint(), region_name=CREDENTIALS["AWS_REGION"], **keys)
+    return boto3.client("s3", endpoint_url=endpoint, region_name=CREDENTIALS["AWS_REGION"], **keys)
 
 
-def new_bucket() -> str:
-    """Create a bucket; return its name."""
+def new_bucket(endpoint: str) -> str:
+    """Create a bucket in the store at an address; return its name."""
     name = f"bucket-{uuid4().hex[:16]}"
-    client().create_bucket(Bucket=name)
+    client(endpoint).create_bucket(Bucket=name)
     return name
 
 
-def new_store() -> str:
-    """Return the URL of an empty blob store in a new bucket."""
-    return f"s3://{new_bucket()}/blobs?endpoint={endpoint()}"
+def new_store(endpoint: str | None = None) -> str:
+    """Return the URL of an empty blob store in a new bucket, by default of this process's server."""
+    endpoint = endpoint or moto_endpoint()
+    return f"s3://{new_bucket(endpoint)}/blobs?endpoint={endpoint}"
