@@ -4,10 +4,14 @@ Gradients, losses and requests to stop are combined over all processes. A proces
 not start is the only one, and nothing is communicated. An image's random numbers depend only on the
 image, not on the process that computes it. Sums are taken in another order than in one process, so
 the last bits of the weights differ.
+
+The processes may be on several hosts, which need no common folder: only the main process (rank 0)
+writes files, and a training that is resumed goes on from the main process's checkpoint.
 """
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import distributed, nn
@@ -71,20 +75,57 @@ class ProcessGroup:
         """Return, for each flag, whether it is True in at least one process."""
         if self.is_single:
             return flags
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        stacked = torch.tensor(flags, dtype=torch.int32, device=device)
+        stacked = torch.tensor(flags, dtype=torch.int32, device=self._device)
         distributed.all_reduce(stacked, distributed.ReduceOp.MAX)
         return tuple(bool(flag) for flag in stacked)
 
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """Replace the model's buffers in every process by the main process's buffers.
+    def of_main(self, value: float) -> float:
+        """Return the main process's `value` in every process."""
+        if self.is_single:
+            return value
+        number = torch.tensor(value, dtype=torch.float64, device=self._device)
+        distributed.broadcast(number, 0)
+        return float(number)
 
-        Otherwise the running statistics of batch normalisation would differ: each process computes
-        them on its own share of a batch.
+    def bytes_of_main(self, content: bytes) -> bytes:
+        """Return the main process's `content` in every process."""
+        if self.is_single:
+            return content
+        received = torch.empty(int(self.of_main(len(content))), dtype=torch.uint8, device=self._device)
+        if self.is_main:
+            received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        distributed.broadcast(received, 0)
+        return received.cpu().numpy().tobytes()
+
+    def check_same(self, what: str, contents: Iterable[bytes]) -> None:
+        """Raise ValueError in every process if `contents` are not equal in all of them.
+
+        `what` names them in the error message.
         """
-        if not self.is_single:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, 0)
+        if self.is_single:
+            return
+        digest = hashlib.sha256()
+        for content in contents:
+            digest.update(content)
+        if self.any_process(self.bytes_of_main(digest.digest()) != digest.digest())[0]:
+            raise ValueError(f"{what} differ between the processes of the training; they must be the same on all hosts")
+
+    def broadcast_model(self, model: nn.Module) -> None:
+        """Replace the model's weights and buffers in every process by the main process's.
+
+        Each process computes the running statistics of batch normalisation on its own share of a
+        batch. The weights are equal, except on processors that round differently.
+        """
+        if self.is_single:
+            return
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                distributed.broadcast(tensor, 0)
+
+    @property
+    def _device(self) -> str:
+        """The device of tensors that are communicated."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def shut_down(self) -> None:
         """Wait until all processes call this, then leave the process group.

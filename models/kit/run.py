@@ -15,7 +15,7 @@ from models.kit.optimizers import WHOLE_MODEL
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
-from models.kit.run_folder import RunFolder, print_progress
+from models.kit.run_folder import RunFolder, decode_state, print_progress
 from models.kit.shapes import ByteImages, Tensor, UInt8
 from models.kit.trainer import Trainer
 
@@ -121,7 +121,7 @@ class Run(Trainer):
         with the metrics. Returns "early stop", "not a number" or "diverged" if the training ends
         here for that reason, otherwise "".
         """
-        self.process_group.broadcast_buffers(self.model)
+        self.process_group.broadcast_model(self.model)
         line = self._end_epoch()
         last = self.epoch == self.training.epochs
         if last and hasattr(self.model, "finalize"):
@@ -156,7 +156,8 @@ class Run(Trainer):
         line |= {name: round(total / self.count, 5) for name, total in self.fact_sums.items()}
         self.epoch, self.step, self.loss_sum, self.fact_sums = self.epoch + 1, 0, 0.0, {}
         if self.training.validation:
-            line["validation_loss"] = round(loss := self.validate(), 4)
+            loss = self.process_group.of_main(self.validate())
+            line["validation_loss"] = round(loss, 4)
             if loss < self.best_loss:
                 self.best_loss, self.best_epoch = loss, self.epoch
                 self.best = copy.deepcopy(dict(self.averaged_model.state_dict()))
@@ -243,8 +244,8 @@ class Run(Trainer):
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def _checkpoint(self) -> None:
-        """Copy the main process's buffers to all processes; write a checkpoint in the main process."""
-        self.process_group.broadcast_buffers(self.model)
+        """Copy the main process's model to all processes; write a checkpoint in the main process."""
+        self.process_group.broadcast_model(self.model)
         if self.process_group.is_main:
             self.save()
         self._saved_at = time.monotonic()
@@ -273,11 +274,17 @@ class Run(Trainer):
     def restore(self) -> None:
         """Load weights, averages, optimizers and counters from `state.pt`, to continue from there.
 
+        Every process of the training loads the main process's file, which may be on another host.
         Metrics of epochs after this checkpoint are deleted from `metrics.jsonl`. Raises ValueError
         if the recipe differs from the one in `state.pt`, except in `save_every_s` and, while the
         learning rate has been constant, in the number of epochs and the decay.
         """
-        state = self.folder.load_state(self.device)
+        group = self.process_group
+        if group.is_single:
+            state = self.folder.load_state(self.device)
+        else:
+            content = group.bytes_of_main(self.folder.read_state() if group.is_main else b"")
+            state = decode_state(content, self.device)
         self.folder.check_recipe(state, self.recipe)
         self.model.load_state_dict(state["model"])
         optimizers = {WHOLE_MODEL: state["optimiser"]} if WHOLE_MODEL in self.optimizers else state["optimiser"]

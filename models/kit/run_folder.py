@@ -5,6 +5,7 @@ old while the training runs; `preview.png` and, of some epochs, `previews/EPOCH.
 `state.pt`, the checkpoint from which it resumes.
 """
 
+import io
 import json
 import math
 import os
@@ -93,6 +94,10 @@ class RunFolder:
         state: dict[str, Any] = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
         return state
 
+    def read_state(self) -> bytes:
+        """Return the bytes of the checkpoint `state.pt`."""
+        return (self.path / "state.pt").read_bytes()
+
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
         """Raise ValueError if the training of the checkpoint `state` cannot go on with `recipe`.
 
@@ -112,6 +117,12 @@ class RunFolder:
                 "the run was started by another recipe; only training.epochs and the decay of a learning rate that has"
                 " been constant so far may change"
             )
+
+
+def decode_state(content: bytes, device: torch.device | str) -> dict[str, Any]:
+    """Return the content of a checkpoint from its file's bytes, with its tensors on `device`."""
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return state
 
 
 def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:

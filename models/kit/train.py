@@ -49,15 +49,16 @@ def train(
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, images, out, device, held_back, start)
-    if (out / "state.pt").exists():
+    group = run.process_group
+    if group.any_process(group.is_main and (out / "state.pt").exists())[0]:
         run.restore()
-    elif run.process_group.is_main:
+    elif group.is_main:
         (out / "metrics.jsonl").unlink(missing_ok=True)
-    if run.process_group.is_main:
+    if group.is_main:
         (out / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
     with _stop_on_signals(run):
         outcome = run.fit(report)
-    run.process_group.shut_down()
+    group.shut_down()
     return outcome
 
 

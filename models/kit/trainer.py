@@ -1,5 +1,6 @@
 """Train a model on images, one optimizer step at a time."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,12 +56,21 @@ class Trainer:
             raise ValueError("only a family with a single loss can be compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
         self.process_group = ProcessGroup()
+        if not self.process_group.is_single:
+            self.process_group.check_same("recipe or images", self._identity(images, held_back))
         self.min_batch = smallest_batch(self.model) * self.process_group.world_size
         self.batch_count = batch_count(self.count, self.training.batch_size, self.min_batch)
         batches(torch.arange(self.count), self.training.batch_size, self.min_batch)  # raises now what a step would
         self._graph = EpochGraph(self._graphed_losses, self.parameters.get(WHOLE_MODEL, []))
         self.epoch = self.step = self.steps = 0
         self.fact_sums: dict[str, float] = {}  # sums of the metrics of this epoch's steps
+
+    def _identity(self, *images: UInt8[Tensor, "N C H W"]) -> Iterator[bytes]:
+        """Yield, as bytes, the recipe and images: what all processes of the training must share."""
+        yield json.dumps(self.recipe.to_json(), sort_keys=True).encode()
+        for tensor in images:
+            for piece in tensor.split(1000):
+                yield piece.contiguous().cpu().numpy().tobytes()
 
     def _build_average(self) -> AveragedModel:
         """Return a copy of the model, with an exponential moving average of its weights."""
