@@ -1,11 +1,11 @@
 """Run docker-compose.yml on a real engine: start, the README's command, a training, three workers,
 kills, restarts.
 
-    python benchmarks/compose.py [--no-build] [--postgresql] [--write]
+    python benchmarks/compose.py [--no-build] [--cluster] [--write]
 
 Needs a Docker engine (`DOCKER_HOST`) with the base images, or access to their registry. Uses a
-project name and a port of its own, and removes what it started, volumes included. `--postgresql`
-runs the job database of the profile `cluster` (after `deploy/compose/prepare`).
+project name and a port of its own, and removes what it started, volumes included. `--cluster` runs
+the profile of that name, with PostgreSQL and an object store (after `deploy/compose/prepare`).
 """
 
 from __future__ import annotations
@@ -30,33 +30,41 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "deploy" / "compose" / "cluster.env"
 sys.path.insert(0, str(ROOT))
 
 from tests.stack import free_port  # noqa: E402
 
+PROJECT = "reverie-check"
 PAGE = ROOT / "docs" / "results" / "compose.md"
 REQUESTS, CLIENTS = 300, 8
 """Requests that are sent while a worker is killed, and connections that send them."""
+JOBS = 20
+"""Jobs that are accepted while a server of the profile `cluster` restarts."""
 
 
 class Project:
     """The containers of one compose project."""
 
-    def __init__(self, *, postgresql: bool) -> None:
+    def __init__(self, *, cluster: bool) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.services = ["api", "inference", "training", *(["postgresql"] if postgresql else [])]
-        self._environment = {**os.environ, "REVERIE_PORT": self.url.rpartition(":")[2]}
-        if postgresql:
-            self._environment["DATABASE_URL_FILE"] = "deploy/compose/secrets/database-url"
+        # what a file .env has does not count: with an empty value, compose takes the default
+        settings = dict(line.split("=", 1) for line in CLUSTER.read_text().splitlines() if not line.startswith("#"))
+        chosen = settings if cluster else dict.fromkeys(settings, "")
+        self._environment = {**os.environ, **chosen, "REVERIE_PORT": self.url.rpartition(":")[2]}
 
     def compose(self, *words: str) -> str:
         """Run `docker compose`; return its output. Raises CalledProcessError if it fails."""
-        command = [str(Path(sys.executable).with_name("docker-compose")), "--project-name", "reverie-check", *words]
+        command = [str(Path(sys.executable).with_name("docker-compose")), "--project-name", PROJECT, *words]
         done = subprocess.run(command, cwd=ROOT, env=self._environment, check=False, capture_output=True, text=True)
         if done.returncode:
             sys.stderr.write(done.stderr[-4000:])
             done.check_returncode()
         return done.stdout
+
+    def up(self, *words: str) -> None:
+        """Start all services of the profile, and wait until they are healthy."""
+        self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *words)
 
     def containers(self, service: str) -> list[str]:
         """Return the ids of the running containers of a service."""
@@ -172,13 +180,41 @@ def under_load(client: httpx.Client, act: Callable[[], object]) -> tuple[int, fl
     return sum(not same for same, _ in results), max(seconds for _, seconds in results)
 
 
-def check(project: Project, report: Report, *, build: bool) -> None:
+def jobs_during(client: httpx.Client, act: Callable[[], object]) -> int:
+    """Send requests for jobs while `act` runs, wait for their ends, and compare their results with
+    those of synchronous requests; return how many requests were repeated after a 503.
+    """
+    expected = {seed: samples(client, seed) for seed in range(JOBS)}
+
+    def submit(seed: int) -> tuple[str, int]:
+        headers = {"Accept": "image/png", "Prefer": "respond-async", "Idempotency-Key": f"restart-{id(act)}-{seed}"}
+        body = {"model": "vae-mnist-2d", "count": 8, "seed": seed}
+        for repeated in range(120):
+            response = client.post("/v1/samples", json=body, headers=headers)
+            if response.status_code == httpx.codes.ACCEPTED:
+                return response.json()["id"], repeated
+            assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE, response.text
+            time.sleep(min(2, int(response.headers.get("Retry-After", "1"))))
+        raise TimeoutError(response.text)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        running = pool.submit(act)
+        jobs = list(pool.map(submit, range(JOBS)))
+        running.result()
+    for seed, (job_id, _) in enumerate(jobs):
+        until_true(lambda job_id=job_id: ended(client, job_id)["status"] == "succeeded")  # type: ignore[misc]
+        result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "image/png"})
+        assert result.raise_for_status().content == expected[seed]
+    return sum(repeated for _, repeated in jobs)
+
+
+def check(project: Project, report: Report, *, build: bool, cluster: bool) -> None:
     """Run all steps. Raises an error if a step fails."""
     if build:
         with report.step("build both images"):
-            project.compose("build", *project.services)
+            project.compose("build")
     with report.step("up --wait"):
-        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *project.services)
+        project.up()
     client = httpx.Client(base_url=project.url, timeout=120)
     with report.step("the README's command") as remark:
         (command,) = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:1]
@@ -190,8 +226,7 @@ def check(project: Project, report: Report, *, build: bool) -> None:
         model = train(client)
         kept = samples(client, 1, model)
     with report.step("up --scale inference=3"):
-        scale = ["--scale", "inference=3", "--no-recreate"]
-        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *scale, *project.services)
+        project.up("--scale", "inference=3", "--no-recreate")
         until_true(lambda: client.get("/readyz").json()["workers"] == 3)
     for name, act in {
         "SIGKILL to an inference worker, which its engine restarts": lambda: _crash(project.containers("inference")[0]),
@@ -210,9 +245,16 @@ def check(project: Project, report: Report, *, build: bool) -> None:
         took: list[float] = []
         under_load(client, lambda: took.extend(float(docker("exec", worker, "python", "-c", words)) for _ in range(5)))
         remark.append(f"at most {1000 * max(took):.0f} ms")
+    if cluster:
+        for server in ("postgresql", "s3"):
+            with report.step(f"{JOBS} jobs and restart of {server}") as remark:
+                repeated = jobs_during(client, lambda server=server: project.compose("restart", server))  # type: ignore[misc]
+                remark.append(f"all succeeded, with the same bytes; {repeated} requests were repeated after a 503")
     with report.step("down, up: the new model and its bytes are still there"):
         project.compose("down")
-        project.compose("up", "--detach", "--wait", "--wait-timeout", "300", *project.services)
+        if cluster:  # what hosts have in folders of their own may be lost
+            docker("volume", "rm", f"{PROJECT}_state")
+        project.up()
         assert samples(client, 1, model) == kept
     sizes = [int(docker("inspect", "--format", "{{.Size}}", name)) for name in ("reverie-api", "python:3.11-slim")]
     report.rows.append(("layers of the image reverie-api above its base", 0.0, f"{(sizes[0] - sizes[1]) / 1e6:.0f} MB"))
@@ -236,14 +278,16 @@ def main() -> None:
     parser.add_argument(
         "--no-build", action="store_true", help="use the images reverie-api and reverie-worker as they are"
     )
-    parser.add_argument("--postgresql", action="store_true", help="with PostgreSQL as the job database")
+    parser.add_argument("--cluster", action="store_true", help="with PostgreSQL and an object store")
     parser.add_argument("--write", action="store_true", help="write docs/results/compose.md")
     arguments = parser.parse_args()
     if subprocess.run(["docker", "version"], check=False, capture_output=True).returncode:
         sys.exit("NOT TESTED: no Docker engine replies; set DOCKER_HOST or start one")
-    project, report = Project(postgresql=arguments.postgresql), Report()
+    if arguments.cluster and not (CLUSTER.parent / "secrets").is_dir():
+        sys.exit("the profile needs passwords: run deploy/compose/prepare first")
+    project, report = Project(cluster=arguments.cluster), Report()
     try:
-        check(project, report, build=not arguments.no_build)
+        check(project, report, build=not arguments.no_build, cluster=arguments.cluster)
     except BaseException:
         print(project.compose("logs", "--no-color", "--tail", "15"))
         print(json.dumps(report.rows))
@@ -251,7 +295,7 @@ def main() -> None:
     finally:
         project.compose("down", "--volumes", "--remove-orphans")
     if arguments.write:
-        report.write("With PostgreSQL" if arguments.postgresql else "With SQLite")
+        report.write("With PostgreSQL and an object store" if arguments.cluster else "With SQLite and folders")
 
 
 if __name__ == "__main__":
