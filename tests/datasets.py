@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.stack import Stack
+
 DIGITS = Path(__file__).parent / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
@@ -22,6 +24,16 @@ def digits(datasets: Path, name: str = "digits", counts: tuple[int, int, int] = 
 
     images = data.load(str(DIGITS)).images[: sum(counts), :, ::2, ::2].contiguous().numpy()
     return write(datasets, name, np.split(images, np.cumsum(counts)[:2]), "pictures")
+
+
+def add_digits(stack: Stack, name: str = "digits", counts: tuple[int, int, int] = (300, 60, 40)) -> Path:
+    """Store a dataset as `digits` does where a service stores datasets; return its folder.
+
+    If the service stores them in an object store, the folder is a copy that it does not read.
+    """
+    folder = digits(stack.state / "state" / "datasets", name, counts)
+    stack.share_state()
+    return folder
 
 
 def write(datasets: Path, name: str, splits: list[np.ndarray], kind: str) -> Path:

@@ -20,10 +20,18 @@ from typing import Self
 
 import httpx
 import redis
+import sqlalchemy as sa
 
+from core.blobs import Blobs, open_blobs
 from core.broker.codec import unpack
 from core.broker.keys import WORKERS
+from core.catalog.versions import Versions
+from core.datasets.store import Datasets
+from core.instance import is_shared
+from core.jobs.migrate import migrate
+from core.jobs.store import JobStore
 from core.settings import Settings
+from core.shared import import_state, open_datasets, open_versions
 from tests.forked import ForkedProcess
 from tests.waiting import wait_until
 from workers.devserver import queue_command
@@ -46,6 +54,14 @@ ON_POSTGRESQL = os.environ.get("TEST_DATABASE") == "postgresql"
 create_database: Callable[[str], str] | None = None
 """Returns the URL of the PostgreSQL database with a name, which it creates; `tests/conftest.py`
 sets it.
+"""
+
+BLOBS = os.environ.get("TEST_BLOBS", "")
+"""Where services store blobs: "" for a folder, or the S3 server "moto" or "seaweedfs"."""
+
+create_blobs: Callable[[str], dict[str, str]] | None = None
+"""Returns the variables with which a service uses an object store, in a folder of this name;
+`tests/conftest.py` sets it.
 """
 
 shared_folder: Path | None = None
@@ -133,11 +149,48 @@ class Stack:
             "REVERIE_TRAINING_NICE": "0",
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
+        name = f"stack_{hashlib.sha256(str(state).encode()).hexdigest()[:20]}"
         if create_database is not None:
-            name = f"stack_{hashlib.sha256(str(state).encode()).hexdigest()[:20]}"
             self.environment.setdefault("REVERIE_DATABASE_URL", create_database(name))
+        if create_blobs is not None:
+            self.environment = {**create_blobs(name), **self.environment}
         self.parts: dict[str, subprocess.Popen[bytes] | ForkedProcess] = {}
         share_plans(state / "state", state)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the service's processes."""
+        prefix = "REVERIE_"
+        names = [name for name in self.environment if name.startswith(prefix)]
+        return Settings(**{name.removeprefix(prefix).lower(): self.environment[name] for name in names})  # type: ignore[arg-type]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several hosts can share the service's data: its blobs are in an object store."""
+        return is_shared(self.settings)
+
+    def blobs(self) -> Blobs:
+        """Return the service's blob store."""
+        return open_blobs(self.settings.blobs)
+
+    def datasets(self) -> Datasets:
+        """Return the service's store of datasets."""
+        return open_datasets(self.settings, self._engine(), self.blobs())
+
+    def versions(self) -> Versions:
+        """Return the service's store of versions."""
+        return open_versions(self.settings, self._engine(), self.blobs())
+
+    def share_state(self) -> None:
+        """Let all hosts have the versions, datasets and runs that a test has written to the state
+        folder, if the service has an object store and does not use the folder.
+        """
+        if self.is_shared:
+            migrate(self._engine())
+            import_state(self.settings)
+
+    def _engine(self) -> sa.Engine:
+        return JobStore(self.settings.database).engine
 
     @property
     def database(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.api.helpers import TINY, finished_job, job_when, problem
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.stack import Stack
 from tests.waiting import wait_until
 
@@ -103,7 +103,7 @@ def test_an_upscale_stops_at_its_deadline(client: httpx.Client, digit: bytes) ->
 @pytest.mark.slow
 def test_a_training_ends_at_its_deadline_and_keeps_its_checkpoint(client: httpx.Client, stack: Stack) -> None:
     """A training fails with 504 at its deadline, and its process stops."""
-    digits(stack.state / "state" / "datasets", "late-digits")
+    add_digits(stack, "late-digits")
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 100_000, "batch_size": 50}}
     body = {"family": "vae", "dataset": "late-digits", "name": "late", "recipe": recipe}
     response = client.post("/v1/trainings", json=body, headers={"Request-Timeout": "20"})

@@ -12,7 +12,7 @@ import redis
 
 from core.broker.codec import pack
 from core.catalog.recipes import TRAINING_WORKERS
-from tests.datasets import digits
+from tests.datasets import add_digits, digits
 from tests.stack import Stack, succeeds
 from tests.waiting import wait_until
 
@@ -25,7 +25,7 @@ def training_body(**more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dataset(stack: Stack) -> None:
     """A dataset to train on, and a training worker that has reported its devices."""
-    digits(Path(stack.state / "state" / "datasets"), "device-digits")
+    add_digits(stack, "device-digits")
     wait_until(lambda: limits(stack.url) == {1}, "a training worker has counted its devices")
 
 

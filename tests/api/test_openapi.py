@@ -28,7 +28,7 @@ from api.schemas.operations import RESPONSES
 from core.catalog.operations import OPERATIONS
 from core.imaging.pictures import png
 from tests.api.helpers import FAULTY, MODEL, TINY, b64, encode_image, problem
-from tests.datasets import digits as small_digits
+from tests.datasets import add_digits
 from tests.stack import ROOT, Stack
 
 DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -161,7 +161,7 @@ def test_every_response_is_one_that_the_description_has(
 
     `valid` and `invalid` are the numbers of requests by operation; those without a body get fewer.
     """
-    small_digits(stack.state / "state" / "datasets", "for-descriptions")
+    add_digits(stack, "for-descriptions")
     description = schemathesis.openapi.from_url(f"{stack.url}/openapi.json")
     operations = [
         found.ok() if isinstance(found, Ok) else pytest.fail(str(found.err()))

@@ -43,6 +43,7 @@ def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:
         folder = stack.state / "state" / "runs" / job.id
         folder.mkdir(parents=True)
         (folder / "state.pt").write_bytes(b"")
+    stack.share_state()
     return made
 
 

@@ -26,7 +26,7 @@ MASK = png(np.repeat(np.arange(8, dtype=np.uint8)[None, :, None] // 4 * 255, 8, 
 @pytest.fixture
 def datasets(stack: Stack) -> Iterator[Datasets]:
     """The dataset store of the shared service, empty after the test."""
-    folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
+    folder = stack.datasets()
     yield folder
     for about in folder.listing(limit=100):
         folder.delete(about["name"])

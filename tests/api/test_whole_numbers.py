@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.stack import Stack
 
 MODEL = "vae-mnist-2d"
@@ -104,7 +103,7 @@ def training_body(end: str) -> str:
 
 def test_a_recipe_takes_whole_numbers(client: httpx.Client, stack: Stack) -> None:
     """The resolved recipe has integers where the request has whole floats."""
-    digits(Path(stack.state / "state" / "datasets"), "whole-digits")
+    add_digits(stack, "whole-digits")
     response = sent(client, "/v1/trainings", training_body(".0"), Prefer="wait=60")
     assert response.status_code in {200, 202}, response.text
     text = response.text

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.service.jobs import create_job, finished_jobs
 from tests.stack import ROOT, Stack
 from tests.waiting import wait_until
@@ -32,7 +32,7 @@ def test_a_restored_service_responds_as_before(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first = Stack(tmp_path / "a", log_level="warning")
-    digits(first.state / "state" / "datasets")
+    add_digits(first)
     npz = {"Accept": "application/x-npz"}
     paths = (
         "/v1/datasets",

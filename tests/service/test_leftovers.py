@@ -17,7 +17,7 @@ import pytest
 
 from core.blobs import PARTIAL
 from tests.api.helpers import finished_job, job_when
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.service.test_full_disk import upscale
 from tests.stack import Stack
 from tests.version_files import SHIPPED, with_card
@@ -31,17 +31,17 @@ LOCKS = {"lock", ".lock", ".sweep.lock"}
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service that sweeps every 5 s."""
     running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", result_ttl_s="100000", sweep_s="5")
-    digits(running.state / "state" / "datasets")
+    add_digits(running)
     with running:
         yield running
 
 
 def files(stack: Stack) -> set[str]:
-    """Return the paths of files and empty folders that the service keeps for jobs, uploads,
-    datasets and versions.
+    """Return the paths of files and empty folders, and the keys of objects, that the service keeps
+    for jobs, uploads, datasets and versions.
     """
     state = stack.state / "state"
-    found = set()
+    found = set(stack.blobs().keys("")) if stack.is_shared else set()
     for top in ("blobs", "scratch", "runs", "datasets", "checkpoints", "unfinished"):
         for path in (state / top).rglob("*"):
             with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from core.catalog.families import FamilyDescription
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.stack import ROOT, Stack
 from tests.waiting import wait_until
 
@@ -110,7 +110,7 @@ def service(tmp_path: Path, family_folder: Path) -> Iterator[Stack]:
         checkpoints=str(tmp_path / "no-checkpoints"),
         log_level="warning",
     )
-    digits(running.state / "state" / "datasets")
+    add_digits(running)
     with running:
         yield running
 

@@ -4,7 +4,6 @@ candidate.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import httpx
 import pytest
 
 from core.jobs.store import JobStore
-from core.settings import Settings
 from tests.stack import Stack
 from tests.version_files import SHIPPED, import_version, with_other_weights
 from tests.workers.training.test_worker import row
@@ -36,8 +34,7 @@ def refused(stack: Stack, version: str) -> str:
     response = httpx.patch(f"{stack.url}/v1/models/{NAME}", json={"version": version}, timeout=30)
     assert time.monotonic() - started < 8
     assert (response.status_code, response.headers["retry-after"]) == (503, "10"), response.text
-    pointers = json.loads((stack.state / "state" / "checkpoints" / "serving.json").read_text())
-    assert "next" not in pointers[NAME]
+    assert "next" not in stack.versions().pointers()[NAME]
     assert httpx.get(f"{stack.url}/v1/models/{NAME}").json()["version"] == "1"
     return str(response.json()["detail"])
 
@@ -65,15 +62,15 @@ def test_a_publication_needs_a_worker(app_state: Stack) -> None:
     """Without a worker a publication is 503 and makes no job; one with `serve: never` is
     accepted.
     """
-    chosen = Settings(state=app_state.state / "state")
-    job_store = JobStore(chosen.database)
+    job_store = JobStore(app_state.database)
     jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]
     for job in jobs:  # one after the other: a model has at most one open training
         job_store.insert(job)
         job_store.cancel(job.id)
-        folder = chosen.state / "runs" / job.id
+        folder = app_state.state / "state" / "runs" / job.id
         folder.mkdir(parents=True)
         (folder / "state.pt").touch()
+    app_state.share_state()
     app_state.kill("inference")
     time.sleep(2)
     responses = [httpx.post(f"{app_state.url}/v1/trainings/{job.id}/publish") for job in jobs]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.api.helpers import MODEL, finished_job, post_samples, problem
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.postgresql import PostgreSQL, running_server
 from tests.service.jobs import create_job, finished_jobs, wait_for_running
 from tests.stack import Stack, free_port, succeeds
@@ -26,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Po
     with running_server() as server:
         settings = {"log_level": "warning", "max_sync_timeout_s": "100"}
         stack = Stack(tmp_path_factory.mktemp("postgresql"), database_url=server.create("jobs"), **settings)
-        digits(stack.state / "state" / "datasets")
+        add_digits(stack)
         with stack:
             yield stack, server
 

@@ -20,7 +20,7 @@ from core import tracing
 from core.settings import Settings
 from core.startup import StartupError, check
 from tests.api.helpers import TINY, b64, finished_job
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.stack import Stack
 from tests.waiting import wait_until
 
@@ -178,7 +178,7 @@ def test_a_batch_of_several_requests_links_them(traced: Stack, collector: Collec
 
 def test_a_job_is_in_the_trace_of_its_request(traced: Stack, collector: Collector) -> None:
     """The spans of a job and of a dry run are in the trace of the request that created them."""
-    digits(traced.state / "state" / "datasets", "digits")
+    add_digits(traced)
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 1, "batch_size": 50}}
     training = {"family": "vae", "dataset": "digits", "name": "traced", "recipe": recipe}
     with httpx.Client(base_url=traced.url, timeout=60) as client:

@@ -10,7 +10,7 @@ import standardwebhooks
 
 from api.schemas.webhooks import WebhookEvent
 from tests.api.helpers import FAULTY, MODEL, finished_job
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.families.faulty import RAISES
 from tests.stack import Stack
 from tests.version_files import SHIPPED, with_card
@@ -95,7 +95,7 @@ def test_a_failed_job_sends_its_problem(hooked: Stack, service: httpx.Client, re
 
 def test_trainings_and_dry_runs_send_webhooks(hooked: Stack, service: httpx.Client, receiver: Receiver) -> None:
     """Dry runs and cancelled trainings send webhooks; a training links to its deliveries."""
-    digits(hooked.state / "state" / "datasets", "hooked")
+    add_digits(hooked, "hooked")
     webhook = {"url": receiver.url, "events": ["job.cancelled", "job.succeeded"]}
     body = {"family": "vae", "dataset": "hooked", "name": "hooked", "webhook": webhook}
     body |= {"recipe": {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1000, "batch_size": 50}}}
@@ -131,7 +131,7 @@ def test_imports_and_publications_send_webhooks(hooked: Stack, service: httpx.Cl
     (job,) = service.get("/v1/jobs", params={"kind": "import"}).json()["data"]
     assert ended(service, job["id"])[0]["status"] == "delivered"
 
-    digits(hooked.state / "state" / "datasets", "paused")
+    add_digits(hooked, "paused")
     recipe = {
         "config": {"hidden": [8], "latents": 2},
         "training": {"epochs": 100000, "batch_size": 50, "save_every_s": 0.2},

@@ -39,7 +39,7 @@ def sent(client: httpx.Client, file: bytes, labels: bytes | None = None, **field
 @pytest.fixture
 def datasets(stack: Stack, client: httpx.Client) -> Iterator[Datasets]:
     """The dataset store of the shared service, empty before and after the test."""
-    folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
+    folder = stack.datasets()
     _delete_all(folder, client)
     yield folder
     _delete_all(folder, client)

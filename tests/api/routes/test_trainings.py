@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.api import helpers
-from tests.datasets import digits
+from tests.datasets import add_digits
 from tests.stack import Stack
 from tests.waiting import wait_until
 
@@ -23,9 +23,7 @@ END_S = 240.0
 @pytest.fixture(scope="module")
 def trained(stack: Stack) -> Path:
     """The folder of datasets, with the dataset `little-digits`."""
-    folder = stack.state / "state" / "datasets"
-    digits(folder, "little-digits")
-    return folder
+    return add_digits(stack, "little-digits").parent
 
 
 def training_body(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -491,12 +491,12 @@ def test_no_file_is_left_unfinished(mortal: Stack) -> None:
         job_id = create_upscale_job(client, png(noise(100, 100)), scale=2)
         finished_job(client, job_id)
         client.get(f"/v1/jobs/{job_id}/result")
-        state = mortal.state / "state"
-        kept = {path.name for path in (state / "blobs" / "jobs" / job_id).iterdir()}
+        blobs = mortal.blobs()
+        kept = blobs.names(f"jobs/{job_id}").keys()
         assert {"items", "answer.png", "answer.png.json"} < kept
-        assert not _files(state / "unfinished")
+        assert not _files(mortal.state / "state" / "unfinished")
         client.delete(f"/v1/jobs/{job_id}")
-        assert not (state / "blobs" / "jobs" / job_id).exists()
+        assert not blobs.keys(f"jobs/{job_id}")
 
 
 def _files(folder: Path) -> list[Path]:

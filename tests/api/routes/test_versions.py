@@ -213,6 +213,7 @@ def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client
     assert client.patch("/v1/models/vae-mnist-2d", json={"version": serving}).status_code == 200
     path.parent.mkdir(parents=True)
     path.write_bytes(_renamed(SHIPPED.read_bytes()))
+    stack.share_state()
     try:
         time.sleep(1.1)
         client.get("/v1/models/vae-mnist-2d/versions/0")  # scans the folder, at most once a second
@@ -223,3 +224,5 @@ def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client
         assert drawn(client, "vae-mnist-2d")[0] == serving
     finally:
         path.unlink()
+        if stack.is_shared:
+            stack.versions().hide("vae-mnist-2d", ["7"])
