@@ -32,10 +32,11 @@ RUN pip install --no-compile --prefix /packages --require-hashes --requirement r
 ARG OTEL=""
 COPY requirements/otel.lock requirements/otel.lock
 RUN test -z "$OTEL" || pip install --no-compile --prefix /packages --require-hashes --requirement requirements/otel.lock
-# What no part of the API uses: the command `celery`, uvicorn's reloader and websockets, redoc, other databases, and
-# Pillow's AVIF and fonts.
+# What no part of the API uses: the command `celery`, uvicorn's reloader and websockets, redoc, other databases, random
+# numbers of numpy, and Pillow's AVIF and fonts.
 ARG UNUSED="click_repl prompt_toolkit wcwidth watchfiles websockets yaml numpy/f2py numpy/distutils numpy/_core/include \
-    fastapi_offline/static/redoc.standalone.js sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle \
+    numpy/random fastapi_offline/static/redoc.standalone.js sqlalchemy/testing alembic/testing \
+    sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle \
     PIL/_avif.* PIL/_imagingft.* PIL/_imagingtk.* pillow.libs/libavif-* pillow.libs/libharfbuzz-* pillow.libs/libfreetype-* \
     pillow.libs/libpng16-* pillow.libs/libbrotli*"
 RUN cd /packages/lib/python3.*/site-packages && rm -r $UNUSED \
