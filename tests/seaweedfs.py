@@ -37,6 +37,7 @@ _PORTS = (
 _SETTINGS = (
     "-filer",
     "-s3",
+    "-s3.autoCreateBucket=false",  # as in S3
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
     "-master.telemetry=false",

@@ -175,6 +175,27 @@ def test_every_container_is_confined(services: Services, all_services: Services)
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
 
 
+WEED = """#!/bin/sh
+read -r command
+case "$command" in
+  s3.bucket.list) ! test -e bucket || printf "  reverie\\tsize:0\\n" ;;
+  "s3.bucket.create -name reverie") ! test -e bucket && touch bucket ;;
+  *) exit 2 ;;
+esac
+"""
+"""A stand-in for SeaweedFS's shell, which rejects a second bucket of one name."""
+
+
+def test_the_bucket_is_made_once(all_services: Services, tmp_path: Path) -> None:
+    """The container that makes the bucket succeeds again when the bucket exists."""
+    (tmp_path / "weed").write_text(WEED)
+    (tmp_path / "weed").chmod(0o755)
+    command = [word.replace("$$", "$") for word in all_services["s3-bucket"]["entrypoint"]]
+    for _ in range(2):
+        subprocess.run(command, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+        assert (tmp_path / "bucket").exists()
+
+
 def test_keys_are_a_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The key file is a secret of the API container only; without one no keys are required."""
     keys = tmp_path / "keys"
