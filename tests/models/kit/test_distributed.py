@@ -109,7 +109,8 @@ def test_torchrun_on_two_hosts(tmp_path: Path) -> None:
 
     def kill(host: subprocess.Popen[bytes]) -> None:
         """Kill torchrun and the processes that it has started, as if the host had failed."""
-        for process in (*psutil.Process(host.pid).children(recursive=True), host):
+        torchrun = psutil.Process(host.pid)
+        for process in (*torchrun.children(recursive=True), torchrun):
             process.kill()
         host.wait()
 
