@@ -45,7 +45,7 @@ parallel-tests: $(VENV)/.dev
 test-slow: $(VENV)/.dev $(VENV)/.seaweedfs ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on nine hosts (network namespaces; needs root): hosts fail, links are cut
+test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network namespaces; needs root): hosts fail, links are cut
 	$(BIN)/python -m pytest -s tests/cluster
 
 test-shared: $(VENV)/.dev $(VENV)/.seaweedfs ## the tests of the service with PostgreSQL and an S3 object store, as hosts share them

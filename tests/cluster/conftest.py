@@ -1,4 +1,4 @@
-"""A service of several hosts, which all tests of this folder share. Run by `make test-cluster`."""
+"""A service of several hosts, which the tests of a module share. Run by `make test-cluster`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import postgresql, seaweedfs
 from tests.cluster.members import Cluster
 from tests.cluster.network import missing
-from tests.postgresql import MISSING, programs
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A service on nine hosts; each test leaves all members running."""
-    if reason := missing():
+@pytest.fixture(scope="session", autouse=True)
+def _required() -> None:
+    """Skip all tests, loudly, where a program is missing."""
+    reason = missing()
+    if postgresql.programs() is None:
+        reason = reason or postgresql.MISSING
+    if seaweedfs.program() is None:
+        reason = reason or seaweedfs.MISSING
+    if reason:
         pytest.skip(f"NOT TESTED: {reason}")
-    if programs() is None:
-        pytest.skip(f"NOT TESTED: {MISSING}")
-    settings = {"shutdown_delay_s": "3", "max_sync_timeout_s": "100"}
-    with Cluster(tmp_path_factory.mktemp("cluster"), **settings) as running:
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A service on ten hosts; each test leaves all members running."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running

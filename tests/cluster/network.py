@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Self
 
 SUBNET = "10.215.63"  # within a private range; the bridge has the address .1
@@ -20,7 +21,7 @@ def missing() -> str:
     """Return why there can be no namespaces here; empty if there can be."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for program in ("ip", "tc", "iptables", "unshare", "setpriv"):
+    for program in ("ip", "tc", "iptables", "unshare", "setpriv", "mount"):
         if shutil.which(program) is None:
             return f"there is no program `{program}`: apt-get install iproute2 iptables util-linux"
     return ""
@@ -53,12 +54,18 @@ class Host:
         run("ip", "netns", "delete", self._namespace, check=False)
         run("ip", "link", "delete", self._link, check=False)
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *words: str, own: Path, hidden: Path) -> list[str]:
         """Return the words that run a command on this host, under its name; it ends with this
         process.
+
+        Of the folder `hidden`, the command sees only the folder `own` in it.
         """
-        named = 'hostname "$0"; exec setpriv --pdeathsig KILL "$@"'
-        return ["ip", "netns", "exec", self._namespace, "unshare", "--uts", "sh", "-c", named, self.name, *words]
+        named = (
+            'hostname "$1"; mount --bind "$2" /mnt; mount -t tmpfs none "$3"; mkdir -p "$2"; mount --move /mnt "$2"; '
+            'shift 3; exec setpriv --pdeathsig KILL "$@"'
+        )
+        inside = ["ip", "netns", "exec", self._namespace, "unshare", "--uts", "--mount"]
+        return [*inside, "sh", "-ec", named, "sh", self.name, str(own), str(hidden), *words]
 
     def cut(self) -> None:
         """Let no packet through: connections stay open at both ends and hear nothing."""

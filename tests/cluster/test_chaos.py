@@ -1,288 +1,226 @@
-"""Jobs of all kinds end once, with the bytes of an undisturbed run, while hosts fail and links are
-cut.
+"""A thousand jobs of all kinds and ten trainings end once, with the bytes and weights of an
+undisturbed run, while hosts fail and links are cut.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import random
-import signal
+import json
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import httpx
-import numpy as np
+import psycopg
 import pytest
-from PIL import Image
+from safetensors.numpy import load
 
-from tests.cluster.members import APIS, Cluster
-from tests.datasets import digits
+from tests.cluster.disturbances import INTERVAL_S, Disturber
+from tests.cluster.jobs import TERMINAL, Client, Request, requests
+from tests.cluster.members import SERVERS, Cluster
+from tests.cluster.network import SUBNET
+from tests.uploads import DIGITS
+from tests.waiting import wait_until
+from tests.webhooks.receiver import Receiver
 
-PAUSE_S = 5.0
-"""A member is disturbed every so many seconds; a lease lasts three."""
-
-JOBS_OF_A_KIND = 50
-END_S = 420.0
-TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request that becomes a job: its path, body, and the form of its result."""
-
-    path: str
-    body: dict[str, Any]
-    accept: str = "application/json"
+OF_A_KIND, LARGE, TRAININGS = 99, 10, 10
+CLIENTS = 6
+LONGEST_S = 1500.0
 
 
-def picture(number: int) -> str:
-    """Return an image of 8×8 pixels as base64 of a PNG."""
-    pixels = np.random.default_rng(number).integers(0, 2, (8, 8), np.uint8) * 255
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def requests() -> list[Request]:
-    """Return the requests of all kinds, each with its own seed, in a fixed random order."""
-    half = io.BytesIO()
-    Image.fromarray(np.repeat(np.array([[0] * 8, [255] * 8], np.uint8), 4, 0)).save(half, "PNG")
-    mask = base64.b64encode(half.getvalue()).decode()
-    made = []
-    for number in range(JOBS_OF_A_KIND):
-        one = {"seed": 1000 + number, "images": [picture(number)]}
-        made += [
-            Request("/v1/samples", {"model": "vae-mnist-2d", "seed": number, "count": 300}, "image/png"),
-            Request("/v1/samples", {"model": "faulty", "seed": 10_000 + number, "seconds": 0.2}),
-            Request(
-                "/v1/inpaintings", {"model": "tiny", **one, "mask": mask, "count": 3, "steps": 40, "seconds": 0.02}
-            ),
-            Request("/v1/likelihoods", {"model": "tiny", **one, "k": 50}),
-            Request("/v1/likelihoods", {"model": "faulty", **one, "k": 10, "seconds": 0.05}),
-            Request("/v1/encodings", {"model": "tiny", **one}),
-            Request("/v1/energies", {"model": "tiny", **one}),
-        ]
-    random.Random(0).shuffle(made)
-    return made
-
-
-class Client:
-    """A client of both API processes that retries a request until one of them responds to it."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._clients = [
-            httpx.Client(base_url=cluster.urls[name], timeout=httpx.Timeout(15, connect=2)) for name in APIS
-        ]
-        self._turn = 0
-        self.retries = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for client in self._clients:
-            client.close()
-
-    def send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Return the first response that is no failure of a server."""
-        until = time.monotonic() + END_S
-        while time.monotonic() < until:
-            self._turn += 1
-            try:
-                response = self._clients[self._turn % 2].request(method, path, **arguments)
-            except httpx.TransportError:
-                self.retries += 1
-            else:
-                if response.status_code < 500 and response.status_code != 429:
-                    return response
-                self.retries += 1
-            time.sleep(0.2)
-        raise TimeoutError(f"{method} {path}")
-
-    def create(self, request: Request, key: str) -> str:
-        """Create a job, at most one for a key, and return its id."""
-        headers = {"Prefer": "respond-async", "Idempotency-Key": key}
-        response = self.send("POST", request.path, json=request.body, headers=headers)
-        # 200: the job that an earlier attempt created has ended already
-        assert response.status_code in {200, 202}, response.text
-        path = response.headers.get("location") or response.headers["content-location"]
-        return str(path.split("/")[3])
-
-    def ended(self, job_id: str) -> dict[str, Any]:
-        """Wait until a job has ended, and return it."""
-        until = time.monotonic() + END_S
-        while time.monotonic() < until:
-            response = self.send("GET", f"/v1/jobs/{job_id}")
-            assert response.status_code == 200, response.text
-            job: dict[str, Any] = response.json()
-            if job["status"] in TERMINAL:
-                return job
-            time.sleep(0.2)
-        raise TimeoutError(f"{job_id} has not ended: {job}")
-
-
-def disturbances(cluster: Cluster, remarks: list[str]) -> list[Callable[[], None]]:
-    """Return what is done to the cluster, in this order; each leaves all members running."""
-
-    def kill(name: str) -> None:
-        remarks.append(f"kill {name}")
-        cluster.stop(name)
-        cluster.start(name)
-
-    def cut(name: str) -> None:
-        remarks.append(f"cut {name} for {PAUSE_S:.0f} s")
-        cluster.hosts[name].cut()
-        time.sleep(PAUSE_S)
-        cluster.hosts[name].mend()
-
-    def pause(name: str) -> None:
-        remarks.append(f"pause {name} for {PAUSE_S:.0f} s")
-        with cluster.frozen(name):
-            time.sleep(PAUSE_S)
-
-    def worsen(name: str, how: str) -> None:
-        host = cluster.hosts[name]
-        if how == "slow":
-            remarks.append(f"{name}: {host.slow_down()}")
-        else:
-            host.lose()
-            remarks.append(f"{name} loses packets")
-        time.sleep(PAUSE_S)
-        host.mend()
-
-    def restart(name: str) -> None:
-        remarks.append(f"restart {name}")
-        cluster.stop(name, signal.SIGINT if name == "postgresql" else signal.SIGKILL)
-        cluster.start(name)
-
-    return [
-        lambda: kill("inference-1"),
-        lambda: cut("inference-2"),
-        lambda: pause("inference-3"),
-        lambda: kill("api-1"),
-        lambda: restart("queue"),
-        lambda: cut("training-1"),
-        lambda: worsen("api-2", "slow"),
-        lambda: kill("training-2"),
-        lambda: restart("postgresql"),
-        lambda: worsen("inference-1", "loss"),
-        lambda: cut("api-2"),
-        lambda: pause("training-1"),
-        lambda: worsen("postgresql", "slow"),
-        lambda: kill("inference-2"),
-        lambda: restart("postgresql"),
-        lambda: cut("queue"),
-        lambda: restart("queue"),
-        lambda: pause("api-1"),
-    ]
-
-
-TRAINING = {"family": "vae", "dataset": "digits", "evaluation": {"count": 40, "k": 10}}
-
-
-def training(number: int) -> dict[str, Any]:
-    """Return the body of a training of about ten seconds."""
+def training(number: int, name: str) -> dict[str, Any]:
+    """Return the body of a training of some seconds."""
     recipe: dict[str, Any] = {"config": {"hidden": [48], "latents": 4}, "seed": number}
-    recipe["training"] = {"epochs": 8, "batch_size": 2, "save_every_s": 0.5}
-    return {**TRAINING, "name": f"digits-{number}", "recipe": recipe}
+    recipe["training"] = {"epochs": 4, "batch_size": 2, "save_every_s": 0.5}
+    evaluation = {"count": 40, "k": 10}
+    return {"family": "vae", "dataset": "digits", "name": name, "recipe": recipe, "evaluation": evaluation}
 
 
-@pytest.mark.timeout(1500)
+class Promises:
+    """The jobs and trainings of the test: threads create them, each by its own client."""
+
+    def __init__(self, cluster: Cluster, everything: list[Request]) -> None:
+        self._cluster = cluster
+        self._requests = everything
+        self._left = list(range(len(everything)))
+        self.jobs: dict[int, str] = {}
+        self.trainings: dict[int, str] = {}
+        self.errors: list[BaseException] = []
+        self.retries = 0
+        acts = [*[self._create_jobs] * CLIENTS, self._create_trainings]
+        self._threads = [threading.Thread(target=self._run, args=(act,), daemon=True) for act in acts]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until all jobs and trainings are created."""
+        for thread in self._threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def ended(self) -> bool:
+        """Return whether all jobs and trainings are created and have ended; raise what a thread has
+        raised.
+        """
+        if self.errors:
+            raise self.errors[0]
+        if any(thread.is_alive() for thread in self._threads):
+            return False
+        try:
+            with self._cluster.database() as connection:
+                query = b"SELECT count(*) FROM jobs WHERE status <> ALL(%s)"
+                row = connection.execute(query, [list(TERMINAL)]).fetchone()
+        except psycopg.Error:
+            return False  # it is being restarted or cut off
+        return row == (0,)
+
+    def _run(self, create: Any) -> None:
+        try:
+            with Client(self._cluster) as client:
+                create(client)
+                self.retries += client.retries
+        except BaseException as error:  # noqa: BLE001 - raised by `join`
+            self.errors.append(error)
+
+    def _create_jobs(self, client: Client) -> None:
+        while self._left:
+            try:
+                number = self._left.pop()
+            except IndexError:
+                return
+            self.jobs[number] = client.create(self._requests[number], f"chaos-{number}")
+
+    def _create_trainings(self, client: Client) -> None:
+        for number in range(TRAININGS):
+            response = client.send("POST", "/v1/trainings", json=training(number, f"digits-{number}"))
+            # 409: an earlier attempt created it, and its response was lost
+            assert response.status_code in {202, 409}, response.text
+            self.trainings[number] = response.json()["training_id" if response.status_code == 409 else "id"]
+
+
+@pytest.mark.timeout(3600)
 def test_jobs_end_once_while_hosts_fail(cluster: Cluster) -> None:
     """A member is killed, paused, cut off, slowed down or restarted every five seconds while jobs
     of all kinds and trainings run. Each is accepted once, succeeds once, and has the bytes or
     weights of an undisturbed run.
     """
-    digits(cluster.state / "datasets")
-    with Client(cluster) as client:
-        _check(cluster, client, requests())
+    receiver = Receiver(f"{SUBNET}.1")
+    everything = requests(OF_A_KIND, LARGE, receiver.url)
+    with Client(cluster) as client, receiver.running():
+        with DIGITS.open("rb") as file:
+            uploaded = client.send("POST", "/v1/datasets", files={"file": file}, data={"name": "digits"})
+        assert uploaded.status_code == 201, uploaded.text
+        before = _job_ids(cluster)
+        promises, disturber, began = Promises(cluster, everything), Disturber(cluster), time.monotonic()
+        promises.start()
+        disturber.run(promises.ended, LONGEST_S)
+        promises.join()
+        disturbed_s = time.monotonic() - began
+        cluster.wait_ready()
+        _check_statuses(cluster, promises, before)
+        _check_trainings(client, promises.trainings)
+        with_webhook = [number for number, one in enumerate(everything) if "webhook" in one.body]
+        _check_webhooks(receiver, {promises.jobs[number] for number in with_webhook})
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            checks = [pool.submit(_check_result, cluster, everything[n], job_id) for n, job_id in promises.jobs.items()]
+        for check in checks:
+            check.result()
+    print(_report(everything, promises, disturber, cluster, disturbed_s, time.monotonic() - began))  # noqa: T201
 
 
-def _check(cluster: Cluster, client: Client, everything: list[Request]) -> None:
-    """Create all jobs while members fail, then check each."""
-    jobs: dict[int, str] = {}
-    trainings: dict[int, str] = {}
-    remarks: list[str] = []
-    failures: list[BaseException] = []
-    acts = disturbances(cluster, remarks)
-    pace_s = len(acts) * PAUSE_S * 1.2 / len(everything)
-
-    def create_all() -> None:
-        try:
-            for number in range(4):
-                body = training(number)
-                response = client.send("POST", "/v1/trainings", json=body)
-                # 409: an earlier attempt created it, and its response was lost
-                assert response.status_code in {202, 409}, response.text
-                trainings[number] = response.json()["training_id" if response.status_code == 409 else "id"]
-            for number, request in enumerate(everything):
-                jobs[number] = client.create(request, f"chaos-{number}")
-                time.sleep(pace_s)
-        except BaseException as error:  # noqa: BLE001 - raised by the test
-            failures.append(error)
-
-    creator = threading.Thread(target=create_all)
-    creator.start()
-    for act in acts:
-        act()
-        time.sleep(PAUSE_S / 2)
-    creator.join()
-    if failures:
-        raise failures[0]
-    cluster.wait_ready()
-    ended = {number: client.ended(job_id) for number, job_id in jobs.items()}
-    statuses = {number: job["status"] for number, job in ended.items() if job["status"] != "succeeded"}
-    assert not statuses, {number: ended[number] for number in list(statuses)[:3]}
-    assert len(set(jobs.values())) == len(everything)
-    for number, request in enumerate(everything):
-        check_result(client, request, jobs[number])
-    check_events(cluster, set(jobs.values()))
-    check_trainings(client, trainings)
-    print(f"{len(jobs)} jobs, {len(trainings)} trainings, {client.retries} retried requests; {'; '.join(remarks)}")  # noqa: T201
-
-
-def check_result(client: Client, request: Request, job_id: str) -> None:
-    """Check that a job's result has the bytes of the same request without disturbance."""
-    got = client.send("GET", f"/v1/jobs/{job_id}/result", headers={"Accept": request.accept})
-    headers = {"Accept": request.accept, "Prefer": "wait=60"}
-    undisturbed = client.send("POST", request.path, json=request.body, headers=headers)
-    assert (got.status_code, undisturbed.status_code) == (200, 200), (got.text[:300], undisturbed.text[:300])
-    if request.accept == "application/json":
-        assert {**got.json(), "request_id": 0} == {**undisturbed.json(), "request_id": 0}
-    else:
-        assert got.content == undisturbed.content
-
-
-def check_events(cluster: Cluster, jobs: set[str]) -> None:
-    """Check that each job has one event of its end, and that no other job was created."""
+def _job_ids(cluster: Cluster) -> set[str]:
     with cluster.database() as connection:
         rows = connection.execute(b"SELECT id FROM jobs WHERE kind NOT IN ('training', 'publication')").fetchall()
-        assert {row[0] for row in rows} == jobs
+    return {row[0] for row in rows}
+
+
+def _check_statuses(cluster: Cluster, promises: Promises, before: set[str]) -> None:
+    """Check that each job has succeeded with one event of its end, and that there is no other
+    job.
+    """
+    ids = {*promises.jobs.values(), *promises.trainings.values()}
+    assert len(ids) == OF_A_KIND * 10 + LARGE + TRAININGS
+    assert _job_ids(cluster) - before == set(promises.jobs.values())
+    with cluster.database() as connection:
+        query = b"SELECT kind, status, problem, options FROM jobs WHERE id = ANY(%s) AND status <> 'succeeded'"
+        failed = connection.execute(query, [list(ids)]).fetchall()
         ends = connection.execute(
             b"SELECT job_id, count(*) FROM events WHERE data ~ '\"(succeeded|failed|cancelled)\"' "
-            b"GROUP BY job_id HAVING count(*) > 1"
+            b"GROUP BY job_id HAVING count(*) <> 1"
         ).fetchall()
-    assert not ends
+    assert not failed, failed[:5]
+    assert not ends, ends[:5]
 
 
-def check_trainings(client: Client, trainings: dict[int, str]) -> None:
-    """Check that each training has succeeded with the weights of one that is not disturbed."""
-    for number, job_id in trainings.items():
+def _check_result(cluster: Cluster, request: Request, job_id: str) -> None:
+    with Client(cluster) as client:
+        client.check_result(request, job_id)
+
+
+def _check_trainings(client: Client, trainings: dict[int, str]) -> None:
+    """Check that each training has the weights of one that is not disturbed."""
+    again = {}
+    for number in trainings:
+        response = client.send("POST", "/v1/trainings", json=training(number, f"again-{number}"))
+        again[number] = response.json()["id"]
+    for number, job_id in again.items():
         job = client.ended(job_id)
         assert job["status"] == "succeeded", job
-        again = {**training(number), "name": f"again-{number}"}
-        response = client.send("POST", "/v1/trainings", json=again)
-        assert client.ended(response.json()["id"])["status"] == "succeeded"
-        sampled = []
+        weights = []
         for name in (f"digits-{number}", f"again-{number}"):
-            body = {"model": name, "seed": 1, "count": 4}
-            response = client.send(
-                "POST", "/v1/samples", json=body, headers={"Prefer": "wait=60", "Accept": "image/png"}
-            )
-            assert response.status_code == 200, response.text
-            sampled.append(response.content)
-        assert sampled[0] == sampled[1]
+            file = client.send("GET", f"/v1/models/{name}/versions/1/file")
+            assert file.status_code == 200, file.text
+            weights.append({key: array.tobytes() for key, array in load(file.content).items()})
+        assert weights[0] == weights[1], number
+
+
+def _check_webhooks(receiver: Receiver, jobs: set[str]) -> None:
+    """Check that the end of each job was sent, under one id of the event."""
+
+    def sent() -> dict[str, set[str]]:
+        ids: dict[str, set[str]] = {}
+        for one in list(receiver.requests):
+            body = json.loads(one["body"])
+            assert body["type"] == "job.succeeded", body
+            ids.setdefault(body["data"]["id"], set()).add(one["headers"]["webhook-id"])
+        return ids
+
+    wait_until(lambda: sent().keys() >= jobs, "all webhooks are delivered", 600)
+    assert sent().keys() == jobs
+    assert {len(ids) for ids in sent().values()} == {1}
+
+
+def _report(
+    everything: list[Request],
+    promises: Promises,
+    disturber: Disturber,
+    cluster: Cluster,
+    disturbed_s: float,
+    whole_s: float,
+) -> str:
+    """Return the table of what was run and what was done to it."""
+    with cluster.database() as connection:
+        query = b"SELECT count(*) FROM events WHERE data ~ 'its worker died'"
+        reclaimed = connection.execute(query).fetchone()
+    rows = {
+        **{f"jobs: {path}": number for path, number in Counter(one.path for one in everything).items()},
+        "jobs, all succeeded once, bytes of an undisturbed run": len(promises.jobs),
+        "trainings, all succeeded once, weights of an undisturbed run": len(promises.trainings),
+        **{f"disturbances: {act}": disturber.counts[act] for act in sorted(disturber.counts) if " " not in act},
+        **{f"disturbances: {act}": disturber.counts[act] for act in ("slow link", "lost packets")},
+        **{f"of these, restart {name}": disturber.counts[f"restart {name}"] for name in SERVERS},
+        "disturbances": len(disturber.log),
+        "seconds between two": INTERVAL_S,
+        "requests that clients repeated": promises.retries,
+        "jobs taken from a dead or silent worker": (reclaimed or (0,))[0],
+        "members that exited by themselves": len(cluster.exits),
+        "seconds with disturbances": round(disturbed_s),
+        "seconds with the undisturbed run": round(whole_s),
+    }
+    return "\n".join(
+        ["| what | number |", "| --- | --- |", *(f"| {name} | {number} |" for name, number in rows.items())]
+    )

@@ -25,7 +25,9 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def serve(port: int, record: Callable[[dict[str, Any]], None], respond: Callable[[Any], None]) -> _Server:
+def serve(
+    port: int, record: Callable[[dict[str, Any]], None], respond: Callable[[Any], None], host: str = "127.0.0.1"
+) -> _Server:
     """Return a server that records each POST and then calls `respond` with its handler."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -38,7 +40,7 @@ def serve(port: int, record: Callable[[dict[str, Any]], None], respond: Callable
         def log_message(self, *_: object) -> None:
             pass
 
-    return _Server(("127.0.0.1", port), Handler)
+    return _Server((host, port), Handler)
 
 
 def accept(handler: Any) -> None:
@@ -50,11 +52,11 @@ def accept(handler: Any) -> None:
 class Receiver:
     """A receiver in a thread: it sends the next of `responses`, then accepts each request."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.requests: list[dict[str, Any]] = []
         self.responses: list[Callable[[Any], None]] = []
-        self._server = serve(0, self.requests.append, self._respond)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        self._server = serve(0, self.requests.append, self._respond, host)
+        self.url = f"http://{host}:{self._server.server_port}/hook"
 
     def _respond(self, handler: Any) -> None:
         (self.responses.pop(0) if self.responses else accept)(handler)
