@@ -36,7 +36,14 @@ from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINI
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard
-from core.storage import DATABASE_UNAVAILABLE, INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
+from core.storage import (
+    DATABASE_UNAVAILABLE,
+    INSUFFICIENT_STORAGE,
+    ObjectStoreError,
+    lacks_space,
+    reason_of,
+    storage_problem,
+)
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
 from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, disk_full_error
@@ -245,9 +252,10 @@ class TrainingWorker:
     def run_job(self, job: Job) -> None:
         """Run a claimed job and record its result, or return the job to its queue.
 
-        A job returns to its queue for a later try if the disk is full or the database is not
-        available, and at once if this worker stops. If this worker's claim on the job is no longer
-        valid, nothing is recorded. After any other exception the job fails.
+        A job returns to its queue for a later try if the disk is full, or if the database, the
+        object store or the queue server is not available, and at once if this worker stops. If this
+        worker's claim on the job is no longer valid, nothing is recorded. After any other exception
+        the job fails.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
@@ -267,7 +275,8 @@ class TrainingWorker:
                 self.context.defer(job, error.problem)
             else:
                 self.context.fail(job, error)
-        except DATABASE_UNAVAILABLE as error:
+        except (*DATABASE_UNAVAILABLE, ObjectStoreError, redis.RedisError) as error:
+            log.warning("job interrupted", extra={"job": job.id}, exc_info=True)
             self.context.defer(job, storage_problem(error, "the job runs, but its state"))
         except Exception as error:
             if isinstance(error, OSError) and lacks_space(error):

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import redis
 import sqlalchemy as sa
 
 from core.catalog.cards import Metric, is_better, metrics_from_json
@@ -24,6 +25,7 @@ from core.catalog.versions import Versions
 from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
+from core.storage import ObjectStoreError
 from tests.training_jobs import claimed_job
 from workers.training.context import ClaimLostError, JobFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
@@ -500,6 +502,26 @@ def test_a_report_that_fails_does_not_fail_the_training(trainer: TrainingWorker)
     waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
     assert (waiting.status, waiting.attempts) == ("queued", 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ObjectStoreError(errno.EIO, "the object store failed (GenericError)"),
+        redis.ConnectionError("Error 111 connecting to the queue server"),
+    ],
+)
+def test_a_training_waits_for_a_store_that_is_unreachable(trainer: TrainingWorker, error: Exception) -> None:
+    """If the object store or the queue server fails while a version is published, the training is
+    queued again uncharged with the reason.
+    """
+    job = claimed_job(trainer, row(recipe=recipe()))
+    with patch.object(TrainingRun, "run"), patch.object(type(trainer.publisher), "publish", side_effect=error):
+        trainer.run_job(job)
+    waiting = trainer.context.job_store.get(job.id)
+    assert waiting is not None
+    assert (waiting.status, waiting.attempts) == ("queued", 0)
+    assert "could not be stored" in str(waiting.blocked_reason)
 
 
 def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) -> None:
