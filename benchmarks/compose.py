@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -91,9 +92,10 @@ class Report:
         self.rows.append((name, time.monotonic() - began, "; ".join(remark)))
         print(f"{name}: {self.rows[-1][1]:.1f} s  {self.rows[-1][2]}", flush=True)
 
-    def write(self, heading: str) -> None:
-        """Write the section `heading` of the page of results."""
-        lines = [f"## {heading}\n\n", "| step | seconds | |\n| --- | --- | --- |\n"]
+    def write(self, heading: str, note: str) -> None:
+        """Write the section `heading` of the page of results, with a paragraph about this run."""
+        paragraph = f"{textwrap.fill(note, 100)}\n\n" if note else ""
+        lines = [f"## {heading}\n\n", paragraph, "| step | seconds | |\n| --- | --- | --- |\n"]
         lines += [f"| {name} | {seconds:.1f} | {remark} |\n" for name, seconds, remark in self.rows]
         text = PAGE.read_text() if PAGE.exists() else _INTRODUCTION
         before, _, rest = text.partition(f"## {heading}\n")
@@ -280,6 +282,7 @@ def main() -> None:
     )
     parser.add_argument("--cluster", action="store_true", help="with PostgreSQL and an object store")
     parser.add_argument("--write", action="store_true", help="write docs/results/compose.md")
+    parser.add_argument("--note", default="", help="what the page says about this run, e.g. about its base images")
     arguments = parser.parse_args()
     if subprocess.run(["docker", "version"], check=False, capture_output=True).returncode:
         sys.exit("NOT TESTED: no Docker engine replies; set DOCKER_HOST or start one")
@@ -295,7 +298,8 @@ def main() -> None:
     finally:
         project.compose("down", "--volumes", "--remove-orphans")
     if arguments.write:
-        report.write("With PostgreSQL and an object store" if arguments.cluster else "With SQLite and folders")
+        heading = "With PostgreSQL and an object store" if arguments.cluster else "With SQLite and folders"
+        report.write(heading, arguments.note)
 
 
 if __name__ == "__main__":
