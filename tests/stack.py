@@ -64,6 +64,11 @@ create_blobs: Callable[[str], dict[str, str]] | None = None
 `tests/conftest.py` sets it.
 """
 
+ON_ONE_HOST = {"database_url": "", "blobs_url": ""}
+"""Settings of a service whose data are in its state folder, also where services use PostgreSQL or an
+object store: for tests of these folders.
+"""
+
 shared_folder: Path | None = None
 """A folder that the services of one test run share; `tests/conftest.py` sets it."""
 
@@ -196,7 +201,7 @@ class Stack:
     def database(self) -> str:
         """The URL of the job database."""
         file = self.state / "state" / "jobs.sqlite3"
-        return self.environment.get("REVERIE_DATABASE_URL", f"sqlite:///{file}")
+        return self.environment.get("REVERIE_DATABASE_URL") or f"sqlite:///{file}"
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: `queue`, `inference`, `training` or `api`; `name` distinguishes several

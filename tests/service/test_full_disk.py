@@ -20,7 +20,7 @@ from core.broker.keys import WORKERS
 from core.imaging.pictures import png
 from tests.full_disk import SmallDisk, small_disk
 from tests.service.jobs import create_job, finished_jobs, held, report, wait_for_running
-from tests.stack import Stack
+from tests.stack import ON_ONE_HOST, Stack
 from tests.waiting import wait_until
 from workers.inference.context import INLINE_BYTES
 
@@ -59,7 +59,7 @@ def _room(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _stack(folder: Path, where: str, **settings: str) -> Iterator[tuple[Stack, SmallDisk]]:
-    settings = {"max_sync_timeout_s": "280", "log_level": "warning", "sweep_s": "1", **settings}
+    settings = {"max_sync_timeout_s": "280", "log_level": "warning", "sweep_s": "1", **ON_ONE_HOST, **settings}
     with small_disk(folder / where, 64 << 20) as disk, Stack(folder, **settings) as running:
         try:
             yield running, disk

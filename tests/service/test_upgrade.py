@@ -13,7 +13,7 @@ import redis
 from core.catalog.versions import FILE
 from core.startup import MARK, mark_of
 from tests.core.jobs.test_migrate import FIRST, job_id, load
-from tests.stack import Stack
+from tests.stack import ON_ONE_HOST, Stack
 from tests.version_files import SHIPPED, with_other_weights
 from tests.waiting import wait_until
 
@@ -22,7 +22,7 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
     """Queued and interrupted jobs of the first release are run; ended and paused ones are
     unchanged.
     """
-    stack = Stack(tmp_path, result_ttl_s="1000000000")
+    stack = Stack(tmp_path, result_ttl_s="1000000000", **ON_ONE_HOST)
     load(FIRST, stack.state / "state" / "ledger.sqlite3")
     with contextlib.closing(sqlite3.connect(stack.state / "state" / "ledger.sqlite3")) as connection:
         connection.execute("UPDATE jobs SET owner = ''")  # as without API keys
