@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -186,10 +187,10 @@ def jobs_during(client: httpx.Client, act: Callable[[], object]) -> int:
     """Send requests for jobs while `act` runs, wait for their ends, and compare their results with
     those of synchronous requests; return how many requests were repeated after a 503.
     """
-    expected = {seed: samples(client, seed) for seed in range(JOBS)}
+    expected, keys = {seed: samples(client, seed) for seed in range(JOBS)}, uuid4()
 
     def submit(seed: int) -> tuple[str, int]:
-        headers = {"Accept": "image/png", "Prefer": "respond-async", "Idempotency-Key": f"restart-{id(act)}-{seed}"}
+        headers = {"Accept": "image/png", "Prefer": "respond-async", "Idempotency-Key": f"{keys}-{seed}"}
         body = {"model": "vae-mnist-2d", "count": 8, "seed": seed}
         for repeated in range(120):
             response = client.post("/v1/samples", json=body, headers=headers)

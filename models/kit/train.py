@@ -50,7 +50,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, images, out, device, held_back, start)
     group = run.process_group
-    if group.any_process(group.is_main and (out / "state.pt").exists())[0]:
+    if group.of_main((out / "state.pt").exists()):
         run.restore()
     elif group.is_main:
         (out / "metrics.jsonl").unlink(missing_ok=True)
