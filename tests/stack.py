@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -180,21 +181,23 @@ class Stack:
 
     def datasets(self) -> Datasets:
         """Return the service's store of datasets."""
-        return open_datasets(self.settings, self._engine(), self.blobs())
+        return open_datasets(self.settings, self._engine, self.blobs())
 
     def versions(self) -> Versions:
         """Return the service's store of versions."""
-        return open_versions(self.settings, self._engine(), self.blobs())
+        return open_versions(self.settings, self._engine, self.blobs())
 
     def share_state(self) -> None:
         """Let all hosts have the versions, datasets and runs that a test has written to the state
         folder, if the service has an object store and does not use the folder.
         """
         if self.is_shared:
-            migrate(self._engine())
+            migrate(self._engine)
             import_state(self.settings)
 
+    @cached_property
     def _engine(self) -> sa.Engine:
+        """The job database, whose connections `down` closes."""
         return JobStore(self.settings.database).engine
 
     @property
@@ -313,6 +316,8 @@ class Stack:
 
     def down(self) -> None:
         """Stop all parts."""
+        if "_engine" in vars(self):
+            self._engine.dispose()
         for name in reversed(list(self.parts)):
             process = self.parts.pop(name)
             with contextlib.suppress(ProcessLookupError):

@@ -12,7 +12,7 @@ import redis
 
 from core.broker.codec import pack
 from core.catalog.recipes import TRAINING_WORKERS
-from tests.datasets import add_digits, digits
+from tests.datasets import add_digits
 from tests.stack import Stack, succeeds
 from tests.waiting import wait_until
 
@@ -73,7 +73,7 @@ def test_without_a_training_worker_the_number_of_devices_is_unknown(tmp_path: Pa
         bare.start("queue")
         bare.wait_queue()
         bare.start("api")
-        digits(tmp_path / "state" / "datasets", "device-digits")
+        add_digits(bare, "device-digits")
         with httpx.Client(base_url=bare.url, timeout=30) as client, redis.Redis(port=bare.queue_port, db=1) as queue:
             wait_until(lambda: succeeds(lambda: client.get("/healthz").is_success), "the API is up")
             beat = {"state": "ready", "host": "h", "pid": 1, "running": [], "devices": 4}

@@ -70,6 +70,7 @@ def test_a_publication_needs_a_worker(app_state: Stack) -> None:
         folder = app_state.state / "state" / "runs" / job.id
         folder.mkdir(parents=True)
         (folder / "state.pt").touch()
+    job_store.engine.dispose()
     app_state.share_state()
     app_state.kill("inference")
     time.sleep(2)
