@@ -25,7 +25,7 @@ from core.imaging.tiling import Layout
 from core.jobs.records import Claim, ClaimScope, Job, SliceReport
 from core.jobs.store import JobStore
 from core.log import best_effort
-from core.storage import DATABASE_UNAVAILABLE, storage_problem
+from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, storage_problem
 from workers.inference import engine
 from workers.inference.context import INLINE_BYTES, CannotRunError, InferenceContext, unloadable_problem
 
@@ -135,10 +135,10 @@ class JobRunner:
                 self._defer(job, error, job.blocked_bytes or 0)
         return kept
 
-    def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
+    def _defer(self, job: Job, error: Exception, size_bytes: int = 0) -> None:
         """Return a job to its queue for a later try, with the next write to the job store.
 
-        `error` says why its inputs could not be read or its result could not be stored.
+        `error` says why its inputs or model could not be read, or its result could not be stored.
         `size_bytes` is the size of the result, 0 if it is unknown.
         """
         log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
@@ -150,10 +150,10 @@ class JobRunner:
         """Run jobs with equal model, method and options for one time slice; return their reports.
 
         A time slice is the time that a worker gives to one batch before it receives the next
-        message. A job whose inputs cannot be read now, or whose result cannot be stored, has no
-        report; it returns to its queue for a later try. If this worker cannot run the version, all
-        jobs return to their queue, so that another worker claims them. If the model cannot be
-        loaded, the report of each job is a problem.
+        message. A job whose inputs or model cannot be read now, or whose result cannot be stored,
+        has no report; it returns to its queue for a later try. If this worker cannot run the
+        version, all jobs return to their queue, so that another worker claims them. If the model
+        cannot be loaded for another reason, the report of each job is a problem.
         """
         if not claimed:
             return []
@@ -167,6 +167,10 @@ class JobRunner:
             jobs, slices = self._read_inputs(claimed, most_rows)
         except CannotRunError as error:
             self._give_back(claimed, str(error))
+            return []
+        except (ObjectStoreError, *DATABASE_UNAVAILABLE) as error:
+            for job in claimed:
+                self._defer(job, error)
             return []
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})

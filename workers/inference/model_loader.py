@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from core.catalog.registry import ModelVersion
 from core.log import best_effort
+from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, reason_of
 from workers.inference.context import InferenceContext
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
 
 
 @dataclass
@@ -44,6 +47,7 @@ class ModelLoader:
         self._on_change = on_change
         self._loading: _Loading | None = None
         self._tried: set[str] = set()
+        self._retry_at: dict[str, float] = {}  # candidates that could not be read, and when they are tried again
         self._frozen = False
         self.refused: dict[str, str] = {}
         self.loading: list[str] = []
@@ -81,13 +85,21 @@ class ModelLoader:
             return self._context.model_cache.measure_step(requested_only=busy)
 
     def _load_step(self, loading: _Loading) -> None:
-        """Run one step of loading a version; the error of a candidate is stored in `refused`."""
+        """Run one step of loading a version; the error of a candidate is stored in `refused`.
+
+        If the object store or the database cannot be used now, the candidate is tried again after
+        `_RETRY_S` seconds instead.
+        """
         ref = loading.version.ref
         try:
             with self._context.watchdog.working("loading", ref):
                 next(loading.steps)
             best_effort(self._on_change)
         except StopIteration:
+            self._finish()
+        except (ObjectStoreError, *DATABASE_UNAVAILABLE) as error:
+            log.warning("version cannot be read now", extra={"model": ref, "reason": reason_of(error)})
+            self._retry_at[ref] = time.monotonic() + _RETRY_S
             self._finish()
         except Exception as error:
             log.exception("version cannot be loaded", extra={"model": ref})
@@ -113,8 +125,9 @@ class ModelLoader:
         may_load = self._context.may_load
         candidates = {one.ref: one for one in self._context.registry.candidates() if may_load(one.ref)}
         self.refused = {ref: reason for ref, reason in self.refused.items() if ref in candidates}
+        self._retry_at = {ref: at for ref, at in self._retry_at.items() if at > time.monotonic()}
         for ref, candidate in candidates.items():
-            if ref not in self.refused and not cache.holds(candidate):
+            if ref not in self.refused and ref not in self._retry_at and not cache.holds(candidate):
                 return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
         for version in self._pending():
             self._tried.add(version.ref)

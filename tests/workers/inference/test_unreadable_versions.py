@@ -1,0 +1,81 @@
+"""A version that cannot be read while the object store is unreachable is tried again later."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from core.broker.codec import Batch, BatchSlice, unpack
+from core.jobs.records import Job
+from core.settings import Settings
+from core.storage import ObjectStoreError
+from workers.inference import model_loader
+from workers.inference.batches import BatchRunner
+from workers.inference.context import InferenceContext
+from workers.inference.jobs import JobRunner
+from workers.inference.model_cache import ModelCache
+from workers.inference.model_loader import ModelLoader
+
+ERROR = ObjectStoreError(errno.EIO, "the object store failed (GenericError)")
+
+
+@pytest.fixture
+def context(tmp_path: Path, root: Path) -> InferenceContext:
+    """The context of a worker with the shipped two-dimensional VAE, without a queue server."""
+    shipped = tmp_path / "checkpoints"
+    shipped.mkdir()
+    (shipped / "vae-mnist-2d").symlink_to(root / "checkpoints" / "vae-mnist-2d")
+    settings = Settings(checkpoints=shipped, state=tmp_path / "state", queue_url="redis://127.0.0.1:1/0")
+    return InferenceContext(settings)
+
+
+def test_a_job_waits_for_its_version(context: InferenceContext) -> None:
+    """A job whose version cannot be read now is queued again, without a failed attempt."""
+    job = Job(kind="samples", model="vae-mnist-2d", version="1", method="sample", seed=3)
+    context.job_store.insert(job)
+    with patch.object(ModelCache, "get", side_effect=ERROR):
+        JobRunner(context).run()
+    waiting = context.job_store.get(job.id)
+    assert waiting is not None
+    assert (waiting.status, waiting.attempts, waiting.problem) == ("queued", 0, None)
+    assert "the object store failed" in str(waiting.blocked_reason)
+
+
+def test_a_batch_goes_to_another_worker(context: InferenceContext) -> None:
+    """A batch whose version cannot be read now is rejected with the reason."""
+    sent: list[Any] = []
+    context.commands = SimpleNamespace(send=lambda *words: sent.append(words))  # type: ignore[assignment]
+    batch = Batch("b1", "replies", "vae-mnist-2d", "1", "sample", {}, [BatchSlice("r1", 3, 0, 1)])
+    with patch.object(ModelCache, "get", side_effect=ERROR):
+        BatchRunner(context).run(batch.pack())
+    completion = unpack(sent[-1][-1])
+    assert (completion["kind"], completion["lacks"]) == ("rejected", True)
+    assert "the object store failed" in completion["reason"]
+
+
+def test_a_candidate_is_tried_again(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that cannot be read now is not refused, and is loaded later."""
+    monkeypatch.setattr(model_loader, "_RETRY_S", 0.0)
+    candidate = context.registry.find("vae-mnist-2d")
+    assert candidate is not None
+    monkeypatch.setattr(type(context.registry), "candidates", lambda _: [candidate])
+    monkeypatch.setattr(type(context.registry), "active", lambda _: [])
+    real, failures = ModelCache.loading, [ERROR]
+
+    def loading(cache: ModelCache, *arguments: Any, **more: Any) -> Iterator[None]:
+        if failures:
+            raise failures.pop()
+        yield from real(cache, *arguments, **more)
+
+    monkeypatch.setattr(ModelCache, "loading", loading)
+    loader = ModelLoader(context, lambda: None)
+    while not context.model_cache.holds(candidate):
+        loader.run(0)
+        assert loader.refused == {}
+    assert not failures
