@@ -26,6 +26,9 @@ INLINE_BYTES = 256 << 10  # larger results and inputs are put into the blob stor
 _PIECE_BYTES = 4 << 20  # of a result in the blob store
 _RETRY_S = 0.5
 
+# Statuses of problems that end a request but not a job: a store or a worker may be there again later.
+_TEMPORARY = frozenset({503, INSUFFICIENT_STORAGE})
+
 
 @dataclass(eq=False)
 class AdoptedJobs:
@@ -52,8 +55,8 @@ class AdoptedJobs:
     async def complete(self, job: Job, pending: PendingRequest) -> None:
         """Wait until a pending request ends, and store its result or its error in its job `job`.
 
-        If the disk has no room for the result, the job is requeued for the workers. If the request
-        was cancelled, nothing is written to the job.
+        If the result cannot be stored now, or no worker can run the request now, the job is
+        requeued for the workers. If the request was cancelled, nothing is written to the job.
         """
         reports: list[SliceReport] = []
         size_bytes = 0
@@ -64,7 +67,7 @@ class AdoptedJobs:
             reports = await self.threads.read(self._store, job, fields, pending.rows)
             del fields
         except FailedError as error:
-            blocked = error.problem if error.problem["status"] == INSUFFICIENT_STORAGE else None
+            blocked = error.problem if error.problem["status"] in _TEMPORARY else None
             reports = [SliceReport(job.claim, problem=error.problem)]
         except OSError as error:
             log.warning("result not stored", extra={"job": job.id, "reason": str(error)})
@@ -79,7 +82,7 @@ class AdoptedJobs:
             await self._write_until_done(job.id, self.job_store.record_kind, self.holder, job.id, kind)
         if blocked is None:
             await self._write_until_done(job.id, self.job_store.record_slices, reports)
-        else:  # a worker runs the job again when the disk may have room
+        else:  # a worker runs the job again later
             wait_s = self.settings.storage_wait_s
             await self._write_until_done(job.id, self.job_store.defer, job.claim, blocked, wait_s, size_bytes)
         self.pending.pop(job.id, None)

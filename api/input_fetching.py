@@ -21,7 +21,7 @@ import httpcore
 import httpx
 import sqlalchemy as sa
 
-from api.errors import FullError, InvalidError, ProblemError, problem, storage_error
+from api.errors import FullError, InvalidError, OverloadedError, ProblemError, problem, storage_error
 from api.jobs import JobService
 from api.request_content import Content
 from api.requests import InferenceRequest
@@ -33,7 +33,7 @@ from core.outbound.addresses import AddressPolicy, BlockedAddressError, Resolver
 from core.outbound.download import DownloadError, download
 from core.outbound.network_backend import guarded_pool
 from core.settings import Settings
-from core.storage import DATABASE_UNAVAILABLE, lacks_space
+from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, lacks_space
 
 log = logging.getLogger(__name__)
 
@@ -167,16 +167,18 @@ class InputFetcher:
     async def _fetch(self, job: Job) -> None:
         """Fetch the inputs of a claimed job, and queue it for the workers.
 
-        If that is not possible, the job ends as failed; if only the disk has no room, the job is
-        requeued, to be claimed again later.
+        If that is not possible, the job ends as failed; if only a disk or the blob store cannot be
+        used now, the job is requeued, to be claimed again later.
         """
         try:
             inference_request = await self._build(job)
             await self._jobs.set_inputs(job, inference_request)
         except _ClaimLostError:
             log.info("claim lost", extra={"job": job.id})
-        except FullError as error:
+        except (FullError, OverloadedError) as error:
             await self._end(job, error, self._settings.storage_wait_s)
+        except ObjectStoreError as error:
+            await self._end(job, storage_error(error), self._settings.storage_wait_s)
         except ProblemError as error:
             await self._end(job, error)
         except Exception as error:

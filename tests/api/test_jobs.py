@@ -22,6 +22,7 @@ from api.auth import Caller
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
+from api.input_fetching import InputFetcher
 from api.jobs import JobService
 from api.request_content import Content
 from api.requests import InferenceRequest
@@ -32,6 +33,7 @@ from core.catalog.registry import Registry
 from core.jobs.records import TERMINAL, Job
 from core.jobs.store import JobStore
 from core.settings import Settings
+from core.storage import ObjectStoreError
 from tests.api.helpers import MODEL
 from tests.core.jobs.test_migrate import FIRST, LAST, job_id, load
 from tests.stack import free_port
@@ -129,6 +131,24 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
     _run(tmp_path, act)
 
 
+def test_a_job_with_urls_waits_for_its_stored_body(tmp_path: Path) -> None:
+    """If the blob store is unreachable while images are fetched, the job is queued again with the
+    reason.
+    """
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        job, _ = await _adopted(job_service)
+        held = replace(job, input_urls={}, items_blob="jobs/a/items")
+        fetcher = InputFetcher(Settings(state=tmp_path), job_service, open_blobs(f"file://{tmp_path}/b"), tmp_path)
+        error = ObjectStoreError(errno.EIO, "the object store failed (GenericError)")
+        with patch.object(FolderBlobs, "get", side_effect=error):
+            await fetcher._fetch(held)
+        waiting = await _waiting(job_store, job)
+        assert "the object store failed" in str(waiting.blocked_reason)
+
+    _run(tmp_path, act)
+
+
 def test_an_adopted_request_that_fails_fails_its_job(tmp_path: Path) -> None:
     """If its request fails, an adopted job fails with the same problem."""
 
@@ -177,12 +197,15 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
     _run(tmp_path, act, storage_wait_s=0)
 
 
-def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path) -> None:
-    """If a worker reports a full disk (507), an adopted job is queued again with the reason."""
+@pytest.mark.parametrize("status", [503, 507])
+def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path, status: int) -> None:
+    """If a worker reports a full disk (507), or that a store or all workers are gone (503), an
+    adopted job is queued again with the reason.
+    """
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, call = await _adopted(job_service)
-        call.result.set_exception(FailedError({"status": 507, "title": "Disk full", "detail": "no room"}))
+        call.result.set_exception(FailedError({"status": status, "title": "t", "detail": "no room"}))
         assert (await _waiting(job_store, job)).blocked_reason == "no room"
 
     _run(tmp_path, act)
