@@ -10,6 +10,8 @@ Each takes up to two minutes. Both sides are measured alternately on the same pr
 that does not take part is stopped by SIGSTOP. With `--write` the figures are added to
 docs/results/fleet.json, of which docs/results/fleet.md and a table in docs/operations.md are made.
 CPU time is that of /proc. `small` and `workers` need `wrk`.
+
+This file has more than 400 lines because its measurements share the service and the page.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ from typing import Any
 
 import httpx
 import psutil
+from capacity import worker_counter
 from serving import client as load
 from serving import facts
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from core.settings import HEARTBEAT_S  # noqa: E402 - after the path is known
 from tests.stack import Stack, free_port  # noqa: E402 - after the path is known
 from tests.waiting import wait_until  # noqa: E402
 
@@ -52,7 +56,8 @@ PLANNING_S = 15
 
 BUSY_S = 25
 
-WORKERS_MEASURED, WORKERS_CLIENTS, SMALL_CLIENTS = 4, 12, 64
+WORKERS_MEASURED, WORKERS_CLIENTS, SMALL_CLIENTS, SMALL_SECONDS = 4, 12, 64, 4
+ROLES = ("api", "queue", "inference")
 
 Figures = dict[str, Any]
 
@@ -179,8 +184,33 @@ def wrk_sum(urls: Sequence[str], model: str, connections: int, seconds: float) -
     return sum(one.requests_per_s for one in results)
 
 
+def small_load(stack: Stack, urls: Sequence[str]) -> Figures:
+    """Load API processes with 64 connections; return requests/s, rows a batch, and the CPU time of a
+    request by part, in µs.
+    """
+    time.sleep(2 * HEARTBEAT_S)
+    before, batches, client_s = parts_cpu_s(stack), worker_counter(stack, "batches"), sum(os.times()[2:4])
+    rate = wrk_sum(urls, SMALL_MODEL, SMALL_CLIENTS, SMALL_SECONDS)
+    time.sleep(2 * HEARTBEAT_S)
+    requests = rate * SMALL_SECONDS
+    used = {role: (seconds - before[role]) / requests for role, seconds in parts_cpu_s(stack).items()}
+    used["client"] = (sum(os.times()[2:4]) - client_s) / requests
+    rows = requests / max(1.0, worker_counter(stack, "batches") - batches)
+    return {"rate": rate, "rows": rows} | {f"{role}_us": 1e6 * seconds for role, seconds in used.items()}
+
+
+def parts_cpu_s(stack: Stack) -> dict[str, float]:
+    """Return the CPU-seconds of all processes of a service, by role."""
+    used = dict.fromkeys(ROLES, 0.0)
+    for name, process in stack.parts.items():
+        used[name.partition("-")[0]] += sum(psutil.Process(process.pid).cpu_times()[:2])
+    return used
+
+
 def small(scratch: Path) -> Figures:
-    """Return requests/s of a small decoder with one API process and worker, and with two of each."""
+    """Return requests/s of a small decoder with one API process and worker, and with two of each, and
+    what a request costs in both settings.
+    """
     load.wrk_path()
     stack = running(scratch, 2)
     port = free_port()
@@ -189,18 +219,37 @@ def small(scratch: Path) -> Figures:
     urls = [stack.url, f"http://127.0.0.1:{port}"]
     try:
         wait_until(lambda: _ready(urls[1]), "the second API process is ready")
-        wrk_sum(urls, SMALL_MODEL, 64, 3)
+        wrk_sum(urls, SMALL_MODEL, SMALL_CLIENTS, 3)
         rounds = []
         for _ in range(6):
             pause(stack, ["inference-1"])
-            wrk_sum(urls[:1], SMALL_MODEL, 64, 2)  # a message that the stopped worker has taken is sent again
-            one = wrk_sum(urls[:1], SMALL_MODEL, 64, 4)
+            wrk_sum(
+                urls[:1], SMALL_MODEL, SMALL_CLIENTS, 1
+            )  # a message that the stopped worker has taken is sent again
+            one = small_load(stack, urls[:1])
             resume(stack, ["inference-1"])
-            rounds.append((one, wrk_sum(urls, SMALL_MODEL, 64, 4)))
+            rounds.append((one, small_load(stack, urls)))
     finally:
         stack.down()
-    one, two = (statistics.median(values) for values in zip(*rounds, strict=True))
-    return {"one": one, "two": two, "ratio": statistics.median(b / a for a, b in rounds), "must": 0.95}
+    one, two = (
+        {name: statistics.median(side[name] for side in sides) for name in sides[0]}
+        for sides in zip(*rounds, strict=True)
+    )
+    ratio = statistics.median(second["rate"] / first["rate"] for first, second in rounds)
+    return {"one": one["rate"], "two": two["rate"], "ratio": ratio, "must": 0.95, "costs": [one, two]}
+
+
+def costs_table(one: Figures) -> list[str]:
+    """Return the table of what a request of the small decoder costs in both settings."""
+    names = [*ROLES, "client"]
+    lines = ["", "CPU time of a request to the small decoder, in µs, and rows in a batch:", ""]
+    lines += ["| processes | " + " | ".join(names) + " | all | rows |", "| --- " + "| ---: " * (len(names) + 2) + "|"]
+    for title, side in zip(("1 + 1", "2 + 2"), one["costs"], strict=True):
+        values = [side[f"{name}_us"] for name in names]
+        lines.append(
+            f"| {title} | {' | '.join(f'{value:.0f}' for value in [*values, sum(values)])} | {side['rows']:.1f} |"
+        )
+    return lines
 
 
 def _ready(url: str) -> bool:
@@ -256,7 +305,7 @@ def singles(client: httpx.Client, seconds: float) -> list[float]:
     """Send single samples for some seconds, fifty a second at most; return their latencies in
     seconds.
     """
-    until, taken = time.monotonic() + seconds, []
+    until, taken = time.monotonic() + seconds, list[float]()
     while (started := time.monotonic()) < until:
         response = client.post("/v1/samples", json={"model": SMALL_MODEL, "seed": len(taken)})
         response.raise_for_status()
@@ -288,14 +337,14 @@ def workers(scratch: Path) -> Figures:
             requests_in(stack.url, body, 3, WORKERS_CLIENTS)
             latencies = requests_in(stack.url, body, SECONDS, WORKERS_CLIENTS)
             load.drive(target, SMALL_CLIENTS, 1)
-            small_load = load.drive(target, SMALL_CLIENTS, 4)
+            driven = load.drive(target, SMALL_CLIENTS, SMALL_SECONDS)
             rows.append(
                 {
                     "workers": number,
                     "heavy_rows_per_s": HEAVY_ROWS * len(latencies) / SECONDS,
                     "heavy_p99_ms": 1e3 * percentile(latencies, 0.99),
-                    "small_rows_per_s": small_load.requests_per_s,
-                    "small_p99_ms": small_load.p99_ms,
+                    "small_rows_per_s": driven.requests_per_s,
+                    "small_p99_ms": driven.p99_ms,
                 }
             )
             print(rows[-1], file=sys.stderr, flush=True)
@@ -363,6 +412,7 @@ def page(results: dict[str, Figures]) -> list[str]:
             f"{one['idle_p50_ms']:.1f}, {one['idle_p99_ms']:.1f} ms → {one['busy_p50_ms']:.1f}, "
             f"{one['busy_p99_ms']:.1f} ms, p99 **{one['ratio']:.2f}×** | ≤ 3× |"
         )
+    lines += costs_table(results["small"]) if "costs" in results.get("small", {}) else []
     lines += ["", "Medians of rounds; both sides alternately, on the same processes."]
     lines += [f"`{name}`: {facts_of(one)}." for name, one in results.items() if name != "workers"]
     return [*lines, "", "Made by `python benchmarks/fleet.py … --write`."]
