@@ -218,7 +218,13 @@ def test_a_stopped_worker_hands_its_training_over(app_state: Stack) -> None:
 
 
 def _working(folder: Path) -> bool:
-    pid = (folder / "lock").read_text()
+    """Return whether the process of a run exists; without its folder, which a cancelled run may
+    lose, none does.
+    """
+    try:
+        pid = (folder / "lock").read_text()
+    except FileNotFoundError:
+        return False
     return Path(f"/proc/{pid}").exists()
 
 

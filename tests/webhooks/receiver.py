@@ -32,9 +32,11 @@ def serve(
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"])).decode()
+            body = self.rfile.read(size := int(self.headers["content-length"]))
+            if len(body) < size:
+                return  # the sender was killed within the request
             headers = {name.lower(): value for name, value in self.headers.items()}
-            record({"path": self.path, "headers": headers, "body": body, "at": time.time()})
+            record({"path": self.path, "headers": headers, "body": body.decode(), "at": time.time()})
             respond(self)
 
         def log_message(self, *_: object) -> None:
