@@ -57,6 +57,7 @@ IMAGES_PER_BATCH = 20  # of `evaluate`
 MODEL_SAMPLES = 10  # draws of p per image of a training batch, for the sleep phase and for log Z
 HIDDEN, VISIBLE, INNER = range(FIRST_FREE, FIRST_FREE + 3)  # streams: draws of q, of p, and for p̃* in a sweep
 SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
+VALIDATION_DRAWS = 100_000  # of log Z² in the validation loss of a training with `z_weight`
 DECODE = 128  # stream of layer 0 in a decoding; layer l has DECODE + l
 
 
@@ -409,6 +410,15 @@ class Model(nn.Module):
             log_z = self.config.z_weight * self.log_z_surrogate(rows)
             loss = loss - (log_z - log_z.detach())
         return loss
+
+    def validation_penalty(self, seed: int) -> float:
+        """Return −`config.z_weight` log Z² in nats, the part of the objective that has no image.
+
+        log Z is estimated by `VALIDATION_DRAWS` draws; without a weight the result is 0.
+        """
+        if not self.config.z_weight:
+            return 0.0
+        return -2.0 * self.config.z_weight * self.estimate_log_z(seed, VALIDATION_DRAWS)["log_z"]
 
     def sleep_loss(self, rows: RowStreams) -> PerImage:
         """Return −log q(h|x) in nats, per row the mean of `MODEL_SAMPLES` draws (x, h) ~ p.

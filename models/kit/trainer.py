@@ -116,7 +116,7 @@ class Trainer:
         else:
             rows = RowStreams.of_rows(self.recipe.seed, row)
             total = torch.zeros((), device=self.device)
-            for step in self.training_steps(self.images[share], rows, self.epoch):
+            for step in self.training_steps(self.images.index_select(0, share), rows, self.epoch):
                 total = total + self.apply_step(step, len(index))
         self.steps += 1
         if self.average:
@@ -197,8 +197,13 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean loss over the validation images, computed with the averaged weights."""
-        total = 0.0
+        """Return the validation loss, computed with the averaged weights.
+
+        It is the mean loss of the validation images, plus the model's `validation_penalty`, the part
+        of the objective that belongs to no image, if the family has such a method.
+        """
+        penalty = getattr(self.averaged_model, "validation_penalty", None)
+        total = penalty(self.recipe.seed + 1) * self.training.validation if penalty else 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):
             rows = RowStreams.of_rows(self.recipe.seed + 1, index)

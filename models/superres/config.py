@@ -24,6 +24,9 @@ class Config:
         0.7, above=0.0, maximum=1.0, description="share of the training patches with the largest scale"
     )
     shuffle_channels: bool = option(default=False, description="train on patches with their colours in random order")
+    whole_patches: bool = option(
+        default=False, description="crops are as large as the patch at every scale, not equal at low resolution"
+    )
     features: int = option(64, minimum=1, maximum=1024, description="channels of the trunk")
     blocks: int = option(12, minimum=1, maximum=256, description="residual blocks of the trunk")
     squared_from: int = option(

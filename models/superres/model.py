@@ -18,7 +18,7 @@ from models.kit.operations import Continuation, Result, State, describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, LATENT, RowStreams
 from models.kit.scattering import Scattering
-from models.kit.shapes import Float, Images, PerImage, Tensor
+from models.kit.shapes import Float, Images, Int64, PerImage, Tensor
 from models.superres import denoiser, patches, regression, statistics
 from models.superres.config import Config, UpscaleOptions
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
@@ -390,13 +390,25 @@ class Model(nn.Module):
         mean squared error (Bruna et al., §2).
         """
         lows, highs, indices = patches.draw_by_scale(images, rows, self.config)
-        trunk = self.regression.trunk(lows)
-        losses = lows.new_empty(len(lows))
+        losses = images.new_empty(len(images))
         error = regression.squared_error if epoch >= self.config.squared_from else regression.absolute_error
-        for scale, high in highs.items():
-            index = indices[scale]
-            losses = losses.index_copy(0, index, error(self.regression.tail(trunk[index], lows[index], scale), high))
+        for scale, features_of_scale in self._trunk_by_scale(lows, indices).items():
+            estimate = self.regression.tail(features_of_scale, lows[scale], scale)
+            losses = losses.index_copy(0, indices[scale], error(estimate, highs[scale]))
         return losses
+
+    def _trunk_by_scale(
+        self, lows: dict[int, Float[Tensor, "_n C _h _w"]], indices: dict[int, Int64[Tensor, "_n"]]
+    ) -> dict[int, Float[Tensor, "_n F _h _w"]]:
+        """Return the trunk's features of the crops `lows`, keyed by scale.
+
+        Crops of one size go through the trunk together, in the order of their images, `indices`.
+        """
+        if self.config.whole_patches:
+            return {scale: self.regression.trunk(low) for scale, low in lows.items()}
+        order = torch.cat([indices[scale] for scale in lows])
+        features_of_rows = self.regression.trunk(torch.cat(list(lows.values()))[order.argsort()])
+        return {scale: features_of_rows[indices[scale]] for scale in lows}
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
         """Yield the optimizer steps of the predictor Φ, the generator and the scattering.

@@ -49,24 +49,27 @@ def draw_pair(
 
 def draw_by_scale(
     images: Images, rows: RowStreams, config: Config
-) -> tuple[Float[Tensor, "B C h w"], dict[int, Float[Tensor, "_n C _H _W"]], dict[int, Int64[Tensor, "_n"]]]:
+) -> tuple[
+    dict[int, Float[Tensor, "_n C _h _w"]], dict[int, Float[Tensor, "_n C _H _W"]], dict[int, Int64[Tensor, "_n"]]
+]:
     """Draw a scale and a crop for each image.
 
-    Returns three values: the crops of all images at low resolution, which have one size; the crops
-    at high resolution, keyed by scale; and the indices of their images, keyed by scale. A scale
-    that no image draws has no crops, and an empty tensor of indices.
+    Returns three dictionaries keyed by scale: the crops at low resolution, the same at high
+    resolution, and the indices of their images. The crops at low resolution have one size at all
+    scales; with `config.whole_patches` they are as large as the images allow. A scale that no image
+    draws has no crops, and an empty tensor of indices.
     """
     images, uniform = _draw_symmetry(images, rows)
     if config.shuffle_channels:
         images = regression.shuffle_channels(images, rows.uniform(images.shape[1], FIRST_FREE + 1))
-    edge = min(images.shape[2:]) // max(config.scales)
     scale_of_row = regression.draw_scales(config.scales, config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0])
     indices = {scale: (scale_of_row == scale).nonzero()[:, 0] for scale in config.scales}
-    highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
+    lows, highs = {}, {}
     for scale, index in indices.items():
         if len(index):
+            edge = min(images.shape[2:]) // (scale if config.whole_patches else max(config.scales))
             highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
-            lows[index] = regression.downsample(highs[scale], scale)
+            lows[scale] = regression.downsample(highs[scale], scale)
     return lows, highs, indices
 
 

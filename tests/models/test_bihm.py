@@ -13,9 +13,19 @@ import torch
 from torch import nn
 
 from models import bihm
-from models.bihm import Config, DecodeOptions, InpaintOptions, LikelihoodOptions, Model, SampleOptions
+from models.bihm import (
+    VALIDATION_DRAWS,
+    Config,
+    DecodeOptions,
+    InpaintOptions,
+    LikelihoodOptions,
+    Model,
+    SampleOptions,
+)
 from models.kit.operations import Continuation
+from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
+from models.kit.trainer import Trainer
 
 TINY = Config(height=1, width=4, hidden=(3, 2), samples=2000)
 
@@ -288,6 +298,22 @@ def test_the_weight_of_log_z_changes_gradients_and_not_the_loss() -> None:
     (added,) = torch.autograd.grad(model.log_z_surrogate(rows), model.top)
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(gradients[1][0], gradients[0][0] - 0.5 * added)
+
+
+def test_the_validation_loss_has_the_weight_of_log_z() -> None:
+    """The best epoch is chosen by the mean of −log p̃* minus `z_weight` times log Z²."""
+    images = (states(4)[:12].view(12, 1, 1, 4) * 255).byte()
+    losses, log_z = {}, 0.0
+    for weight in (0.0, 0.5):
+        config = {**dataclasses.asdict(TINY), "z_weight": weight}
+        training = {"binarization": "none", "validation": 4, "batch_size": 4}
+        recipe = {"family": "bihm", "name": "a", "summary": "", "data": "", "config": config, "training": training}
+        trainer = Trainer(Recipe.from_json(recipe), images)
+        trainer.model.load_state_dict(tiny().state_dict())
+        losses[weight] = trainer.validate()
+        log_z = trainer.model.estimate_log_z(1, VALIDATION_DRAWS)["log_z"]
+    assert log_z < -0.01
+    assert losses[0.5] == pytest.approx(losses[0.0] - 0.5 * 2.0 * log_z)
 
 
 def test_the_prior_is_an_l1_penalty_by_the_size_of_the_data() -> None:

@@ -75,6 +75,21 @@ def test_channels_are_shuffled_image_by_image() -> None:
     assert torch.equal(shuffled[1], images[1][[1, 2, 0]])
 
 
+def test_crops_are_whole_patches_if_the_config_says_so() -> None:
+    """Crops have one size at low resolution; with `whole_patches` each is as large as its image."""
+    images, rows = RowStreams.range(5, 0, 12).uniform(3 * 24 * 24).view(12, 3, 24, 24), RowStreams.range(6, 0, 12)
+    config = superres.Config(blocks=1, features=4, largest_scale_share=0.3)
+    for whole, edges in ((False, {2: 6, 3: 6, 4: 6}), (True, {2: 12, 3: 8, 4: 6})):
+        model = superres.Model(replace(config, whole_patches=whole))
+        model.initialise(RowStreams.range(3, 0, 1))
+        lows, highs, indices = patches.draw_by_scale(images, rows, model.config)
+        assert {scale: low.shape[2] for scale, low in lows.items()} == edges
+        losses = model.loss(images, rows, epoch=5)
+        for scale, high in highs.items():
+            error = regression.squared_error(model.regression(lows[scale], scale), high)
+            torch.testing.assert_close(losses[indices[scale]], error)
+
+
 def test_energy_is_the_mean_square_in_units_of_the_std() -> None:
     """The energy is the mean over the parts of the mean squares, each
     channel divided by its std.
