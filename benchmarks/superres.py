@@ -216,9 +216,13 @@ def report(result: dict[str, Any]) -> None:
 # --- The literature's benchmarks ---
 
 
-def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> list[dict[str, Any]]:
+def psnr(
+    checkpoint: Path, folder: Path, sets: list[str], scales: list[int], ensembles: list[str]
+) -> list[dict[str, Any]]:
     """Return, and print, the mean PSNR of bicubic interpolation and the regression on sets with
     given low resolutions.
+
+    On the sets `ensembles` also that of the option `ensemble`, and the processor time of both.
 
     A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple
     of the scale S, and so is the enlarged picture if the low resolution was rounded up. PSNR is of
@@ -229,20 +233,26 @@ def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> 
     for name in sets:
         for scale in scales:
             found: dict[str, list[float]] = {"bicubic": [], "regression": []}
+            seconds, megapixels = {"regression": 0.0, "ensemble": 0.0}, 0.0
             for path in sorted((folder / name).glob("*_HR.png")):
                 low = levels(path.with_name(path.name.replace("_HR", f"_LR_x{scale}")))
                 original = levels(path)
                 height, width = (size // scale * scale for size in original.shape[2:])
                 original = original[:, :, :height, :width]
+                megapixels += low[0, 0].numel() * scale**2 / 1e6
                 with torch.inference_mode():
-                    highs = {
-                        "bicubic": regression.interpolate_bicubic(low, scale),
-                        "regression": model.regress(low, scale),
-                    }
+                    highs = {"bicubic": regression.interpolate_bicubic(low, scale)}
+                    for method in ("regression", "ensemble")[: 2 if name in ensembles else 1]:
+                        began = time.process_time()
+                        highs[method] = model.regress(low, scale, ensemble=method == "ensemble")
+                        seconds[method] += time.process_time() - began
                 for method, high in highs.items():
-                    found[method].append(float(regression.psnr(high[:, :, :height, :width], original, scale)))
+                    value = float(regression.psnr(high[:, :, :height, :width], original, scale))
+                    found.setdefault(method, []).append(value)
             means = {method: round(float(np.mean(values)), 3) for method, values in found.items()}
-            results.append({"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means})
+            cost = {method: round(total / megapixels, 2) for method, total in seconds.items() if total}
+            entry = {"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means}
+            results.append(entry | {"cpu_s_per_megapixel": cost})
             print(json.dumps(results[-1]), flush=True)
     return results
 
@@ -285,6 +295,7 @@ def build_parser() -> argparse.ArgumentParser:
     literature.add_argument("--data", type=Path, required=True, help="a folder with a folder for each set")
     literature.add_argument("--sets", nargs="+", default=["Set5", "BSD100"])
     literature.add_argument("--scale", type=int, nargs="+", default=[4, 3, 2])
+    literature.add_argument("--ensembles", nargs="*", default=["Set5"], help="sets on which `ensemble` is measured too")
     literature.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     literature.add_argument("--write", action="store_true", help="docs/results/superres-sets.json")
     measure = commands.add_parser("measure", help="all methods on all photographs")
@@ -313,7 +324,9 @@ def main() -> None:
     elif chosen.command == "tune":
         print(json.dumps(tune()))
     elif chosen.command == "psnr":
-        result = {"sets": psnr(chosen.checkpoint, chosen.data, chosen.sets, chosen.scale)}
+        torch.set_num_threads(1)
+        memory.keep_freed_memory()
+        result = {"sets": psnr(chosen.checkpoint, chosen.data, chosen.sets, chosen.scale, chosen.ensembles)}
         result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
         if chosen.write:
             (ROOT / "docs" / "results" / "superres-sets.json").write_text(json.dumps(result, indent=1) + "\n")

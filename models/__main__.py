@@ -109,7 +109,11 @@ def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) 
     combine.add_argument("out", type=Path, help="the file to write")
     source_help = "a model.safetensors, or some of its parts; the first has the card, later weights take precedence"
     combine.add_argument("source", nargs="+", metavar="PATH[:PART,…]", help=source_help)
-    combine.add_argument("--mean", action="store_true", help="take the mean of weights of one name")
+    how = combine.add_mutually_exclusive_group()
+    how.add_argument("--mean", action="store_true", help="take the mean of weights of one name")
+    how.add_argument(
+        "--factors", type=float, nargs="+", default=[], help="take their sum, each times the factor of its source"
+    )
     combine.add_argument("--note", default="", help="a remark for the card")
 
     estimate = _add_command(

@@ -72,7 +72,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _combine(arguments: argparse.Namespace) -> None:
     """Write a checkpoint made of the weights of several checkpoints, without metrics."""
     a = arguments
-    export.combine(a.source, a.out, a.data_folder, mean=a.mean, note=a.note)
+    export.combine(a.source, a.out, a.data_folder, mean=a.mean, factors=a.factors, note=a.note)
 
 
 def _publish(arguments: argparse.Namespace) -> None:

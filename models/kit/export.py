@@ -112,25 +112,38 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     return path
 
 
-def combine(sources: Sequence[str], out: Path, data_folder: Path, *, mean: bool = False, note: str = "") -> None:
+def combine(
+    sources: Sequence[str],
+    out: Path,
+    data_folder: Path,
+    *,
+    mean: bool = False,
+    factors: Sequence[float] = (),
+    note: str = "",
+) -> None:
     """Write a checkpoint without metrics at `out`, made of the weights of several checkpoints.
 
-    Each of `sources` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with
-    parts, only the weights of these submodules are used. If several sources have a weight of the
-    same name, the weight of the last source is used, or with `mean` the mean of all. The model card
-    and the preview are those of the first source; the card's provenance then lists all sources, and
-    a `note` replaces the card's remark. If the model stores quantiles of energies, they are
-    computed again on its training images, from `data_folder`. Raises ValueError if the weights do
-    not fit the model of the first source.
+    Each of `sources` is a checkpoint or some of its parts, as for `load_start_weights`. If several
+    sources have a weight of the same name, the weight of the last source is used; with `mean` the
+    mean of all; with `factors`, one per source, the sum of all, each times its source's factor. The
+    model card and the preview are those of the first source; the card's provenance then lists all
+    sources, and a `note` replaces the card's remark. If the model stores quantiles of energies,
+    they are computed again on its training images, from `data_folder`. Raises ValueError if the
+    weights do not fit the model of the first source, or if the number of factors is wrong.
     """
+    if factors and len(factors) != len(sources):
+        raise ValueError(f"{len(factors)} factors for {len(sources)} sources: give one for each")
     first, _ = _split_start(sources[0])
     model, described = card.load(first)
     loaded = [load_start_weights([source]) for source in sources]
     tensors = {name: value for weights_of in loaded for name, value in weights_of.items()}
-    if mean:
-        groups = {name: [one[name] for one in loaded if name in one] for name in tensors}
-        floats = {name: values for name, values in groups.items() if values[0].is_floating_point()}
-        tensors |= {name: torch.stack(values).double().mean(0).to(values[0].dtype) for name, values in floats.items()}
+    if mean or factors:
+        for name, value in tensors.items():
+            holders = [number for number, one in enumerate(loaded) if name in one]
+            if len(holders) > 1 and value.is_floating_point():
+                shares = [1.0 / len(holders) if mean else factors[number] for number in holders]
+                parts = [share * loaded[n][name].double() for share, n in zip(shares, holders, strict=True)]
+                tensors[name] = torch.stack(parts).sum(0).to(value.dtype)
     try:
         model.load_state_dict({**model.state_dict(), **tensors})
     except RuntimeError as error:
@@ -138,7 +151,10 @@ def combine(sources: Sequence[str], out: Path, data_folder: Path, *, mean: bool 
     if hasattr(model, "store_quantiles"):
         pictures = data.load(described["provenance"]["data"]["name"], "train", data_folder).images
         model.store_quantiles(preprocess_as_trained(described, part, EVALUATION_SEED) for part in pictures.split(500))
-    how = {"mean_of" if mean else "combined": [describe_start(source) for source in sources]}
+    described_sources = [describe_start(source) for source in sources]
+    if factors:
+        described_sources = [one | {"factor": factor} for one, factor in zip(described_sources, factors, strict=True)]
+    how = {"mean_of" if mean else "combined": described_sources}
     described["provenance"] |= how | ({"note": note} if note else {})
     described["figures"] = []
     card.save(out, model, described, card.read_preview(first))
@@ -292,15 +308,19 @@ def describe_start(start: str) -> dict[str, Any]:
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
     """Return the weights in the checkpoints from which a training starts, keyed by name.
 
-    Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule; with parts,
-    only the weights of these submodules are loaded. If two checkpoints have a weight of the same
-    name, the weight of the later checkpoint is returned.
+    Each of `starts` is PATH or PATH:PART,PART, where a PART is the name of a submodule, or
+    NAME=OTHER for the submodule NAME under the name OTHER; with parts, only the weights of these
+    submodules are loaded. If two checkpoints have a weight of the same name, the weight of the later
+    checkpoint is returned.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:
         path, parts = _split_start(start)
-        loaded = load_file(path).items()
-        tensors |= {name: value for name, value in loaded if not parts or name.partition(".")[0] in parts}
+        new_names = {part.partition("=")[0]: part.rpartition("=")[2] for part in parts}
+        for name, value in load_file(path).items():
+            part, dot, rest = name.partition(".")
+            if not parts or part in new_names:
+                tensors[new_names.get(part, part) + dot + rest] = value
     return tensors
 
 

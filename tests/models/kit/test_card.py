@@ -139,6 +139,23 @@ def test_combine_takes_parts_or_the_mean_of_checkpoints(trained: Path, tmp_path:
     assert command.main(["combine", str(out), str(trained), str(tmp_path / "strange.safetensors")]) == 1
 
 
+def test_combine_adds_weights_times_factors(trained: Path, tmp_path: Path) -> None:
+    """`--factors` adds the weights that several sources have, also of a submodule under another
+    name; the card has the factors, and a wrong number of factors is rejected.
+    """
+    before, out = load_file(trained), tmp_path / "out.safetensors"
+    part = next(iter(before)).partition(".")[0]
+    renamed = tmp_path / "renamed.safetensors"
+    tensors = {name.replace(f"{part}.", "other.", 1): value + 1.0 for name, value in before.items()}
+    save_file(tensors, renamed, {"card": json.dumps(card.read_card(trained))})
+    sources = [str(trained), f"{renamed}:other={part}", f"{trained}:{part}"]
+    assert command.main(["combine", str(out), *sources, "--factors", "1", "0.5", "-0.5"]) == 0
+    for name, value in load_file(out).items():
+        torch.testing.assert_close(value, before[name] + (0.5 if name.partition(".")[0] == part else 0.0))
+    assert [source["factor"] for source in card.read_card(out)["provenance"]["combined"]] == [1.0, 0.5, -0.5]
+    assert command.main(["combine", str(out), *sources, "--factors", "1", "0.5"]) == 1
+
+
 def test_mistakes_on_the_command_line_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown recipe is rejected with the list of recipes, a --set without
     a value with a hint.
