@@ -150,22 +150,23 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fit(checkpoint: Path, radius: int, folder: Path) -> None:
+def fit(checkpoint: Path, radius: int, exponent: float, folder: Path) -> None:
     """Compute the detail filters from the first training patches, and store
     them in a checkpoint.
     """
     old, described = card.load(checkpoint)
-    config = replace(old.config, detail_radius=radius)
+    config = replace(old.config, detail_radius=radius, detail_exponent=exponent)
     model = superres.Model(config)
     model.load_state_dict({**model.state_dict(), **{n: v for n, v in old.state_dict().items() if "taps_" not in n}})
     patches = data.load("photographs", "train", folder).images[:FILTER_PATCHES]
     model.eval().finalize(lambda: iter([data.grey(patches)]), lambda first, count: RowStreams.range(0, first, count))
-    described["config"]["detail_radius"] = radius
+    described["config"] |= {"detail_radius": radius, "detail_exponent": exponent}
     described["operations"] = json.loads(json.dumps(model.operations()))
     described["provenance"]["detail"] = {
         "radius": radius,
+        "exponent": exponent,
         "patches": len(patches),
-        "command": f"python benchmarks/lattice.py fit --radius {radius}",
+        "command": f"python benchmarks/lattice.py fit --radius {radius} --exponent {exponent}",
     }
     card.save(checkpoint, model, described)
 
@@ -176,19 +177,20 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="the added detail, on photographs")
     measure.add_argument("--scale", type=int, nargs="+", default=[4, 3, 2])
-    measure.add_argument("--fidelity", type=float, nargs="+", default=[0.0, 0.5])
+    measure.add_argument("--fidelity", type=float, nargs="+", default=[0.0, 0.25])
     measure.add_argument("--held-back", action="store_true", help="on the photographs held back to choose by")
     measure.add_argument("--features", type=Path, default=ROOT / "data" / "features")
     measure.add_argument("--write", action="store_true", help="the page and its numbers")
     fitting = commands.add_parser("fit", help="the filters, from the training patches")
     fitting.add_argument("--radius", type=int, default=4, help="pixels (default 4)")
+    fitting.add_argument("--exponent", type=float, default=-0.2, help="of the spectrum (default −0.2)")
     for command in (measure, fitting):
         command.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
         command.add_argument("--data-folder", type=Path, default=ROOT / "data")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.command == "fit":
-        fit(chosen.checkpoint, chosen.radius, chosen.data_folder)
+        fit(chosen.checkpoint, chosen.radius, chosen.exponent, chosen.data_folder)
         return
     model, _ = card.load(chosen.checkpoint)
     network = features.load(VGG16(), chosen.features / "vgg16-hed.npz")

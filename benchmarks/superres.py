@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ OURS: dict[str, dict[str, Any]] = {
     "mse": {"method": "mse"},
     "mse-ensemble": {"method": "mse", "ensemble": True},
     "statistics": {"method": "statistics", "fidelity": 0.0},
-    "statistics-half": {"method": "statistics", "fidelity": 0.5},
+    "statistics-quarter": {"method": "statistics", "fidelity": 0.25},
     "descent": DESCENT,
 }
 FIXED_NAME = "descent-fixed"  # descent with another checkpoint
@@ -217,7 +218,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def psnr(
-    checkpoint: Path, folder: Path, sets: list[str], scales: list[int], ensembles: list[str]
+    checkpoint: Path, folder: Path, sets: list[str], scales: list[int], ensembles: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Return, and print, the mean PSNR of bicubic interpolation and the regression on sets with
     given low resolutions.

@@ -61,7 +61,7 @@ FIGURES = {
     "tv": method("tv", "total variation"),
     "mse": method("mse", "regression"),
     "statistics": method("statistics", "statistics, one pass"),
-    "half": method("statistics-half", "statistics, one pass, mixed half and half with the regression"),
+    "quarter": method("statistics-quarter", "statistics, one pass, mixed with a quarter of the regression"),
     "descent": method("descent", "statistics, descent, trained wavelets"),
     "descent-fixed": method("descent-fixed", "statistics, descent, fixed wavelets"),
     "consistency": Figure("×4: PSNR of the downsampled result to the input, lowest mean", consistency, source=METHODS),

@@ -18,7 +18,7 @@ TITLES = {
     "mse": "regression",
     "mse-ensemble": "regression, eight turns",
     "statistics": "statistics, amortised",
-    "statistics-half": "the same, fidelity ½",
+    "statistics-quarter": "the same, fidelity ¼: the default",
     "descent": "statistics, descent, tuned scattering",
     "descent-fixed": "statistics, descent, fixed scattering",
     "esrgan-slim": "esrgan-slim",

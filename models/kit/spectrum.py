@@ -26,16 +26,18 @@ def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
 
 
 def matching_filter(
-    source: Float[Tensor, "H H"], target: Float[Tensor, "H H"], radius: int
+    source: Float[Tensor, "H H"], target: Float[Tensor, "H H"], radius: int, exponent: float = 0.5
 ) -> Float[Tensor, "taps taps"]:
-    """Return a filter that moves the power spectrum of a texture from `source` toward `target`.
+    """Return a filter that changes the power spectrum of a texture from `source` to a power of
+    `target`.
 
-    It has (2·`radius` + 1)² taps. The spectrum of the filtered texture is about the geometric mean
-    of a flat spectrum and `target`; its total power is that of `source`. Both spectra are first
-    smoothed to the resolution of so few taps.
+    It has (2·`radius` + 1)² taps. The spectrum of the filtered texture is about `target` to the
+    power `exponent`: with ½ the geometric mean of a flat spectrum and `target`, with 0 flat. Its
+    total power is that of `source`. Both spectra are first smoothed to the resolution of so few
+    taps.
     """
     source, target = (_smooth(one / one.mean(), radius) for one in (source, target))
-    gain = (target.clamp_min(MIN_TARGET).sqrt() / source.clamp_min(MIN_SOURCE)).sqrt().clamp_max(MAX_GAIN)
+    gain = (target.clamp_min(MIN_TARGET) ** exponent / source.clamp_min(MIN_SOURCE)).sqrt().clamp_max(MAX_GAIN)
     size, around = 2 * radius + 1, torch.arange(-radius, radius + 1, device=source.device)
     window = torch.hann_window(size + 2, periodic=False, dtype=torch.float64, device=source.device)[1:-1]
     taps = torch.fft.ifft2(gain).real[around][:, around] * window[:, None] * window

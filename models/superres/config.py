@@ -70,6 +70,12 @@ class Config:
         maximum=16,
         description="radius in pixels of the filter that removes lattices from the generator's detail; 0: none",
     )
+    detail_exponent: float = option(
+        0.5,
+        minimum=-1.0,
+        maximum=1.0,
+        description="with that filter the detail has the power spectrum of what the regression lacks, to this power",
+    )
     pixels: float = option(
         0.0, minimum=0.0, maximum=1e3, description="weight of the generator's squared error, per squared grey level"
     )
@@ -90,7 +96,7 @@ class UpscaleOptions:
         description="bicubic interpolation, total variation, the regression, or the deep statistics: ever sharper",
     )
     fidelity: float = option(
-        0.5, minimum=0.0, maximum=1.0, description="of statistics: from its own picture, 0, to the regression's, 1"
+        0.25, minimum=0.0, maximum=1.0, description="of statistics: from its own picture, 0, to the regression's, 1"
     )
     inference: str = option(
         "amortised",

@@ -479,11 +479,11 @@ class Model(nn.Module):
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
         """Compute the filter of the generator's residual images for each scale, after a training.
 
-        Without a filter in the config this does nothing. The filter moves the mean spectrum of the
-        generator's residual images halfway to that of the true residual images y − R(x), because
-        the texture that lowers the energy most cheaply is a lattice, in which a few frequencies
-        have most of the power. `images()` iterates over the training patches, of which the first
-        `FILTER_PATCHES` are used; `rows` has no effect.
+        Without a filter in the config this does nothing. The filter gives the generator's residual
+        images the mean spectrum of the true residual images y − R(x), to the power
+        `config.detail_exponent`, because the texture that lowers the energy most cheaply is a
+        lattice, in which a few frequencies have most of the power. `images()` iterates over the
+        training patches, of which the first `FILTER_PATCHES` are used; `rows` has no effect.
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
@@ -499,7 +499,8 @@ class Model(nn.Module):
                 generated.append(spectrum.power_spectrum(regression.luminance(detail)[:, 0]))
                 missing.append(spectrum.power_spectrum(regression.luminance(high - estimate)[:, 0]))
             powers = torch.stack(generated).sum(0), torch.stack(missing).sum(0)
-            self.get_buffer(f"taps_{scale}").copy_(spectrum.matching_filter(*powers, self.config.detail_radius))
+            taps = spectrum.matching_filter(*powers, self.config.detail_radius, self.config.detail_exponent)
+            self.get_buffer(f"taps_{scale}").copy_(taps)
 
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
