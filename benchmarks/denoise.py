@@ -210,7 +210,7 @@ def page(result: dict[str, Any]) -> str:
     measured_at = f"{result['date']}, commit {result['commit']}, {result['machine']['cpu']}"
     lines = ["# Compressed and noisy pictures", ""]
     lines += [f"Measured by `python benchmarks/denoise.py measure --write` on {measured_at}.", ""]
-    lines += [(__doc__ or "").split("\n\n")[2].strip()]
+    lines += [(__doc__ or "").rpartition("\n\n")[2].strip()]
     for entry in result["sets"]:
         lines += ["", f"## {entry['set']} ×{entry['scale']}, {entry['pictures']} pictures, PSNR in dB", ""]
         lines += [

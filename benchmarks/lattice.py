@@ -128,7 +128,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"Measured by `python benchmarks/lattice.py measure --write` on {measured_at}.",
         "",
-        (__doc__ or "").split("\n\n")[2].strip(),
+        (__doc__ or "").rpartition("\n\n")[2].strip(),
     ]
     for scale, found in result["scales"].items():
         lines += ["", f"## ×{scale}, means over the photographs", ""]

@@ -209,7 +209,7 @@ def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> 
 
 def report(result: dict[str, Any]) -> None:
     """Write the result of `measured` as docs/results/superres.md and superres.json."""
-    protocol = (__doc__ or "").split("\n\n")[2].strip()
+    protocol = (__doc__ or "").rpartition("\n\n")[2].strip()
     RESULTS.with_suffix(".md").write_text(page.text(result, protocol))
     RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -108,7 +108,7 @@ def page(result: dict[str, Any]) -> str:
     lines = ["# Tiles that fit the picture", ""]
     lines += [f"Measured by `python benchmarks/tiles.py --write` on {result['date']}, commit {result['commit']}, "]
     lines[-1] += f"{result['machine']['cpu']}."
-    lines += ["", (__doc__ or "").split("\n\n")[2].strip()]
+    lines += ["", (__doc__ or "").rpartition("\n\n")[2].strip()]
     for method in dict.fromkeys(one["method"] for one in result["sizes"]):
         lines += ["", f"## `{method}`", ""]
         lines += ["| picture | tiles | one pass, s | fitted, s | fitted ÷ one pass | fixed ÷ one pass | levels |"]
