@@ -50,7 +50,7 @@ test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network
 
 test-shared: $(VENV)/.dev $(VENV)/.seaweedfs ## the tests of the service with PostgreSQL and an S3 object store, as hosts share them
 	TEST_DATABASE=postgresql TEST_BLOBS=seaweedfs OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile \
-	  -m "not slow and not timing" tests/service tests/api tests/webhooks tests/clients tests/reverie tests/workers
+	  -m "not slow and not timing" tests/service tests/api tests/webhooks tests/clients tests/reverie
 
 check: $(VENV)/.dev studio-check ## linters, types, import contracts; those of Studio, and its unit tests
 	$(BIN)/ruff check
