@@ -120,6 +120,7 @@ def test_jobs_end_once_while_hosts_fail(cluster: Cluster) -> None:
         disturber.run(promises.ended, LONGEST_S)
         promises.join()
         disturbed_s = time.monotonic() - began
+        print(f"{len(disturber.log)} disturbances in {disturbed_s:.0f} s: {'; '.join(disturber.log)}")  # noqa: T201
         cluster.wait_ready()
         _check_statuses(cluster, promises, before)
         _check_trainings(client, promises.trainings)

@@ -47,7 +47,8 @@ class VersionPublisher:
         `request["serve"]` says when the version becomes active: "always", "never" or, by default,
         "if better" than the active version. The job then succeeds; its result has the version and
         its metrics. If a crash interrupts this method, a second call continues with the same
-        version, whose number and metrics are kept in `folder`.
+        version, whose number and metrics are kept in `folder`. When the version is stored, the
+        job's failed attempts are counted from 0 again.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -75,6 +76,8 @@ class VersionPublisher:
         printed = read_json(measured)
         measurement = Measurement(printed.get("figures", []), printed.get("against", []))
         policy = request.get("serve", "if better")
+        # from here on this worker only waits for others: if it dies, that is not due to the job
+        self._context.append_events(job, [], PROGRESS, reset_attempts=True)
         self.apply_policy(job, policy, version, measurement, None if active is None else active.version)
         self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
 

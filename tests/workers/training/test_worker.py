@@ -207,6 +207,30 @@ def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> 
     assert trainer.publisher.reserve_number("m", tmp_path / "other") == "2"
 
 
+def test_a_stored_version_makes_attempts_count_anew(trainer: TrainingWorker, tmp_path: Path) -> None:
+    """When a publication has stored its version and waits for inference workers, hosts that died
+    before do not count any more.
+    """
+    job = claimed_job(trainer, row(recipe=recipe()))
+    (tmp_path / job.id).mkdir()
+    (tmp_path / job.id / "version").write_text("1")
+    (tmp_path / job.id / "measured.json").write_text("{}")
+    for _ in range(2):
+        trainer.context.append_events(job, [], 0.99, charge_attempt=True)
+    attempts: list[int] = []
+
+    def wait(*_arguments: Any) -> None:
+        attempts.append(getattr(trainer.context.job_store.get(job.id), "attempts", -1))
+
+    publisher = trainer.publisher
+    with (
+        patch.object(type(publisher), "apply_policy", side_effect=wait),
+        patch.object(Versions, "exists", lambda *_: True),
+    ):
+        publisher.publish(job, {}, tmp_path)
+    assert attempts == [0]
+
+
 @pytest.mark.parametrize(
     ("how", "new", "old", "switched", "message"),
     [
