@@ -40,7 +40,9 @@ SERVERS = ("postgresql", "queue", "s3")
 MODULES = {"api": "api", "inference": "workers.inference", "training": "workers.training"}
 POSTGRES = ("fsync=off", "shared_buffers=32MB", "max_connections=200", "log_min_messages=fatal")
 SETTINGS = {"shutdown_delay_s": "3", "max_sync_timeout_s": "100", "max_count": "300000", "max_attempts": "10"}
-"""Settings of the clusters of all tests. Members die so often that three may do so during one attempt."""
+"""Settings of all clusters. With the default of three attempts a training may fail by chance, because
+members die so often.
+"""
 
 
 class Cluster:

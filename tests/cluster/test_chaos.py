@@ -36,7 +36,7 @@ def training(number: int, name: str) -> dict[str, Any]:
     return {"family": "vae", "dataset": "digits", "name": name, "recipe": recipe, "evaluation": evaluation}
 
 
-class Promises:
+class Workload:
     """The jobs and trainings of the test: threads create them, each by its own client."""
 
     def __init__(self, cluster: Cluster, everything: list[Request]) -> None:
@@ -115,22 +115,22 @@ def test_jobs_end_once_while_hosts_fail(cluster: Cluster) -> None:
             uploaded = client.send("POST", "/v1/datasets", files={"file": file}, data={"name": "digits"})
         assert uploaded.status_code == 201, uploaded.text
         before = _job_ids(cluster)
-        promises, disturber, began = Promises(cluster, everything), Disturber(cluster), time.monotonic()
-        promises.start()
-        disturber.run(promises.ended, LONGEST_S)
-        promises.join()
+        workload, disturber, began = Workload(cluster, everything), Disturber(cluster), time.monotonic()
+        workload.start()
+        disturber.run(workload.ended, LONGEST_S)
+        workload.join()
         disturbed_s = time.monotonic() - began
         print(f"{len(disturber.log)} disturbances in {disturbed_s:.0f} s: {'; '.join(disturber.log)}")  # noqa: T201
         cluster.wait_ready()
-        _check_statuses(cluster, promises, before)
-        _check_trainings(client, promises.trainings)
+        _check_statuses(cluster, workload, before)
+        _check_trainings(client, workload.trainings)
         with_webhook = [number for number, one in enumerate(everything) if "webhook" in one.body]
-        _check_webhooks(receiver, {promises.jobs[number] for number in with_webhook})
+        _check_webhooks(receiver, {workload.jobs[number] for number in with_webhook})
         with ThreadPoolExecutor(CLIENTS) as pool:
-            checks = [pool.submit(_check_result, cluster, everything[n], job_id) for n, job_id in promises.jobs.items()]
+            checks = [pool.submit(_check_result, cluster, everything[n], job_id) for n, job_id in workload.jobs.items()]
         for check in checks:
             check.result()
-    print(_report(everything, promises, disturber, cluster, disturbed_s, time.monotonic() - began))  # noqa: T201
+    print(_report(everything, workload, disturber, cluster, disturbed_s, time.monotonic() - began))  # noqa: T201
 
 
 def _job_ids(cluster: Cluster) -> set[str]:
@@ -139,13 +139,13 @@ def _job_ids(cluster: Cluster) -> set[str]:
     return {row[0] for row in rows}
 
 
-def _check_statuses(cluster: Cluster, promises: Promises, before: set[str]) -> None:
+def _check_statuses(cluster: Cluster, workload: Workload, before: set[str]) -> None:
     """Check that each job has succeeded with one event of its end, and that there is no other
     job.
     """
-    ids = {*promises.jobs.values(), *promises.trainings.values()}
+    ids = {*workload.jobs.values(), *workload.trainings.values()}
     assert len(ids) == OF_A_KIND * 10 + LARGE + TRAININGS
-    assert _job_ids(cluster) - before == set(promises.jobs.values())
+    assert _job_ids(cluster) - before == set(workload.jobs.values())
     with cluster.database() as connection:
         query = b"SELECT kind, status, problem, options FROM jobs WHERE id = ANY(%s) AND status <> 'succeeded'"
         failed = connection.execute(query, [list(ids)]).fetchall()
@@ -197,7 +197,7 @@ def _check_webhooks(receiver: Receiver, jobs: set[str]) -> None:
 
 def _report(
     everything: list[Request],
-    promises: Promises,
+    workload: Workload,
     disturber: Disturber,
     cluster: Cluster,
     disturbed_s: float,
@@ -209,14 +209,14 @@ def _report(
         reclaimed = connection.execute(query).fetchone()
     rows = {
         **{f"jobs: {path}": number for path, number in Counter(one.path for one in everything).items()},
-        "jobs, all succeeded once, bytes of an undisturbed run": len(promises.jobs),
-        "trainings, all succeeded once, weights of an undisturbed run": len(promises.trainings),
+        "jobs, all succeeded once, bytes of an undisturbed run": len(workload.jobs),
+        "trainings, all succeeded once, weights of an undisturbed run": len(workload.trainings),
         **{f"disturbances: {act}": disturber.counts[act] for act in sorted(disturber.counts) if " " not in act},
         **{f"disturbances: {act}": disturber.counts[act] for act in ("slow link", "lost packets")},
         **{f"of these, restart {name}": disturber.counts[f"restart {name}"] for name in SERVERS},
         "disturbances": len(disturber.log),
         "seconds between two": INTERVAL_S,
-        "requests that clients repeated": promises.retries,
+        "requests that clients repeated": workload.retries,
         "jobs taken from a dead or silent worker": (reclaimed or (0,))[0],
         "members that exited by themselves": len(cluster.exits),
         "seconds with disturbances": round(disturbed_s),
