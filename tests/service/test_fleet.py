@@ -103,6 +103,12 @@ def batches(stack: Stack) -> tuple[int, int]:
     return first, second
 
 
+def requests_of(stack: Stack, name: str) -> set[str]:
+    """Return the ids of the requests of which a worker has run batches, from its log."""
+    lists = (line["request_ids"] for line in stack.log(name) if line.get("event") == "batch")
+    return {str(request_id) for ids in lists if isinstance(ids, list) for request_id in ids}
+
+
 def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: httpx.Client) -> None:
     """Each of two restricted workers loads and runs its own models only, and a request for a model
     of either succeeds.
@@ -110,12 +116,16 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
     second_worker(stack)
     wait_until(lambda: set(heartbeat(stack, "second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
     assert all(ref.startswith(("tiny", "faulty")) for ref in heartbeat(stack, "second")[1]["capacity"])
-    before = batches(stack)
-    for model, number in (("tiny", 3), ("vae-mnist-2d", 2)):
-        for seed in range(number):
-            assert client.post("/v1/samples", json={"model": model, "seed": seed}).status_code == 200
-    expected = before[0] + 2, before[1] + 3
-    wait_until(lambda: batches(stack) == expected, "each worker has run the batches of its models")
+    ids: dict[str, set[str]] = {"tiny": set(), "vae-mnist-2d": set()}
+    for model, own in ids.items():
+        for seed in range(3):
+            response = client.post("/v1/samples", json={"model": model, "seed": seed})
+            assert response.status_code == 200
+            own.add(response.headers["x-request-id"])
+    wait_until(lambda: requests_of(stack, "second") >= ids["tiny"], "the second worker has run its batches")
+    wait_until(lambda: requests_of(stack, "inference") >= ids["vae-mnist-2d"], "the first worker has run its batches")
+    assert not requests_of(stack, "second") & ids["vae-mnist-2d"]
+    assert not requests_of(stack, "inference") & ids["tiny"]
 
 
 def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Client) -> None:
