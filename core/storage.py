@@ -24,6 +24,10 @@ class ObjectStoreError(OSError):
     """Raised for an error of an object store; its message names neither the address nor the bucket."""
 
 
+# Errors of a database or an object store that cannot be used now. The same call may succeed later.
+STORES_UNAVAILABLE = (ObjectStoreError, *DATABASE_UNAVAILABLE)
+
+
 def lacks_space(error: BaseException) -> bool:
     """Return whether an error of a file, blob store or database means that no space is left."""
     if isinstance(error, OSError):

@@ -15,7 +15,7 @@ from core.broker.codec import Batch, pack
 from core.broker.keys import STREAM_LENGTH, dropped_key, started_key
 from core.broker.publisher import publish_batch
 from core.catalog.operations import BY_METHOD
-from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, reason_of, storage_problem
+from core.storage import STORES_UNAVAILABLE, reason_of, storage_problem
 from workers.inference import engine
 from workers.inference.context import INLINE_BYTES, CannotRunError, InferenceContext, unloadable_problem
 
@@ -77,7 +77,7 @@ class BatchRunner:
         except CannotRunError as error:
             self._send_completion(batch, {"kind": "rejected", "lacks": True, "reason": str(error)})
             return
-        except (ObjectStoreError, *DATABASE_UNAVAILABLE) as error:
+        except STORES_UNAVAILABLE as error:
             reason = f"the worker cannot read {batch.model}@{batch.version} now: {reason_of(error)}"
             self._send_completion(batch, {"kind": "rejected", "lacks": True, "reason": reason})
             return

@@ -25,7 +25,7 @@ from core.imaging.tiling import Layout
 from core.jobs.records import Claim, ClaimScope, Job, SliceReport
 from core.jobs.store import JobStore
 from core.log import best_effort
-from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, storage_problem
+from core.storage import DATABASE_UNAVAILABLE, STORES_UNAVAILABLE, storage_problem
 from workers.inference import engine
 from workers.inference.context import INLINE_BYTES, CannotRunError, InferenceContext, unloadable_problem
 
@@ -168,7 +168,7 @@ class JobRunner:
         except CannotRunError as error:
             self._give_back(claimed, str(error))
             return []
-        except (ObjectStoreError, *DATABASE_UNAVAILABLE) as error:
+        except STORES_UNAVAILABLE as error:
             for job in claimed:
                 self._defer(job, error)
             return []

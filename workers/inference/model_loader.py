@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from core.catalog.registry import ModelVersion
 from core.log import best_effort
-from core.storage import DATABASE_UNAVAILABLE, ObjectStoreError, reason_of
+from core.storage import STORES_UNAVAILABLE, reason_of
 from workers.inference.context import InferenceContext
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class ModelLoader:
             best_effort(self._on_change)
         except StopIteration:
             self._finish()
-        except (ObjectStoreError, *DATABASE_UNAVAILABLE) as error:
+        except STORES_UNAVAILABLE as error:
             log.warning("version cannot be read now", extra={"model": ref, "reason": reason_of(error)})
             self._retry_at[ref] = time.monotonic() + _RETRY_S
             self._finish()

@@ -36,14 +36,7 @@ from core.jobs.records import AUXILIARY_KINDS, HOST_CHARACTERS, TERMINAL, TRAINI
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard
-from core.storage import (
-    DATABASE_UNAVAILABLE,
-    INSUFFICIENT_STORAGE,
-    ObjectStoreError,
-    lacks_space,
-    reason_of,
-    storage_problem,
-)
+from core.storage import INSUFFICIENT_STORAGE, STORES_UNAVAILABLE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
 from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, disk_full_error
@@ -275,7 +268,7 @@ class TrainingWorker:
                 self.context.defer(job, error.problem)
             else:
                 self.context.fail(job, error)
-        except (*DATABASE_UNAVAILABLE, ObjectStoreError, redis.RedisError) as error:
+        except (*STORES_UNAVAILABLE, redis.RedisError) as error:
             log.warning("job interrupted", extra={"job": job.id}, exc_info=True)
             self.context.defer(job, storage_problem(error, "the job runs, but its state"))
         except Exception as error:
