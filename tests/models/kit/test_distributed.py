@@ -7,38 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from models.kit import data
-from models.kit.recipe import Recipe
 from models.kit.train import train, weights
 from models.kit.trainer import Trainer
+from tests.models.kit.recipes import DIGITS, recipe
 from tests.models.kit.training_process import gradients
 from tests.stack import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
-DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
 TIMEOUT_S = 300.0
-
-
-def recipe(**training: Any) -> Recipe:
-    """Return a recipe of a small VAE: three epochs of six steps, with dynamic binarization."""
-    return Recipe.from_json(
-        {
-            "family": "vae",
-            "name": "tiny",
-            "summary": "for tests",
-            "data": str(DIGITS),
-            "seed": 7,
-            "config": {"hidden": [20], "latents": 3},
-            "training": {"epochs": 3, "batch_size": 50, "validation": 100, "average": 0.9, **training},
-        }
-    )
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -95,7 +78,7 @@ def test_torchrun_on_two_hosts(tmp_path: Path) -> None:
     """The documented command trains on two hosts, each with a folder of its own; after one is
     killed, the same command resumes on both.
     """
-    chosen = recipe(epochs=40, save_every_s=0.2)
+    chosen = recipe({"epochs": 40, "save_every_s": 0.2})
     (tmp_path / "recipe.json").write_text(json.dumps(chosen.to_json()))
     (tmp_path / "1").mkdir()
 

@@ -29,29 +29,13 @@ from models.kit.row_streams import RowStreams
 from models.kit.run import Run
 from models.kit.run_folder import RunFolder
 from models.kit.train import train, weights
-
-DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
+from tests.models.kit.recipes import DIGITS, recipe
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     """Return four hundred digits."""
     return data.load(str(DIGITS)).images[:400]
-
-
-def recipe(training: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Recipe:
-    """Return a recipe of a small VAE: three epochs of six steps."""
-    return Recipe.from_json(
-        {
-            "family": "vae",
-            "name": "tiny",
-            "summary": "for tests",
-            "data": str(DIGITS),
-            "seed": 7,
-            "config": {"hidden": [20], "latents": 3, **(config or {})},
-            "training": {"epochs": 3, "batch_size": 50, "validation": 100, "average": 0.9, **(training or {})},
-        }
-    )
 
 
 def game(training: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Recipe:
