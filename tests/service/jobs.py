@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -39,18 +40,29 @@ def _engine(url: str) -> sa.Engine:
     return sa.create_engine(database_url(url), poolclass=sa.NullPool)
 
 
+def in_a_pass(stack: Stack, part: str | None) -> set[str]:
+    """Return the ids of the jobs that are in the middle of a forward pass."""
+    found = held(stack, part)
+    if found:
+        time.sleep(PASS_S / 4)
+    return found and found & held(stack, part)
+
+
 def wait_for_running(stack: Stack, part: str | None) -> set[str]:
     """Wait until jobs are in the middle of a forward pass; return their ids."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        found = held(stack, part)
-        if found:
-            time.sleep(PASS_S / 4)
-            still = found & held(stack, part)
-            if still:
-                return still
+        if found := in_a_pass(stack, part):
+            return found
         time.sleep(0.02)
     raise TimeoutError("no job is running")
+
+
+def have_ended(stack: Stack, ids: Iterable[str]) -> bool:
+    """Return whether none of these jobs is queued or running."""
+    query = sa.select(sa.func.count()).where(jobs.c.id.in_(list(ids)), jobs.c.status.in_(["queued", "running"]))
+    with _engine(stack.database).connect() as connection:
+        return connection.scalar(query) == 0
 
 
 def finished_jobs(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, Any]]:

@@ -19,7 +19,7 @@ import pytest
 
 from core.imaging.pictures import png
 from tests.families.faulty import KILLS, RAISES
-from tests.service.jobs import create_job, finished_jobs, report, wait_for_running
+from tests.service.jobs import create_job, finished_jobs, have_ended, in_a_pass, report
 from tests.stack import Stack
 
 SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full", marks=pytest.mark.slow)]
@@ -56,51 +56,49 @@ def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: 
             assert len(ends) == 1
 
 
-def strike(stack: Stack, blows: int, blow: Callable[[], None], part: str | None = None) -> set[str]:
-    """Call `blow` `blows` times, each time while jobs run (on `part`); return the jobs that ran
-    then.
-    """
-    interrupted: set[str] = set()
-    for _ in range(blows):
-        interrupted |= wait_for_running(stack, part)
-        blow()
-    return interrupted
-
-
-def post_all(stack: Stack, count: int, first: int = 1000) -> dict[int, str]:
-    """Create `count` jobs, each with its own seed from `first` on; return their ids by seed."""
+def post_all(stack: Stack, seeds: range) -> dict[int, str]:
+    """Create a job with each of these seeds; return their ids by seed."""
     with httpx.Client(base_url=stack.url, timeout=60) as client:
-        return {seed: create_job(client, seed) for seed in range(first, first + count)}
+        return {seed: create_job(client, seed) for seed in seeds}
 
 
-def strike_in_waves(
+def strike(
     stack: Stack, jobs: range, blows: int, blow: Callable[[], None], part: str | None = None
 ) -> tuple[dict[int, str], set[str]]:
-    """Create the jobs with these seeds in as many waves as there are blows, one blow in each.
+    """Create the jobs with these seeds in as many waves as there are blows, and call `blow` once in
+    each, while jobs run (on `part`).
 
-    Small jobs share passes, so that all at once would have ended before the second blow. Return
-    their ids by seed, and the jobs that ran at a blow.
+    Small jobs share passes, so that all at once would have ended before the second blow. A wave
+    whose jobs have ended, or run elsewhere, before they were seen is created again with seeds from
+    the end of `jobs` on. Return the ids by seed, and the jobs that ran at a blow.
     """
     ids: dict[int, str] = {}
     interrupted: set[str] = set()
     size = len(jobs) // blows
+    further = jobs.stop
     for wave in range(blows):
-        seeds = jobs[wave * size : (wave + 1) * size if wave < blows - 1 else None]
-        ids |= post_all(stack, len(seeds), seeds.start)
-        interrupted |= strike(stack, 1, blow, part)
+        ids |= post_all(stack, jobs[wave * size : (wave + 1) * size if wave < blows - 1 else None])
+        until = time.monotonic() + 60
+        while not (running := in_a_pass(stack, part)):
+            assert time.monotonic() < until, "no job has run where it should be interrupted"
+            if have_ended(stack, ids.values()):
+                ids |= post_all(stack, range(further, further + size))
+                further += size
+            time.sleep(0.02)
+        interrupted |= running
+        blow()
     return ids, interrupted
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_worker_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
     """No job is lost if a worker is killed in the middle of a batch."""
-    ids = post_all(chaos, jobs)
 
     def blow() -> None:
         chaos.kill("inference")
         chaos.start("inference")
 
-    check_kept(chaos, ids, strike(chaos, blows, blow, "inference"), least)
+    check_kept(chaos, *strike(chaos, range(1000, 1000 + jobs), blows, blow, "inference"), least)
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
@@ -116,7 +114,7 @@ def test_worker_frozen_past_its_lease(chaos: Stack, jobs: int, blows: int, least
         chaos.kill("inference", signal.SIGCONT)
 
     seeds = range(1000, 1000 + jobs)
-    ids, interrupted = strike_in_waves(chaos, seeds, max(1, blows // 3), blow, "inference")
+    ids, interrupted = strike(chaos, seeds, max(1, blows // 3), blow, "inference")
     chaos.kill("second", signal.SIGTERM)
     del chaos.parts["second"]
     check_kept(chaos, ids, interrupted, least)
@@ -137,14 +135,13 @@ def test_api_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
         chaos.wait_ready()
 
     seeds = range(1000 + jobs // 2, 1000 + jobs)
-    ids, interrupted = strike_in_waves(chaos, seeds, max(1, blows // 3), blow)
+    ids, interrupted = strike(chaos, seeds, max(1, blows // 3), blow)
     check_kept(chaos, waited | ids, interrupted, least)
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
     """Messages that are lost with the queue server are sent again."""
-    ids = post_all(chaos, jobs)
 
     def blow() -> None:
         chaos.kill("queue")
@@ -152,7 +149,7 @@ def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) ->
         chaos.start("queue")
         chaos.wait_queue()
 
-    check_kept(chaos, ids, strike(chaos, max(1, blows // 3), blow), least)
+    check_kept(chaos, *strike(chaos, range(1000, 1000 + jobs), max(1, blows // 3), blow), least)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_the_database_server_restarts(served: tuple[Stack, PostgreSQL], how: sig
             return bool(client.get(f"/v1/jobs/{training}").json()["progress"] > 0)
 
         wait_until(reported, "the training reports its progress")
-        ids = {seed: create_job(client, seed) for seed in range(1000, 1006)}
+        ids = {seed: create_job(client, seed, seconds=2.0) for seed in range(1000, 1006)}
         interrupted = wait_for_running(stack, "inference")
         server.stop(how)
         for _ in range(2):
