@@ -94,6 +94,13 @@ class Config:
         maximum=1e6,
         description="rate of a Laplace prior of the weights: an L1 penalty of this over the number of training images",
     )
+    overfitting: float = option(
+        0.0,
+        minimum=0.0,
+        maximum=10.0,
+        description="the prior begins, at the weights of the best epoch, when the validation loss exceeds its minimum"
+        " by this fraction; 0: the prior applies from the first step",
+    )
     sleep: float = option(
         0.0, minimum=0.0, maximum=10.0, description="weight of the sleep phase, which the paper lacks"
     )
@@ -274,8 +281,8 @@ class Model(nn.Module):
     """A bidirectional Helmholtz machine: the networks of p and q, and the operations of the model.
 
     `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
-    During a training, `training_images` is the number of its images; otherwise it is 1. The
-    estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
+    During a training, `training_images` is the number of its images; otherwise it is 1. While
+    `prior_active` is False, the loss has no term of `config.prior`. The estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
     `evaluate` and stored with the weights. Before that they are ∞, and `log_likelihood` omits log
     p*(x).
     """
@@ -294,6 +301,7 @@ class Model(nn.Module):
         self.top = nn.Parameter(torch.empty(sizes[-1]))
         self.sizes = sizes
         self.training_images = 1  # set by a training
+        self.prior_active = not config.overfitting  # set by a training that overfits
         for name in ("log_z", "log_z_error"):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
@@ -400,7 +408,8 @@ class Model(nn.Module):
         value = log_p_tilde_star((log_p_joint - log_q).detach())
         surrogate = surrogate_objective(log_p_joint, log_q, baseline=self.config.baseline)
         loss = surrogate.detach() - surrogate - value
-        l1 = self.config.l1 + self.config.prior / self.training_images
+        prior = self.config.prior if self.prior_active else 0.0
+        l1 = self.config.l1 + prior / self.training_images
         if l1 and torch.is_grad_enabled():
             loss = loss + l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
         if self.config.sleep and torch.is_grad_enabled():

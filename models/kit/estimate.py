@@ -56,7 +56,7 @@ def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
 
     An additional first step is not timed, because it also allocates memory and optimizer state.
     """
-    run.epoch = epoch
+    run.epoch, run.prior_active = epoch, run.prior_active or epoch > 0  # a prior may begin after an epoch
     batches = run.batches(epoch)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
     float(run.train_step(whole[0]))

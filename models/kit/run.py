@@ -25,7 +25,10 @@ PREVIEW_EVERY_S = 10.0
 DIVERGED = 1e4  # a training has diverged when its mean loss exceeds the first step's by this factor
 
 # Attributes of a `Run` that its checkpoint holds under the same names.
-COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds")
+COUNTERS = (
+    *("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds"),
+    "prior_active",
+)
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,21 @@ class Run(Trainer):
             if loss < self.best_loss:
                 self.best_loss, self.best_epoch = loss, self.epoch
                 self.best = copy.deepcopy(dict(self.averaged_model.state_dict()))
+            elif self._overfits(loss):
+                self.begin_prior(self.best)
         if self.process_group.is_main:
             self.folder.append_metrics(line)
         return line
+
+    # See docs/decisions.md#a-prior-begins-when-a-training-overfits
+    def _overfits(self, loss: float) -> bool:
+        """Return whether the validation loss `loss` is so high that the prior must begin.
+
+        It must if `config.overfitting` of the family is not 0, the prior is not active, and `loss`
+        exceeds the minimum by more than that fraction of it.
+        """
+        fraction: float = getattr(self.recipe.config, "overfitting", 0.0)
+        return bool(fraction) and not self.prior_active and loss - self.best_loss > fraction * abs(self.best_loss)
 
     def failure(self, *, check_weights: bool) -> str:
         """Return why the training must not go on, "not a number" or "diverged"; "" if it may.

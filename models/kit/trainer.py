@@ -84,6 +84,25 @@ class Trainer:
         return averaged
 
     @property
+    def prior_active(self) -> bool:
+        """Whether the loss includes the model's prior; False for a family that has none to switch."""
+        return getattr(self.model, "prior_active", False)
+
+    @prior_active.setter
+    def prior_active(self, active: bool) -> None:
+        if hasattr(self.model, "prior_active"):
+            self.model.prior_active = active
+
+    def begin_prior(self, weights: Mapping[str, Tensor]) -> None:
+        """Continue from `weights`, keyed by name, with the prior and with new optimizers."""
+        self.model.load_state_dict(weights)
+        self.process_group.broadcast_model(self.model)
+        if self.average:
+            self.average.module.load_state_dict(self.model.state_dict())
+        self.optimizers = build_optimizers(self.parameters, self.training, self.count)
+        self.prior_active = True
+
+    @property
     def averaged_model(self) -> Any:
         """The model with the averaged weights; the trained model itself if there is no average."""
         return self.average.module if self.average else self.model

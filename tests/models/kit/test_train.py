@@ -329,6 +329,57 @@ def test_it_stops_early_and_keeps_the_best(images: torch.Tensor, tmp_path: Path)
     assert run.validate() == pytest.approx(read[best - 1]["validation_loss"], abs=1e-3)
 
 
+def overfitting_recipe() -> Recipe:
+    """Return a recipe of a small BiHM whose prior begins at a validation loss 1 % above the best."""
+    config = {"hidden": [6, 4], "samples": 2, "prior": 50.0, "overfitting": 0.01}
+    training = {"epochs": 6, "batch_size": 50, "validation": 100, "average": 0.9, "save_every_s": 0.0}
+    values = {"family": "bihm", "name": "a", "summary": "", "data": "", "config": config, "training": training}
+    return Recipe.from_json(values)
+
+
+def scripted_validation(run: Run) -> float:
+    """Return a validation loss that is lowest after epoch 2, and 2 % higher from epoch 4 on."""
+    return {1: 10.0, 2: 9.0, 3: 9.05}.get(run.epoch, 9.2)
+
+
+def test_a_prior_begins_at_the_best_epoch_of_an_overfitting_training(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the best epoch are trained on with the prior once the loss is 1 % higher."""
+    monkeypatch.setattr(Run, "validate", scripted_validation)
+    run = Run(overfitting_recipe(), images, tmp_path)
+    states: list[tuple[bool, bool]] = []
+
+    def note(_line: dict[str, Any]) -> None:
+        at_best = all(torch.equal(run.best[name], value) for name, value in run.model.state_dict().items())
+        states.append((run.prior_active, at_best))
+
+    run.fit(note)
+    assert states == [(False, False)] * 3 + [(True, True)] + [(True, False)] * 2
+    assert run.best_epoch == 2
+
+
+def test_a_training_whose_prior_has_begun_resumes(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that is killed after its prior began reaches the weights of one that is not."""
+    monkeypatch.setattr(Run, "validate", scripted_validation)
+    train(overfitting_recipe(), images, tmp_path / "whole")
+
+    def kill(line: dict[str, Any]) -> None:
+        if line["epoch"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(overfitting_recipe(), images, tmp_path / "killed", report=kill)
+    train(overfitting_recipe(), images, tmp_path / "killed", resume=True)
+    whole, killed = (RunFolder(tmp_path / name).load_state() for name in ("whole", "killed"))
+    assert whole["prior_active"]
+    assert killed["prior_active"]
+    for name, value in whole["model"].items():
+        assert torch.equal(killed["model"][name], value)
+
+
 def test_a_loss_that_is_no_number_ends_the_run(images: torch.Tensor, tmp_path: Path) -> None:
     """A diverging training stops with a reason and writes no checkpoint."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 1e4}, {"likelihood": "gaussian"})
