@@ -282,9 +282,9 @@ class Model(nn.Module):
 
     `images` are (B, C, H, W) in 0 … 1; an operation binarizes them by its option `binarization`.
     During a training, `training_images` is the number of its images; otherwise it is 1. While
-    `prior_active` is False, the loss has no term of `config.prior`. The estimate of log Z and its standard error (nats), `log_z` and `log_z_error`, are set by
-    `evaluate` and stored with the weights. Before that they are ∞, and `log_likelihood` omits log
-    p*(x).
+    `prior_active` is False, the loss has no term of `config.prior`. The estimate of log Z and its
+    standard error (nats), `log_z` and `log_z_error`, are set by `evaluate` and stored with the
+    weights. Before that they are ∞, and `log_likelihood` omits log p*(x).
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
