@@ -1,7 +1,8 @@
 """Measure the processor time of an upscale in tiles against one pass over the picture.
 
-    python benchmarks/tiles.py --write
-        docs/results/tiles.md and .json
+    python benchmarks/tiles.py --methods mse --write
+    python benchmarks/tiles.py --methods statistics --write
+        docs/results/tiles.md and .json; a method that is not measured keeps its entry there
 
 Pictures are crops of a made-up one. `one pass` is the model's regression or statistics of the whole
 picture at ×4, `fitted` the tiles that the service cuts (`Tiling.fit`), and `fixed` tiles of 128×128
@@ -105,22 +106,20 @@ def _seconds(act: Callable[[], object]) -> float:
 
 def page(result: dict[str, Any]) -> str:
     """Return the results page."""
-    lines = ["# Tiles that fit the picture", ""]
-    lines += [f"Measured by `python benchmarks/tiles.py --write` on {result['date']}, commit {result['commit']}, "]
-    lines[-1] += f"{result['machine']['cpu']}."
-    lines += ["", (__doc__ or "").rpartition("\n\n")[2].strip()]
-    for method in dict.fromkeys(one["method"] for one in result["sizes"]):
+    lines = ["# Tiles that fit the picture", "", (__doc__ or "").rpartition("\n\n")[2].strip()]
+    for method, part in result.items():
         lines += ["", f"## `{method}`", ""]
+        lines += [f"Measured by `python benchmarks/tiles.py --methods {method} --write` on {part['date']}, commit"]
+        lines += [f"{part['commit']}, {part['machine']['cpu']}.", ""]
         lines += ["| picture | tiles | one pass, s | fitted, s | fitted ÷ one pass | fixed ÷ one pass | levels |"]
         lines += [f"|{' --- |' * 7}"]
-        for one in result["sizes"]:
-            if one["method"] == method:
-                (height, width), (tall, wide), seconds = one["size"], one["tile"], one["seconds"]
-                lines.append(
-                    f"| {width}×{height} | {one['tiles']} of {wide}×{tall} | {seconds['one_pass']:.3f} | "
-                    f"{seconds['fitted']:.3f} | {one['fitted_over_one_pass']:.2f} | "
-                    f"{one['fixed_over_one_pass']:.2f} | {one['levels_inside']}, {one['levels']} |"
-                )
+        for one in part["sizes"]:
+            (height, width), (tall, wide), seconds = one["size"], one["tile"], one["seconds"]
+            lines.append(
+                f"| {width}×{height} | {one['tiles']} of {wide}×{tall} | {seconds['one_pass']:.3f} | "
+                f"{seconds['fitted']:.3f} | {one['fitted_over_one_pass']:.2f} | "
+                f"{one['fixed_over_one_pass']:.2f} | {one['levels_inside']}, {one['levels']} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -135,14 +134,16 @@ def main() -> None:
     torch.set_num_threads(1)
     memory.keep_freed_memory()
     model, _ = card.load(chosen.checkpoint)
-    result: dict[str, Any] = {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now(), "sizes": []}
+    numbers = RESULTS.with_suffix(".json")
+    result: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {}
     for method in chosen.methods:
+        part = result[method] = {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now(), "sizes": []}
         for size in SIZES + (LARGER if method == "mse" else LARGER[:1]):
             small = size[0] * size[1] <= 128 * 128
-            result["sizes"].append(measured(model, size, method, 5 * chosen.rounds if small else chosen.rounds))
-            print(json.dumps(result["sizes"][-1]), flush=True)
+            part["sizes"].append(measured(model, size, method, 5 * chosen.rounds if small else chosen.rounds))
+            print(json.dumps(part["sizes"][-1]), flush=True)
     if chosen.write:
-        RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        numbers.write_text(json.dumps(result, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(page(result))
 
 
