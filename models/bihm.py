@@ -38,6 +38,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit import bernoulli
 from models.kit.codes import CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, mean_figure, no_report
 from models.kit.operations import Continuation, Result, State, describe
@@ -117,7 +118,7 @@ def log_bernoulli(t: Float[Tensor, "*#B n"], logits: Float[Tensor, "*#B n"]) -> 
 
     a is `logits`; i runs over the last axis.
     """
-    return (t * logits).sum(-1) + functional.logsigmoid(-logits).sum(-1)
+    return bernoulli.log_probability(t, logits)
 
 
 def log_p_tilde_star(a: PerSample) -> PerImage:

@@ -38,9 +38,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from models.kit import sampling
+from models.kit import bernoulli, sampling
 from models.kit.codes import NORMAL_LIMIT, CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, no_report
 from models.kit.onednn_linear import Linear
@@ -152,7 +151,7 @@ def log_bernoulli(x: Pixels, logits: Float[Tensor, "B L D"]) -> PerSample:
 
     a is `logits`; the sum runs over the pixels, and is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
     """
-    return (logits * x[:, None]).sum(-1) - functional.softplus(logits).sum(-1)
+    return bernoulli.log_probability(x[:, None], logits)
 
 
 def log_gaussian(x: Pixels, mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]) -> PerSample:

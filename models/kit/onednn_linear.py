@@ -1,12 +1,14 @@
 """Compute large float32 matrix products on the CPU by oneDNN instead of MKL.
 
-torch computes linear layers by MKL, which uses its widest instructions only on one vendor's
-processors. oneDNN, which torch ships for convolutions and reduced precision, uses what the
-processor has and is up to twice as fast on others. It sums in another order, so the last bits of a
-result differ.
+torch computes linear layers by MKL, which uses its widest instructions only on Intel's processors.
+oneDNN, which torch ships for convolutions and reduced precision, uses what the processor has and is
+up to twice as fast on others. It sums in another order, so the last bits of a result differ. On
+Intel's processors MKL computes all products.
 """
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,13 +79,23 @@ def onednn_linear(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None 
 def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
     """Return whether `linear` computes x Wᵀ by oneDNN: a large float32 product on a CPU.
 
-    Under autocast and torch.compile it does not.
+    Under autocast and torch.compile it does not, and neither on a processor that MKL is made for.
     """
     return (
         x.device.type == "cpu"
+        and not _has_intel_processor()
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= MIN_MULTIPLICATIONS
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler lowers this operator only for constant, packed weights
         and torch.backends.mkldnn.is_available()
     )
+
+
+@cache
+def _has_intel_processor() -> bool:
+    """Return whether this machine's processor is one of Intel's; False if that is not known."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
