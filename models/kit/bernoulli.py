@@ -32,7 +32,7 @@ class _LogProbability(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, logits: Tensor) -> Tensor:
         ctx.save_for_backward(t, logits)
-        shared = logits.ndim == 3 and t.shape == (len(logits), 1, logits.shape[-1])
+        shared = logits.ndim == 3 and t.shape == (len(logits), 1, logits.shape[-1]) and t.dtype == logits.dtype
         dot = (logits @ t.mT).squeeze(-1) if shared else (t * logits).sum(-1)
         return dot - functional.softplus(logits).sum(-1)
 
