@@ -128,7 +128,7 @@ FIGURES = {
         script("sizes", "vae-mnist"),
     ),
     "inpainting": Figure(
-        "lower half of 1000 test digits hidden: a classifier finds the true digit",
+        "lower half of the first 1000 test digits hidden: a classifier finds the true digit",
         inpainting,
         "no number; pictures only",
         script("inpaint"),
