@@ -99,8 +99,8 @@ class Config:
         0.0,
         minimum=0.0,
         maximum=10.0,
-        description="the prior begins, at the weights of the best epoch, when the validation loss exceeds its minimum"
-        " by this fraction; 0: the prior applies from the first step",
+        description="when the validation loss exceeds its minimum by this fraction, the training returns to its initial"
+        " weights, and the prior begins; 0: the prior applies from the first step",
     )
     sleep: float = option(
         0.0, minimum=0.0, maximum=10.0, description="weight of the sleep phase, which the paper lacks"

@@ -59,6 +59,7 @@ class Run(Trainer):
     ) -> None:
         super().__init__(recipe, images, device, held_back, start)
         self.folder = RunFolder(out)
+        self.initial = copy.deepcopy(dict(self.model.state_dict())) if self._overfitting else {}
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.loss_sum, self.first_loss, self.seconds, self.stopping = 0.0, 0.0, 0.0, False
@@ -165,10 +166,15 @@ class Run(Trainer):
                 self.best_loss, self.best_epoch = loss, self.epoch
                 self.best = copy.deepcopy(dict(self.averaged_model.state_dict()))
             elif self._overfits(loss):
-                self.begin_prior(self.best)
+                self.begin_prior(self.initial)
         if self.process_group.is_main:
             self.folder.append_metrics(line)
         return line
+
+    @property
+    def _overfitting(self) -> float:
+        """The option `overfitting` of the family's configuration; 0 for a family without it."""
+        return getattr(self.recipe.config, "overfitting", 0.0)
 
     # See docs/decisions.md#a-prior-begins-when-a-training-overfits
     def _overfits(self, loss: float) -> bool:
@@ -177,8 +183,8 @@ class Run(Trainer):
         It must if `config.overfitting` of the family is not 0, the prior is not active, and `loss`
         exceeds the minimum by more than that fraction of it.
         """
-        fraction: float = getattr(self.recipe.config, "overfitting", 0.0)
-        return bool(fraction) and not self.prior_active and loss - self.best_loss > fraction * abs(self.best_loss)
+        limit = self.best_loss + self._overfitting * abs(self.best_loss)
+        return self._overfitting > 0 and not self.prior_active and loss > limit
 
     def failure(self, *, check_weights: bool) -> str:
         """Return why the training must not go on, "not a number" or "diverged"; "" if it may.
@@ -277,6 +283,7 @@ class Run(Trainer):
             "model": self.model.state_dict(),
             "average": averages,
             "optimiser": optimizers.get(WHOLE_MODEL, optimizers),
+            "initial": self.initial,
             "best": self.best,
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -311,7 +318,7 @@ class Run(Trainer):
                     parameter.copy_(average)
             for buffer, trained in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
                 buffer.copy_(trained)
-        self.best = state["best"]
+        self.initial, self.best = state.get("initial", {}), state["best"]
         for name in COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
         self.saved = {**self._position(), "seconds": round(self.seconds, 2)}

@@ -94,7 +94,7 @@ class Trainer:
             self.model.prior_active = active
 
     def begin_prior(self, weights: Mapping[str, Tensor]) -> None:
-        """Continue from `weights`, keyed by name, with the prior and with new optimizers."""
+        """Begin anew at `weights`, keyed by name, with the prior and with new optimizers."""
         self.model.load_state_dict(weights)
         self.process_group.broadcast_model(self.model)
         if self.average:

@@ -5,6 +5,7 @@ This file has more than 400 lines because its tests share their recipes and data
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -342,32 +343,38 @@ def scripted_validation(run: Run) -> float:
     return {1: 10.0, 2: 9.0, 3: 9.05}.get(run.epoch, 9.2)
 
 
-def test_a_prior_begins_at_the_best_epoch_of_an_overfitting_training(
+def test_a_training_that_overfits_begins_anew_with_a_prior(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights of the best epoch are trained on with the prior once the loss is 1 % higher."""
+    """Once the loss is 1 % higher than that of the best epoch, the training returns to its initial
+    weights.
+    """
     monkeypatch.setattr(Run, "validate", scripted_validation)
     run = Run(overfitting_recipe(), images, tmp_path)
+    initial = copy.deepcopy(run.model.state_dict())
     states: list[tuple[bool, bool]] = []
 
     def note(_line: dict[str, Any]) -> None:
-        at_best = all(torch.equal(run.best[name], value) for name, value in run.model.state_dict().items())
-        states.append((run.prior_active, at_best))
+        at_start = all(torch.equal(initial[name], value) for name, value in run.model.state_dict().items())
+        states.append((run.prior_active, at_start))
 
     run.fit(note)
     assert states == [(False, False)] * 3 + [(True, True)] + [(True, False)] * 2
     assert run.best_epoch == 2
 
 
-def test_a_training_whose_prior_has_begun_resumes(
-    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("killed_after", [3, 5])
+def test_a_training_with_a_later_prior_resumes(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
-    """A training that is killed after its prior began reaches the weights of one that is not."""
+    """A training that is killed before or after its prior begins reaches the weights of one that is
+    not.
+    """
     monkeypatch.setattr(Run, "validate", scripted_validation)
     train(overfitting_recipe(), images, tmp_path / "whole")
 
     def kill(line: dict[str, Any]) -> None:
-        if line["epoch"] == 5:
+        if line["epoch"] == killed_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
