@@ -26,7 +26,15 @@ DIVERGED = 1e4  # a training has diverged when its mean loss exceeds the first s
 
 # Attributes of a `Run` that its checkpoint holds under the same names.
 COUNTERS = (
-    *("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds"),
+    "best_loss",
+    "best_epoch",
+    "epoch",
+    "step",
+    "steps",
+    "loss_sum",
+    "first_loss",
+    "fact_sums",
+    "seconds",
     "prior_active",
 )
 
