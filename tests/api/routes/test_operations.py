@@ -182,7 +182,7 @@ def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
     started = time.monotonic()
     payload = {**fields, "seconds": 4}
     response = client.post("/v1/samples", json=payload, headers={"Prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - started < 3
+    assert 0.9 < time.monotonic() - started < 4
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "wait=1"
     job = response.json()

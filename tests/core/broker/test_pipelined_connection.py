@@ -161,7 +161,7 @@ def test_a_reply_that_does_not_come_is_not_waited_for() -> None:
         if connections > 1:
             await echo(peer)
         await peer.next()
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(3)
         peer.say(b"+late\r\n")
         await asyncio.sleep(1)
 
@@ -171,7 +171,7 @@ def test_a_reply_that_does_not_come_is_not_waited_for() -> None:
             replies = await asyncio.gather(
                 line.command("ECHO", "a", timeout_s=0.3), line.command("ECHO", "b"), return_exceptions=True
             )
-            assert time.monotonic() - started < 1.1
+            assert time.monotonic() - started < 2.5  # the late reply comes after 3 s
             assert [type(reply) for reply in replies] == [redis.TimeoutError, redis.TimeoutError]
             for number in range(15):
                 assert await line.command("ECHO", str(number)) == str(number).encode()

@@ -18,6 +18,7 @@ from core.jobs.records import (
     SliceReport,
 )
 from core.jobs.store import JobStore
+from tests.deferred_jobs import claimable_from, waits_s
 
 LEASE_S = 30.0
 
@@ -229,10 +230,12 @@ def test_a_job_that_cannot_be_stored_waits_and_is_not_charged(job_store: JobStor
     assert waiting is not None
     assert (waiting.status, waiting.attempts, waiting.blocked_reason) == ("queued", 0, "no room")
     assert waiting.blocked_bytes == 1000
-    assert job_store.claim("a", LEASE_S, 1) == []  # not before a second has passed
+    assert waits_s(waiting) == pytest.approx(1, abs=1e-3)
+    claimable_from(job_store, row.id, time.time() + 60)
+    assert job_store.claim("a", LEASE_S, 1) == []
     assert job_store.count_claimable(-1) == 0
     assert job_store.reap(3) == []
-    time.sleep(1.1)
+    claimable_from(job_store, row.id, time.time() - 1)
     assert job_store.count_claimable(0) == 1
     (again,) = job_store.claim("a", LEASE_S, 1)
     assert job_store.record_slices([SliceReport(again.claim, 0, 1, b"x")]) == [row.id]

@@ -26,6 +26,7 @@ from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import ObjectStoreError
+from tests.deferred_jobs import claimable_from, waits_s
 from tests.training_jobs import claimed_job
 from workers.training.context import ClaimLostError, JobFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
@@ -487,8 +488,10 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     assert waiting is not None
     assert (waiting.status, waiting.attempts) == ("queued", 0)
     assert "must leave" in str(waiting.blocked_reason)
-    assert trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,)) == []  # not before a second has passed
-    time.sleep(1.1)
+    assert waits_s(waiting) == pytest.approx(1, abs=1e-3)
+    claimable_from(trainer.context.job_store, job.id, time.time() + 60)
+    assert trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,)) == []
+    claimable_from(trainer.context.job_store, job.id, time.time() - 1)
     (again,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,))
     trainer.context.settings = trainer.context.settings.model_copy(update={"storage_wait_s": 0.0})
     trainer.run_job(again)
@@ -568,7 +571,7 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) ->
         trainer.run_job(held := claimed())
     trainer.remove_scratch(held)
     assert (folder / "model.safetensors").exists()
-    time.sleep(1.1)
+    claimable_from(trainer.context.job_store, job.id, time.time() - 1)
     with patch.object(trainer.children, "run", side_effect=WorkerStoppingError):
         trainer.run_job(held := claimed())
     trainer.remove_scratch(held)
