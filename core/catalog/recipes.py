@@ -34,8 +34,9 @@ def resolve_recipe(
         raise InvalidOptionsError(errors)
     config = {**family.recipe["config"], **whole_numbers(family.config, config)}
     defaults = family.recipe["training"]
-    if "epochs" in training:
-        defaults = {name: value for name, value in defaults.items() if name != "steps"}
+    unused = {"epochs": "steps", "batch_size": "min_epochs"}  # defaults that another setting takes the place of
+    dropped = {default for name, default in unused.items() if name in training}
+    defaults = {name: value for name, value in defaults.items() if name not in dropped}
     training = {**defaults, **whole_numbers(family.training, training)}
     errors = _set_shape(family, dataset, config)
     counts = dataset["counts"]
@@ -111,18 +112,22 @@ def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str,
 
 
 def _set_epochs(family: FamilyDescription, counts: Mapping[str, int], training: dict[str, Any]) -> None:
-    """Replace the number of steps in the section `training`, if it has one, by a number of epochs.
+    """Replace `steps` and `min_epochs` in the section `training` by a number of epochs and a batch
+    size.
 
-    This is the smallest number of epochs with at least that many steps. `counts` has the numbers of
-    images, keyed by split.
+    The batch size is the smallest, from the recipe's on, with which so many steps are `min_epochs`
+    epochs; the number of epochs is the smallest with at least that many steps. `counts` has the
+    numbers of images, keyed by split.
     """
-    steps = training.pop("steps", 0)
+    steps, min_epochs = training.pop("steps", 0), training.pop("min_epochs", 0)
     if not steps:
         return
-    rule = family.training["properties"]["epochs"]
+    rules = family.training["properties"]
     held_back = 0 if counts.get("validation") else training.get("validation", 0)
     images = max(1, _training_count(counts, training) - held_back)
-    training["epochs"] = min(math.ceil(steps * _batch_size(family, training) / images), int(rule["maximum"]))
+    size = min(math.ceil(images * min_epochs / steps), int(rules["batch_size"]["maximum"]))
+    training["batch_size"] = max(_batch_size(family, training), size)
+    training["epochs"] = min(math.ceil(steps * training["batch_size"] / images), int(rules["epochs"]["maximum"]))
 
 
 def _count_errors(family: FamilyDescription, counts: Mapping[str, int], training: JsonObject) -> list[FieldError]:

@@ -192,8 +192,11 @@ def _read_recipe(arguments: argparse.Namespace) -> Recipe:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
         raise ValueError(f"no recipe {name!r}; there are {known}, or give the path of a JSON file")
     values = json.loads(path.read_text())
-    if any(change.startswith("training.epochs=") for change in arguments.set):
-        values.get("training", {}).pop("steps", None)  # the number of epochs that was asked for counts
+    # what was asked for counts, not the steps and epochs of the recipe
+    for name, unused in (("epochs", ("steps", "min_epochs")), ("batch_size", ("min_epochs",))):
+        if any(change.startswith(f"training.{name}=") for change in arguments.set):
+            for default in unused:
+                values.get("training", {}).pop(default, None)
     recipe = Recipe.from_json(_with_overrides(values, arguments.set))
     if arguments.memory_bytes:
         memory.check_size(recipe, arguments.memory_bytes)

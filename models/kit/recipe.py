@@ -9,6 +9,7 @@ from models.kit.card import family
 from models.kit.schema import from_json, option, to_json
 
 MAX_EPOCHS = 100000
+MAX_BATCH_SIZE = 65536
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,13 @@ class Training:
         maximum=10**9,
         description="optimizer steps at least: sets `epochs` by the size of the data; 0 = as `epochs` says",
     )
-    batch_size: int = option(100, minimum=1, maximum=65536, description="images per step")
+    min_epochs: int = option(
+        0,
+        minimum=0,
+        maximum=MAX_EPOCHS,
+        description="epochs at least, with `steps`: `batch_size` grows with the size of the data; 0 = it does not",
+    )
+    batch_size: int = option(100, minimum=1, maximum=MAX_BATCH_SIZE, description="images per step")
     optimiser: str = option("adam", choices=("adam", "adagrad", "sgd"))
     learning_rate: float = option(1e-3, above=0.0, maximum=10.0)
     player_optimisers: tuple[str, ...] = option(
@@ -117,17 +124,19 @@ class Recipe:
         )
 
     def fitted(self, images: int) -> "Recipe":
-        """Return the recipe with the number of epochs that `training.steps` asks for.
+        """Return the recipe with the epochs and batch size that `training.steps` and `min_epochs` ask for.
 
-        This is the smallest number that gives at least `training.steps` steps with `images`
-        training images. The result has `steps` = 0; a recipe with `steps` = 0 is returned
-        unchanged.
+        The batch size is the smallest, from `training.batch_size` on, with which `training.steps`
+        steps are `training.min_epochs` epochs of `images` training images. The number of epochs is
+        the smallest with at least that many steps. The result has `steps` = 0 and `min_epochs` = 0;
+        a recipe with `steps` = 0 is returned unchanged.
         """
         training = self.training
         if not training.steps:
             return self
-        epochs = min(math.ceil(training.steps * training.batch_size / max(1, images)), MAX_EPOCHS)
-        return replace(self, training=replace(training, epochs=epochs, steps=0))
+        size = max(training.batch_size, min(math.ceil(images * training.min_epochs / training.steps), MAX_BATCH_SIZE))
+        epochs = min(math.ceil(training.steps * size / max(1, images)), MAX_EPOCHS)
+        return replace(self, training=replace(training, epochs=epochs, batch_size=size, steps=0, min_epochs=0))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values, including all fields that have their default."""

@@ -25,7 +25,7 @@ from models.kit import data
 from models.kit import run as run_module
 from models.kit.distributed import ProcessGroup
 from models.kit.optimizers import build_optimizers
-from models.kit.recipe import Recipe
+from models.kit.recipe import MAX_BATCH_SIZE, Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run import Run
 from models.kit.run_folder import RunFolder
@@ -507,6 +507,15 @@ def test_steps_set_the_number_of_epochs() -> None:
     assert chosen.fitted(2000).training.steps == 0
     plain = recipe({"epochs": 7})
     assert plain.fitted(2000) == plain
+
+
+def test_the_batch_size_grows_with_the_data() -> None:
+    """With `min_epochs`, a batch has more images if so many steps were fewer epochs without it."""
+    chosen = recipe({"steps": 1000, "min_epochs": 10, "batch_size": 20})
+    fitted = [chosen.fitted(images).training for images in (1000, 2000, 4001)]
+    assert [(one.batch_size, one.epochs) for one in fitted] == [(20, 20), (20, 10), (41, 11)]
+    assert fitted[0].min_epochs == 0
+    assert chosen.fitted(10**9).training.batch_size == MAX_BATCH_SIZE
 
 
 @pytest.mark.slow

@@ -457,6 +457,25 @@ def test_steps_become_epochs_by_the_size_of_the_dataset(tmp_path: Path) -> None:
     assert resolve_recipe("vae", family, dataset, "m", overrides)["training"]["epochs"] == 3
 
 
+def test_batches_grow_with_the_size_of_the_dataset(tmp_path: Path) -> None:
+    """With `min_epochs`, batches are larger if `steps` were fewer epochs; the client's `batch_size`
+    counts instead.
+    """
+    family = load_families(Settings(state=tmp_path))["vae"]
+    defaults = {"steps": 1000, "batch_size": 20, "min_epochs": 40}
+    family = family.model_copy(update={"recipe": {**family.recipe, "training": defaults}})
+    dataset = {"name": "d", "kind": "vectors", "channels": 1, "height": 1, "width": 112}
+
+    def resolved(images: int, **training: int) -> tuple[int, int]:
+        dataset["counts"] = {"train": images, "validation": 500, "test": 100}
+        found = resolve_recipe("vae", family, dataset, "m", {"training": training})["training"]
+        assert not {"steps", "min_epochs"} & set(found)
+        return found["batch_size"], found["epochs"]
+
+    assert [resolved(500), resolved(2000), resolved(1000, min_epochs=20)] == [(20, 40), (80, 40), (20, 20)]
+    assert resolved(2000, batch_size=10) == (10, 5)
+
+
 def test_better_follows_the_figures_own_direction() -> None:
     """Figures are compared in the direction that they state; figures of different names cannot be
     compared.
