@@ -277,7 +277,7 @@ def report() -> None:
         f"- Commit: {', '.join(commits)}.",
         f"- Date: {days[-1]}; the earliest of these runs {days[0]}.",
         "- Command: `python benchmarks/vae_paper.py train --latents N` for each N_z (`--epochs 20` for 1 000 000",
-        "  samples), then `python benchmarks/vae_paper.py report`.",
+        "  samples; `--precision` as above), then `python benchmarks/vae_paper.py report`.",
         "- Numbers: [vae-paper.json](vae-paper.json).",
         "",
     ]

@@ -41,10 +41,13 @@ def figure_2(samples: int, latents: int) -> Figure:
     def read_origin() -> str:
         return "{date}, {machine}, commit {commit}".format(**read())
 
+    def read_command() -> str:
+        precision = "" if read()["precision"] == "bfloat16" else f" --precision {read()['precision']}"
+        return f"python benchmarks/vae_paper.py train --latents {latents}{epochs}{precision}"
+
     what = f"the paper's network: test bound after {samples:,} samples, $N_z = {latents}$, nats"
     epochs = f" --epochs {samples // 50_000}" if samples < 10_000_000 else ""
-    command = f"python benchmarks/vae_paper.py train --latents {latents}{epochs}"
-    return Figure(what, read_bound, read_paper, Source(lambda: command, read_origin))
+    return Figure(what, read_bound, read_paper, Source(read_command, read_origin))
 
 
 def bounds_by_k() -> str:
