@@ -22,6 +22,7 @@ def test_the_numbers_of_positions_are_the_known_ones(connect_four: ModuleType, m
     assert len(found | {tuple(map(connect_four.mirrored, position)) for position in found}) == count
 
 
+@pytest.mark.slow
 def test_rows_are_ucis_in_ucis_order(connect_four: ModuleType) -> None:
     """There are as many rows as at UCI, and the first ones have UCI's pieces, column by column."""
     cells = connect_four.rows().reshape(-1, connect_four.WIDTH, connect_four.HEIGHT, 3).argmax(-1)

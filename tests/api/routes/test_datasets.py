@@ -548,10 +548,10 @@ def _memory_kb(stack: Stack, what: str) -> int:
 
 @pytest.mark.parametrize("form", [True, False])
 def test_an_upload_is_never_in_memory(stack: Stack, client: httpx.Client, datasets: Datasets, form: bool) -> None:
-    """An upload of 300 MB, as a form or as a raw body, increases the API's memory by less than 64
+    """An upload of 150 MB, as a form or as a raw body, increases the API's memory by less than 64
     MB.
     """
-    count, block = 300, bytes(range(256)) * 4096
+    count, block = 150, bytes(range(256)) * 4096
     head = b"\0\0\x08\3" + b"".join(size.to_bytes(4, "big") for size in (count, 1024, 1024))
     begin = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' if form else b""
     end = b"\r\n--b--\r\n" if form else b""
@@ -567,5 +567,5 @@ def test_an_upload_is_never_in_memory(stack: Stack, client: httpx.Client, datase
     kind = "multipart/form-data; boundary=b" if form else "application/octet-stream"
     response = client.post(PATH, params={"name": "large"}, content=body(), headers={"Content-Type": kind})
     assert response.status_code == 201, response.text
-    assert response.json()["counts"] == {"train": 240, "validation": 30, "test": 30}
+    assert response.json()["counts"] == {"train": 120, "validation": 15, "test": 15}
     assert _memory_kb(stack, "VmHWM") - before < 64_000

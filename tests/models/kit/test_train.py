@@ -363,7 +363,7 @@ def test_a_training_that_overfits_begins_anew_with_a_prior(
     assert run.best_epoch == 2
 
 
-@pytest.mark.parametrize("killed_after", [3, 5])
+@pytest.mark.parametrize("killed_after", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_a_training_with_a_later_prior_resumes(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
