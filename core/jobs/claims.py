@@ -100,15 +100,19 @@ class JobClaims(JobQueries):
         *,
         reset_attempts: bool = False,
         charge_attempt: bool = False,
+        unblock: bool = False,
     ) -> bool:
         """Add events to a claimed job and set its progress, a fraction from 0 to 1.
 
         `reset_attempts` sets the job's number of failed attempts to 0; `charge_attempt` adds 1.
-        Returns True; False, and writes nothing, if the claim is no longer valid.
+        `unblock` says that the job does not wait any more, see `defer` and `postpone`. Returns
+        True; False, and writes nothing, if the claim is no longer valid.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
             change["attempts"] = jobs.c.attempts + 1
+        if unblock:
+            change |= transitions.NOT_BLOCKED
         with transaction(self.engine) as connection:
             if not connection.execute(jobs.update().where(transitions.held_by(claim)).values(change)).rowcount:
                 return False
@@ -230,11 +234,36 @@ class JobClaims(JobQueries):
                 "blocked_reason": problem["detail"],
                 "blocked_bytes": size_bytes,
             }
-            if job.blocked_reason != problem["detail"]:
-                return transitions.requeue(connection, held, job_id, problem["detail"], **change)
-            # the event is written once: a wait of an hour is no hundred events
-            change |= {"status": "queued", "token": claim.token + 1, **transitions.NO_LEASE}
-            return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
+            return _requeue_blocked(connection, claim, job.blocked_reason, change)
+
+    def postpone(self, claim: Claim, reason: str, delay_s: float) -> bool:
+        """Return a claimed job to its queue because it waits for another process.
+
+        The job can be claimed again after `delay_s` seconds. This does not count as a failed
+        attempt, nor as a deferral because a result cannot be stored: the job never fails for it.
+        `reason` is a text for the client. Returns True; False, and writes nothing, if the claim is
+        no longer valid.
+        """
+        with transaction(self.engine) as connection:
+            query = sa.select(jobs.c.blocked_reason).where(transitions.held_by(claim)).with_for_update()
+            job = connection.execute(query).first()
+            if job is None:
+                return False
+            change = {"not_before": current_time(connection) + delay_s, "blocked_reason": reason}
+            return _requeue_blocked(connection, claim, job.blocked_reason, change)
+
+
+def _requeue_blocked(connection: sa.Connection, claim: Claim, old_reason: str | None, change: dict[str, Any]) -> bool:
+    """Return a claimed job to its queue and set the columns in `change`, such as `blocked_reason`.
+
+    The event is written only if the reason is not `old_reason`: a wait of an hour is no hundred
+    events. Returns False if the claim is no longer valid.
+    """
+    held, reason = transitions.held_by(claim), change["blocked_reason"]
+    if old_reason != reason:
+        return transitions.requeue(connection, held, claim.job_id, reason, **change)
+    change = {**change, "status": "queued", "token": claim.token + 1, **transitions.NO_LEASE}
+    return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
 
 
 def _in_scope(scope: ClaimScope) -> transitions.Condition:

@@ -8,9 +8,10 @@ import argparse
 import fcntl
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def _load_training_data(recipe: Recipe, folder: Path) -> tuple[Recipe, data.Imag
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Return a context manager that locks the run folder `out`; its file `lock` has the process id.
+    """Return a context manager that locks the run folder `out`; its file `lock` names this process.
 
     Raises ValueError if another process has locked the folder.
     """
@@ -253,6 +254,22 @@ def _locked(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(f"another process works on the run {out.name}") from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(json.dumps(_process_identity()))
         file.flush()
         yield
+
+
+def _process_identity() -> dict[str, Any]:
+    """Return what identifies this process among those of all hosts and containers.
+
+    `pid` is valid in the PID namespace `pid_namespace` of the host that was started as `boot_id`;
+    `start_ticks`, the start time of the process, shows whether the number was used again. Without
+    `/proc`, there are only `pid` and `host`, the name of the host.
+    """
+    identity: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+    with suppress(OSError):
+        identity["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        identity["pid_namespace"] = str(Path("/proc/self/ns/pid").readlink())
+        # after the name, which may have spaces and brackets, this is field 22 of proc(5)
+        identity["start_ticks"] = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return identity

@@ -24,6 +24,7 @@ from models.kit.train import train, weights
 from tests.api import helpers
 from tests.datasets import add_digits
 from tests.stack import Stack
+from tests.training_jobs import process_id
 from tests.version_files import SHIPPED, join_file, split_file
 from tests.waiting import wait_until
 
@@ -124,8 +125,10 @@ def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
 
 def kill_child(folder: Path) -> None:
     """Kill the training process."""
+    pid = process_id(folder)
+    assert pid is not None
     with contextlib.suppress(ProcessLookupError):
-        os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 def blow(stack: Stack, folder: Path, victim: str) -> None:
@@ -183,10 +186,10 @@ def test_a_worker_whose_lease_expired_changes_nothing(app_state: Stack, undistur
         job_id = client.post("/v1/trainings", json=training_body("frozen", LEASED)).json()["id"]
         folder = app_state.state / "state" / "runs" / job_id
         wait_for_checkpoint(folder)
-        orphan = (folder / "lock").read_text()
+        orphan = process_id(folder)
         app_state.freeze("training")
         app_state.start("training", "second")
-        wait_until(lambda: (folder / "lock").read_text() not in {"", orphan}, "the second worker trains")
+        wait_until(lambda: process_id(folder) not in {None, orphan}, "the second worker trains")
         wait_for_checkpoint(folder, checkpoint_step(folder))
         app_state.kill("training", signal.SIGCONT)
         job = finished(client, job_id)
@@ -221,11 +224,8 @@ def _working(folder: Path) -> bool:
     """Return whether the process of a run exists; without its folder, which a cancelled run may
     lose, none does.
     """
-    try:
-        pid = (folder / "lock").read_text()
-    except FileNotFoundError:
-        return False
-    return Path(f"/proc/{pid}").exists()
+    pid = process_id(folder)
+    return pid is not None and Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.timeout(600)

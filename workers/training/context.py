@@ -26,6 +26,7 @@ from core.storage import INSUFFICIENT_STORAGE
 log = logging.getLogger(__name__)
 
 PREVIEW_TTL_S = 600
+POSTPONE_S = 10.0  # after so long, a job that waits for another process is claimed again
 HEARTBEAT_AGE_S = 5.0  # an inference worker with an older heartbeat counts as dead
 
 
@@ -38,6 +39,10 @@ class ClaimLostError(Exception):
 
     The job was cancelled or paused, or its lease expired and another worker may have claimed it.
     """
+
+
+class JobPostponedError(Exception):
+    """Raised if a job must wait for another process; its message is the reason for the client."""
 
 
 class JobFailedError(Exception):
@@ -98,8 +103,9 @@ class JobContext:
         """Store events and the progress (0 to 1) of a job, and notify the API processes.
 
         With `reset_attempts=True` in `attempts`, the number of the job's failed attempts becomes 0;
-        with `charge_attempt=True` it increases by one. Raises ClaimLostError, and stores nothing,
-        if this worker's claim on the job is lost.
+        with `charge_attempt=True` it increases by one; with `unblock=True`, the job waits for no
+        disk or process any more. Raises ClaimLostError, and stores nothing, if this worker's claim
+        on the job is lost.
         """
         if not self.job_store.append_events(job.claim, events, progress, **attempts):
             raise ClaimLostError
@@ -130,6 +136,14 @@ class JobContext:
         """
         log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
         self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))
+
+    def postpone(self, job: Job, reason: str) -> None:
+        """Return a job to its queue for `POSTPONE_S` seconds, because it waits for another process.
+
+        The job never fails for that reason, which is a text for the client.
+        """
+        log.warning("job postponed", extra={"job": job.id, "reason": reason})
+        self._retry(lambda: self.job_store.postpone(job.claim, reason, POSTPONE_S))
 
     def _retry(self, write: Callable[[], object]) -> None:
         """Call `write`, which writes to the job store, until it succeeds or this worker stops.

@@ -8,11 +8,12 @@
 | `state.pt` | the last checkpoint |
 | `preview.png`, `previews/EPOCH.png` | images that the model has generated, now and after some epochs |
 | `log` | standard error of the child processes |
-| `lock` | locked by the process that works in the folder; has its process id |
+| `lock` | locked by the process that works in the folder; says which process that is |
 """
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import time
@@ -22,11 +23,20 @@ from typing import Any
 import orjson
 
 from core.files import modified_at_ns
-from workers.training.context import JobFailedError
+from workers.training.context import JobPostponedError
+
+log = logging.getLogger(__name__)
 
 RECIPE_FILE = "asked.json"
 # Seconds that an orphaned process may take to exit after SIGTERM, and after SIGKILL.
 ORPHAN_STOP_S = 20.0
+# The beginning of the error of a child process whose run folder is locked by another process.
+LOCKED_ERROR = "another process works on the run"
+
+_ORPHAN = "another process still works in the folder of the run"
+_WAITS = "the training waits until that process ends"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 _PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
 
@@ -95,27 +105,59 @@ def describe_checkpoint(folder: Path) -> str:
 def kill_orphan(folder: Path) -> None:
     """Stop the process that still works in a run folder although its worker has died.
 
-    The process gets SIGTERM and, after `ORPHAN_STOP_S` seconds, SIGKILL. Raises JobFailedError if
-    it still runs `ORPHAN_STOP_S` seconds later. Returns at once if there is no such process.
+    The process gets SIGTERM and, after `ORPHAN_STOP_S` seconds, SIGKILL. Returns at once if there
+    is no such process. Raises JobPostponedError if it still runs `ORPHAN_STOP_S` seconds later, or
+    if it runs on another host or in another container: its number would name another process here.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
-    while (pid := _lock_holder(folder)) is not None:
+    while (holder := lock_holder(folder)) is not None:
         late = time.monotonic() > kill_at
+        if not _is_of_this_namespace(holder):
+            log.warning("run folder in use", extra={"folder": folder.name, "holder": holder})
+            raise JobPostponedError(f"{_ORPHAN}, on another host or in another container; {_WAITS}")
         if time.monotonic() > kill_at + ORPHAN_STOP_S:
-            detail = f"the process {pid} works in its folder and cannot be killed"
-            raise JobFailedError("Training process lost", detail)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            raise JobPostponedError(f"{_ORPHAN} and cannot be killed (process {holder['pid']}); {_WAITS}")
+        if _start_ticks(holder["pid"]) == holder["start_ticks"]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(holder["pid"], signal.SIGKILL if late else signal.SIGTERM)
         time.sleep(0.1 if late else 0.5)
 
 
-def _lock_holder(folder: Path) -> int | None:
-    """Return the id of the process that has locked a run folder; None if it is not locked."""
+def lock_holder(folder: Path) -> dict[str, Any] | None:
+    """Return what identifies the process that has locked a run folder; None if it is not locked.
+
+    The result is empty if the lock file has no such description: the process is about to write it,
+    or it is of an earlier release, which wrote a process id alone.
+    """
     with (folder / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            text = file.read()
-            return int(text) if text.isdecimal() else None
+            with contextlib.suppress(orjson.JSONDecodeError):
+                holder = orjson.loads(file.read())
+                return holder if isinstance(holder, dict) else {}
+            return {}
+        return None
+
+
+def _is_of_this_namespace(holder: dict[str, Any]) -> bool:
+    """Return whether the process id of a lock's holder is valid in the PID namespace of this
+    process.
+    """
+    if not {"pid", "start_ticks", "boot_id", "pid_namespace"} <= holder.keys():
+        return False
+    try:
+        boot_id, pid_namespace = _BOOT_ID.read_text().strip(), str(_PID_NAMESPACE.readlink())
+    except OSError:
+        return False
+    return bool(holder["boot_id"] == boot_id and holder["pid_namespace"] == pid_namespace)
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return the start time of a process in clock ticks since boot; None if there is none."""
+    try:
+        # after the name, which may have spaces and brackets, this is field 22 of proc(5)
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
         return None

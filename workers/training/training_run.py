@@ -13,7 +13,14 @@ import redis
 
 from core.jobs.records import Event, Job
 from workers.training import child_process, limits, run_folder
-from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, message_event
+from workers.training.context import (
+    ClaimLostError,
+    JobContext,
+    JobFailedError,
+    JobPostponedError,
+    WorkerStoppingError,
+    message_event,
+)
 from workers.training.run_folder import describe_checkpoint
 from workers.training.run_upload import RunUploader
 
@@ -78,8 +85,8 @@ class TrainingRun:
 
         A child process that is killed by a signal is started again. Raises JobFailedError if it is
         killed `max_attempts` times without a new checkpoint, if the training fails, or if it
-        exceeds a limit; ClaimLostError if the job's claim is lost; and WorkerStoppingError if this
-        worker stops.
+        exceeds a limit; ClaimLostError if the job's claim is lost; JobPostponedError if another
+        process works in the run folder; and WorkerStoppingError if this worker stops.
         """
         with self._uploader:
             self._run()
@@ -118,11 +125,15 @@ class TrainingRun:
     def _raise_failure(self, code: int, error: str) -> None:
         """Raise a JobFailedError for a child process that exited with `code`, which is above 0.
 
+        Raises JobPostponedError instead if another process had locked the run folder.
+
         `error` is the message that the child process wrote; "" if it wrote none, which is an
         internal error.
         """
         titles = {child_process.EXIT_DIVERGED: "Training diverged", child_process.EXIT_TOO_LARGE: "Training too large"}
         title = titles.get(code)
+        if error.startswith(run_folder.LOCKED_ERROR):
+            raise JobPostponedError(f"{error}; the training waits until that process ends")
         if title is None:
             title = "Training failed"
             limits.raise_if_disk_was_full(self._context.settings, self.folder, error)
@@ -251,7 +262,7 @@ class TrainingRun:
                 events.append(Event("progress", {"progress": round(reported.progress, 4), **data}))
         if events:
             self._unsure = True  # until the job store has replied
-            self._append_events(events, reset_attempts=further)
+            self._append_events(events, reset_attempts=further, unblock=further)
             self._unsure = False
         self._report_preview()
 

@@ -39,7 +39,14 @@ from core.startup import QueueGuard
 from core.storage import INSUFFICIENT_STORAGE, STORES_UNAVAILABLE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
-from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, disk_full_error
+from workers.training.context import (
+    ClaimLostError,
+    JobContext,
+    JobFailedError,
+    JobPostponedError,
+    WorkerStoppingError,
+    disk_full_error,
+)
 from workers.training.publication import VersionPublisher
 from workers.training.training_run import TrainingRun
 
@@ -245,10 +252,10 @@ class TrainingWorker:
     def run_job(self, job: Job) -> None:
         """Run a claimed job and record its result, or return the job to its queue.
 
-        A job returns to its queue for a later try if the disk is full, or if the database, the
-        object store or the queue server is not available, and at once if this worker stops. If this
-        worker's claim on the job is no longer valid, nothing is recorded. After any other exception
-        the job fails.
+        A job returns to its queue for a later try if the disk is full, if the database, the object
+        store or the queue server is not available, or if another process works in its run folder,
+        and at once if this worker stops. If this worker's claim on the job is no longer valid,
+        nothing is recorded. After any other exception the job fails.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
@@ -263,6 +270,8 @@ class TrainingWorker:
             log.info("claim lost", extra={"job": job.id})
         except WorkerStoppingError:
             best_effort(lambda: self.context.job_store.requeue(job.claim, "its worker stopped"))
+        except JobPostponedError as error:
+            self.context.postpone(job, str(error))
         except JobFailedError as error:
             if error.status == INSUFFICIENT_STORAGE:
                 self.context.defer(job, error.problem)

@@ -27,7 +27,7 @@ from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import ObjectStoreError
 from tests.deferred_jobs import claimable_from, waits_s
-from tests.training_jobs import claimed_job
+from tests.training_jobs import claimed_job, process_id
 from workers.training.context import ClaimLostError, JobFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
 from workers.training.publication import Measurement
@@ -84,8 +84,8 @@ def test_a_training_is_held_to_its_limits(
 
 def trainer_is_gone(folder: Path) -> bool:
     """Return whether no process works in a run folder."""
-    lock = folder / "lock"
-    return not lock.exists() or not lock.read_text() or not Path(f"/proc/{lock.read_text()}").exists()
+    pid = process_id(folder)
+    return pid is None or not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize(
