@@ -4,7 +4,9 @@ blob store.
 A run's checkpoint consists of the files in `CHECKPOINT_FILES`. Hosts share them as blobs, which
 rows of the job database name. All rows of a run change in one transaction, and only while the
 worker's claim is valid or nobody has claimed the job since. So another host resumes from a complete
-checkpoint. Previews are blobs without rows: the same training makes the same pictures again.
+checkpoint. Previews are blobs without rows: the same training makes the same pictures again. Their
+keys have the token of the claim, and a worker writes and deletes only previews of its own claim and
+of earlier ones. So a worker that lost its claim changes no preview of a later one.
 """
 
 import contextlib
@@ -27,6 +29,7 @@ PREFIX = "runs"  # of the keys of blobs
 # In the order in which they are copied: progress never names a later checkpoint than `state.pt` is.
 CHECKPOINT_FILES = ("recipe.json", "provenance.json", "progress.json", "metrics.jsonl", "state.pt")
 _PREVIEW = "preview.png"
+_CLAIMS = "claims"  # of the keys of previews: `runs/JOB/claims/TOKEN/preview.png`, `…/previews/EPOCH.png`
 _TRIES = 3  # to read a checkpoint that may be replaced
 
 
@@ -94,13 +97,12 @@ class SharedRuns(Runs):
 
     def preview(self, job_id: str, epoch: int | None = None) -> bytes:
         """Download a preview from the blob store."""
-        return self._blobs.get(f"{PREFIX}/{job_id}/{_PREVIEW if epoch is None else f'previews/{epoch}.png'}")
+        return self._blobs.get(f"{self._previews(job_id)}/{_PREVIEW if epoch is None else f'previews/{epoch}.png'}")
 
     def preview_sizes(self, job_id: str) -> dict[int, int]:
         """Return the sizes of the blobs of a training's previews, keyed by epoch."""
-        sizes = {
-            name.removesuffix(".png"): size for name, size in self._blobs.sizes(f"{PREFIX}/{job_id}/previews").items()
-        }
+        stored = self._blobs.sizes(f"{self._previews(job_id)}/previews")
+        sizes = {name.removesuffix(".png"): size for name, size in stored.items()}
         return {int(epoch): size for epoch, size in sizes.items() if epoch.isdecimal()}
 
     def sizes(self) -> Counter[str]:
@@ -117,22 +119,21 @@ class SharedRuns(Runs):
     def upload(self, claim: Claim, folder: Path) -> bool:
         """Upload the files of the run folder that have changed.
 
-        Returns False, and keeps the earlier checkpoint, if the job was claimed again meanwhile.
+        Returns False, and keeps the earlier checkpoint and the previews of later claims, if the job
+        was claimed again meanwhile.
 
         Raises OSError, or an error of the database, if that fails.
         """
-        self._upload_previews(claim.job_id, folder)
+        with self._engine.connect() as connection:
+            if connection.scalar(_unclaimed(claim)) is None:
+                return False
+        self._upload_previews(claim, folder)
         old = self._files(claim.job_id)
         made = self._upload_checkpoint(claim.job_id, folder, old)
         if made == old or "state.pt" not in made:
             return True
         with transaction(self._engine) as connection:
-            # whoever claims the job increments the token; a pause does so too
-            unclaimed = (jobs.c.token == claim.token) | (
-                (jobs.c.token == claim.token + 1) & (jobs.c.status == "paused")
-            )
-            query = sa.select(jobs.c.id).where((jobs.c.id == claim.job_id) & unclaimed).with_for_update()
-            kept = connection.scalar(query) is not None
+            kept = connection.scalar(_unclaimed(claim).with_for_update()) is not None
             if kept:
                 connection.execute(run_files.delete().where(run_files.c.job_id == claim.job_id))
                 connection.execute(run_files.insert(), list(made.values()))
@@ -167,18 +168,42 @@ class SharedRuns(Runs):
                 copy.unlink(missing_ok=True)
         return made
 
-    def _upload_previews(self, job_id: str, folder: Path) -> None:
-        """Upload new previews; delete stored previews that the folder does not have any more."""
-        prefix = f"{PREFIX}/{job_id}"
-        with contextlib.suppress(FileNotFoundError):
-            self._blobs.put(f"{prefix}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())
-        stored = self._blobs.sizes(f"{prefix}/previews")
-        names = {path.name for path in (folder / "previews").glob("*.png")}
-        for name in names - set(stored):
-            with contextlib.suppress(FileNotFoundError):
-                self._blobs.put(f"{prefix}/previews/{name}", (folder / "previews" / name).read_bytes())
-        for name in set(stored) - names if names else ():
-            self._blobs.delete(f"{prefix}/previews/{name}")
+    def _upload_previews(self, claim: Claim, folder: Path) -> None:
+        """Upload new previews; delete stored previews that the folder does not have any more.
+
+        When all previews are stored, those of earlier claims are deleted.
+        """
+        run = f"{PREFIX}/{claim.job_id}"
+        own = f"{run}/{_CLAIMS}/{claim.token}"
+        stored = self._blobs.keys(run)
+        local = {path.name: path for path in (folder / "previews").glob("*.png")}
+        for name, path in local.items():
+            if f"{own}/previews/{name}" not in stored:
+                with contextlib.suppress(FileNotFoundError):
+                    self._blobs.put(f"{own}/previews/{name}", path.read_bytes())
+        for key in stored if local else ():
+            if key.startswith(f"{own}/previews/") and key.rpartition("/")[2] not in local:
+                self._blobs.delete(key)
+        try:
+            self._blobs.put(f"{own}/{_PREVIEW}", (folder / _PREVIEW).read_bytes())  # the last one, see `_previews`
+        except FileNotFoundError:
+            return
+        tokens = {_token(key) for key in stored}
+        for token in sorted(token for token in tokens if 0 < token < claim.token):
+            self._blobs.delete(f"{run}/{_CLAIMS}/{token}")
+        if any(key.startswith(f"{run}/preview") for key in stored):
+            self._blobs.delete(f"{run}/{_PREVIEW}")
+            self._blobs.delete(f"{run}/previews")
+
+    def _previews(self, job_id: str) -> str:
+        """Return the prefix of the keys of a training's previews: those of the last claim that has
+        stored all of them.
+
+        In an earlier release, the keys had no token.
+        """
+        run = f"{PREFIX}/{job_id}"
+        tokens = [_token(key) for key in self._blobs.keys(f"{run}/{_CLAIMS}") if key.endswith(f"/{_PREVIEW}")]
+        return f"{run}/{_CLAIMS}/{max(tokens)}" if tokens else run
 
     def restore(self, job_id: str, folder: Path) -> None:
         """Download the checkpoint if its step is later than that in the folder. Raises OSError."""
@@ -215,6 +240,8 @@ class SharedRuns(Runs):
         (folder / "previews").mkdir(exist_ok=True)
         for epoch in self.preview_sizes(job_id):
             (folder / "previews" / f"{epoch}.png").write_bytes(self.preview(job_id, epoch))
+        with contextlib.suppress(FileNotFoundError):
+            (folder / _PREVIEW).write_bytes(self.preview(job_id))
 
     def orphans(self) -> list[str]:
         """Return the keys of blobs of trainings that do not exist."""
@@ -232,6 +259,19 @@ class SharedRuns(Runs):
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(run_files).where(run_files.c.job_id == job_id)).mappings()
             return {row["name"]: dict(row) for row in rows}
+
+
+def _unclaimed(claim: Claim) -> sa.Select[tuple[str]]:
+    """Return the query for the id of a claim's job; it has no row if the job was claimed again."""
+    # whoever claims the job increments the token; a pause does so too
+    same = (jobs.c.token == claim.token) | ((jobs.c.token == claim.token + 1) & (jobs.c.status == "paused"))
+    return sa.select(jobs.c.id).where((jobs.c.id == claim.job_id) & same)
+
+
+def _token(key: str) -> int:
+    """Return the token in the key of a preview, `runs/JOB/claims/TOKEN/…`; 0 for another key."""
+    parts = key.split("/")
+    return int(parts[3]) if len(parts) > 3 and parts[2] == _CLAIMS and parts[3].isdecimal() else 0
 
 
 def _step(progress: Path | None) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -285,6 +286,59 @@ def test_a_worker_that_lost_its_claim_does_not_replace_a_checkpoint(hosts: list[
     a.runs.restore(claim.job_id, third)
     assert (third / "state.pt").read_bytes() == b"weights 2"
     assert len(a.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == len(CHECKPOINT_FILES)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the upload", "during the upload"])
+def test_a_worker_that_lost_its_claim_changes_no_preview(hosts: list[Host], late: bool) -> None:
+    """A worker whose job was resumed elsewhere neither replaces nor deletes the previews made
+    there, also if it loses its claim during its upload.
+    """
+    a, b = hosts
+    claim = _training(a)
+    run, other = (host.paths.run(claim.job_id) for host in hosts)
+    for step in (1, 2):
+        _write_run(run, step, b"weights %d" % step)
+        assert a.runs.upload(claim, run)
+    upload_previews = a.runs._upload_previews
+
+    def resume_elsewhere(*arguments: Any) -> None:
+        b.job_store.requeue(claim, "its lease expired")
+        (held,) = b.job_store.claim("other", LEASE_S, kinds=(TRAINING,))
+        other.mkdir(parents=True)
+        b.runs.restore(claim.job_id, other)
+        assert b.runs.upload(held.claim, other)
+        assert b.runs.preview(claim.job_id) == b"picture 2"  # until there is a later one
+        for step in (3, 4):
+            _write_run(other, step, b"weights %d" % step)
+            assert b.runs.upload(held.claim, other)
+        assert b.job_store.finish(held.claim, result=b"")
+        if arguments:
+            upload_previews(*arguments)
+
+    if late:
+        with patch.object(a.runs, "_upload_previews", resume_elsewhere):
+            assert not a.runs.upload(claim, run)
+    else:
+        resume_elsewhere()
+        assert not a.runs.upload(claim, run)
+    assert b.runs.preview(claim.job_id) == b"picture 4"
+    assert b.runs.preview_sizes(claim.job_id) == dict.fromkeys((1, 2, 3, 4), 9)
+    assert late or len({key.split("/")[3] for key in a.blobs.keys(f"runs/{claim.job_id}/claims")}) == 1
+
+
+def test_previews_of_an_earlier_release_are_read_and_replaced(hosts: list[Host]) -> None:
+    """Previews whose keys have no token are read until the training makes another one."""
+    a, b = hosts
+    claim = _training(a)
+    old = [f"runs/{claim.job_id}/{name}" for name in ("preview.png", "previews/1.png")]
+    for key in old:
+        a.blobs.put(key, b"old")
+    assert b.runs.preview(claim.job_id) == b"old"
+    assert b.runs.preview_sizes(claim.job_id) == {1: 3}
+    _write_run(a.paths.run(claim.job_id), 2, b"weights 2")
+    assert a.runs.upload(claim, a.paths.run(claim.job_id))
+    assert b.runs.preview(claim.job_id) == b"picture 2"
+    assert not set(old) & set(a.blobs.keys("runs"))
 
 
 # --- all ---

@@ -206,8 +206,8 @@ class TrainingRun:
         """
         now = time.monotonic()
         try:
+            self._context.check_claim(self.job)  # first: without the claim, no preview is published
             self.report()
-            self._context.check_claim(self.job)
             if now >= process.limits_checked + child_process.LIMIT_CHECK_S:
                 process.limits_checked = now
                 limits.check_limits(self._context.settings, self.folder, process.child.pid, now - process.started)
