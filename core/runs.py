@@ -78,6 +78,10 @@ class Runs:
         """
         return True
 
+    def is_stored(self, job_id: str, folder: Path) -> bool:  # noqa: ARG002 - see SharedRuns
+        """Return whether the checkpoint in a run folder, or a later one, is also stored elsewhere."""
+        return False
+
     def restore(self, job_id: str, folder: Path) -> None:
         """Write the stored checkpoint to the run folder, unless the folder has a later one."""
 
@@ -205,6 +209,22 @@ class SharedRuns(Runs):
         tokens = [_token(key) for key in self._blobs.keys(f"{run}/{_CLAIMS}") if key.endswith(f"/{_PREVIEW}")]
         return f"{run}/{_CLAIMS}/{max(tokens)}" if tokens else run
 
+    def is_stored(self, job_id: str, folder: Path) -> bool:
+        """Return whether the blob store has the checkpoint in a run folder or a later one.
+
+        True if the folder has no checkpoint. Raises OSError.
+        """
+        if not (folder / "state.pt").exists():
+            return True
+        files = self._files(job_id)
+        if "state.pt" not in files or "progress.json" not in files:
+            return False
+        try:
+            progress = self._blobs.get(files["progress.json"]["blob_key"])
+        except FileNotFoundError:  # the checkpoint was replaced meanwhile
+            return False
+        return _step_in(progress) >= _step(folder / "progress.json")
+
     def restore(self, job_id: str, folder: Path) -> None:
         """Download the checkpoint if its step is later than that in the folder. Raises OSError."""
         for _ in range(_TRIES):
@@ -276,10 +296,16 @@ def _token(key: str) -> int:
 
 def _step(progress: Path | None) -> int:
     """Return the checkpoint's step that a training's `progress.json` states; 0 without one."""
-    if progress is None:
-        return 0
     try:
-        checkpoint = json.loads(progress.read_bytes()).get("checkpoint")
-    except (OSError, ValueError):
+        return _step_in(progress.read_bytes()) if progress else 0
+    except OSError:
+        return 0
+
+
+def _step_in(progress: bytes) -> int:
+    """Return the checkpoint's step that the content of a `progress.json` states; 0 without one."""
+    try:
+        checkpoint = json.loads(progress).get("checkpoint")
+    except ValueError:
         return 0
     return int(checkpoint["steps"]) if checkpoint else 0

@@ -47,6 +47,7 @@ from workers.training.context import (
     WorkerStoppingError,
     disk_full_error,
 )
+from workers.training.local_folders import LOCAL_CLEANUP_S, LocalFolders, training_of
 from workers.training.publication import VersionPublisher
 from workers.training.training_run import TrainingRun
 
@@ -67,6 +68,7 @@ class TrainingWorker:
         self.context = JobContext(settings)
         self.children = ChildProcesses(self.context)
         self.publisher = VersionPublisher(self.context, self.children)
+        self.folders = LocalFolders(self.context)
         self.auxiliary = AuxiliaryJobs(self.context, self.children, self.publisher)
         self.id = f"trainer-{socket.gethostname()[:HOST_CHARACTERS]}-{os.getpid()}-{uuid4().hex[:8]}"
         self.state = "ready"
@@ -92,6 +94,8 @@ class TrainingWorker:
             kinds_by_thread[-1] = QUICK_AUXILIARY_KINDS
         threads = [threading.Thread(target=self._run_jobs, args=(kinds,)) for kinds in kinds_by_thread]
         threads.append(threading.Thread(target=self.discover_devices, name="discover-devices"))
+        if self.context.shared:
+            threads.append(threading.Thread(target=self._remove_unneeded_folders, name="local-folders"))
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -145,6 +149,16 @@ class TrainingWorker:
             job = self.context.job_store.get(job_id)
             if job is None or job.ended:
                 self.context.datasets.release(dataset, job_id)
+
+    def _remove_unneeded_folders(self) -> None:
+        """Remove the folders of jobs that need none on this host, now and every `LOCAL_CLEANUP_S`
+        seconds until this worker stops.
+
+        An API process, whose cleanup does so, may be on other hosts only.
+        """
+        while not self.context.stopping.is_set():
+            self.folders.remove_unneeded()
+            self.context.stopping.wait(LOCAL_CLEANUP_S)
 
     # --- what this worker can train ---
 
@@ -265,7 +279,8 @@ class TrainingWorker:
             "dataset": self.auxiliary.fetch_dataset,
         }
         try:
-            run[job.kind](job)
+            with self.folders.locked(job):
+                run[job.kind](job)
         except ClaimLostError:
             log.info("claim lost", extra={"job": job.id})
         except WorkerStoppingError:
@@ -298,16 +313,19 @@ class TrainingWorker:
     def remove_scratch(self, job: Job) -> None:
         """Delete the scratch folder of a job, and the file that it imports, if the job has ended.
 
-        If the job was requeued, its next run needs the files, and they are kept.
+        If the job was requeued, its next run needs the files, and they are kept. If hosts share a
+        blob store, the folders are also deleted if another worker may run the job.
         """
         state = self.context.job_store.states([job.id]).get(job.id)
-        if state is None or state.status in TERMINAL:
-            remove_tree(self.context.paths.auxiliary_job(job.id))
-            if self.context.shared and job.kind == "import":
-                self.context.blobs.delete(import_key(job.id))
-            if self.context.shared and job.kind in {TRAINING, "publication"}:
-                # its checkpoint and previews are in the blob store
-                remove_tree(self.context.paths.run(job.request.get("training", job.id)))
+        ended = state is None or state.status in TERMINAL
+        if not self.context.shared:
+            if ended:
+                remove_tree(self.context.paths.auxiliary_job(job.id))
+            return
+        if ended and job.kind == "import":
+            self.context.blobs.delete(import_key(job.id))
+        for job_id in {job.id, training_of(job)}:
+            self.folders.remove(job_id)
 
 
 def run(settings: Settings) -> None:
