@@ -194,3 +194,21 @@ def test_scalers_ask_for_what_there_is(with_keda: list[Manifest], root: Path, tm
                 assert names
                 assert {name.removesuffix("_bucket") for name in names} <= described
     store.engine.dispose()
+
+
+def test_the_stated_release_of_keda_accepts_the_fallbacks(with_keda: list[Manifest], root: Path) -> None:
+    """Beside a fallback each trigger has an explicit type, and `Value` requires KEDA 2.18.
+
+    KEDA 2.16 rejects a fallback if a trigger has no type, and every release before 2.18 if the type
+    of one is `Value`.
+    """
+    texts = [(FOLDER / "keda" / "kustomization.yaml").read_text(), (root / "docs" / "operations.md").read_text()]
+    stated = [re.findall(r"KEDA \(?(\d+)\.(\d+) or newer", text) for text in texts]
+    assert stated[0] == stated[1]
+    ((major, minor),) = stated[0]
+    scaled = [one["spec"] for one in of_kind(with_keda, "ScaledObject").values()]
+    types = [trigger.get("metricType") for spec in scaled if "fallback" in spec for trigger in spec["triggers"]]
+    assert types
+    assert set(types) <= {"AverageValue", "Value"}
+    if "Value" in types:
+        assert (int(major), int(minor)) >= (2, 18)
