@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -540,8 +540,7 @@ class BatchSender:
         while True:
             await asyncio.sleep(HEARTBEAT_S / 2)
             try:
-                heartbeats = await self._redis.hgetall(WORKERS)
-                await self._read_catalogs(heartbeats)
+                await self._read_heartbeats()
                 await self._redis.expire(self._stream, 3600)
                 if self._read_bytes:
                     await self._trim()
@@ -564,13 +563,17 @@ class BatchSender:
             except Exception:
                 log.exception("watching the workers")
 
-    async def _read_catalogs(self, heartbeats: Mapping[Any, Any]) -> None:
+    async def _read_heartbeats(self) -> None:
         """Pass the workers' heartbeats to the worker monitor, with the catalogs that it lacks.
 
         A catalog is the list of the versions that a worker knows. A heartbeat has only the digest
         of the worker's catalog, by which the catalog is read from the queue server.
         """
-        self._monitor.update(heartbeats)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.hgetall(WORKERS)
+            (seconds, microseconds), heartbeats = await pipeline.execute()
+        self._monitor.update(heartbeats, seconds + microseconds / 1e6)
         for digest in self._monitor.missing_catalogs():
             packed = await self._redis.get(catalog_key(digest))
             if isinstance(packed, bytes):

@@ -45,17 +45,19 @@ class WorkerMonitor:
         # when workers were last alive that receive batches, keyed by what they can run
         self._seen: dict[tuple[str, tuple[str, ...], frozenset[str] | None], float] = {}
 
-    def update(self, packed: Mapping[Any, Any]) -> None:
+    def update(self, packed: Mapping[Any, Any], server_time_s: float) -> None:
         """Replace the known heartbeats by those that were read from the queue server.
 
-        `packed` has the heartbeats, packed by MessagePack, keyed by worker id.
+        `packed` has the heartbeats, packed by MessagePack, keyed by worker id. `server_time_s` is
+        the Unix time of the queue server when they were read.
         """
         now = time.monotonic()
         heartbeats = {}
         for raw, data in packed.items():
             name, payload = raw.decode(), unpack(data)
-            # a worker that is new here may be dead already: its own clock dates the first heartbeat
-            changed = now - max(0.0, time.time() - payload["at"])
+            # a worker that is new here may be dead already; the queue server's clock dated its
+            # heartbeat
+            changed = now - max(0.0, server_time_s - payload["at"])
             if known := self._heartbeats.get(name):
                 changed = now if known.payload["beat"] != payload["beat"] else known.changed
             heartbeats[name] = Heartbeat(payload, changed)

@@ -37,7 +37,7 @@ class _Bench:
         """Give the sender new heartbeats."""
         defaults = {"state": "ready", "at": time.time(), "capacity": {}, "group": "g", "device_kind": "cpu"}
         beats = {name: {**defaults, "beat": time.monotonic(), **one} for name, one in workers.items()}
-        self.sender._monitor.update({name.encode(): pack(one) for name, one in beats.items()})
+        self.sender._monitor.update({name.encode(): pack(one) for name, one in beats.items()}, time.time())
         self.sender._scheduler.fleet = self.sender._monitor.fleet()
 
     def submit(self) -> PendingRequest:

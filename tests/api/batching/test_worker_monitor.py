@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import redis
 
 from api.batching import worker_monitor
+from api.batching.batch_sender import BatchSender
 from api.batching.worker_monitor import WorkerMonitor
+from core.blobs import open_blobs
 from core.broker.codec import pack
+from core.broker.connection import server_time
+from core.broker.keys import QUEUES, WORKERS, queue_key
+from core.settings import Settings
+from tests.stack import Stack
 
 
 def update(monitor: WorkerMonitor, **heartbeats: dict[str, Any]) -> None:
     """Give a monitor new heartbeats of these workers."""
     defaults = {"state": "ready", "at": time.time(), "capacity": {}, "group": "g", "device_kind": "cpu"}
     beats = {name: {**defaults, "beat": time.monotonic(), **one} for name, one in heartbeats.items()}
-    monitor.update({name.encode(): pack(one) for name, one in beats.items()})
+    monitor.update({name.encode(): pack(one) for name, one in beats.items()}, time.time())
 
 
 def test_workers_that_stop_receive_nothing() -> None:
@@ -93,3 +103,37 @@ def test_a_worker_may_return(monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.monotonic() + 2 * worker_monitor.RETURN_S
     monkeypatch.setattr("api.batching.worker_monitor.time.monotonic", lambda: later)
     assert not monitor.may_return("m1@1")
+
+
+@pytest.mark.parametrize("ahead_s", [120.0, -120.0])
+def test_clocks_of_hosts_may_differ(tmp_path: Path, ahead_s: float) -> None:
+    """With a host clock of two minutes ahead or behind, a live worker is seen and its queue stays;
+    the heartbeat and queue of a worker that died 100 s ago are deleted.
+    """
+    stack = Stack(tmp_path)
+    try:
+        stack.start("queue")
+        stack.wait_queue()
+        with redis.Redis.from_url(stack.queue_url) as client:
+            beat = {"beat": 1, "state": "ready", "capacity": {}, "group": "g", "device_kind": "cpu", "running": []}
+            for name, age_s in (("live", 0.0), ("dead", 100.0)):
+                client.hset(WORKERS, name, pack({**beat, "at": server_time(client) - age_s}))
+                client.rpush(queue_key(QUEUES[0], name), b"batch")
+            real = time.time
+            with patch("time.time", lambda: real() + ahead_s):
+                settings = Settings(state=tmp_path, queue_url=stack.queue_url, heartbeat_timeout_s=30)
+                assert asyncio.run(_live_workers(settings)) == {"live"}
+            assert client.hkeys(WORKERS) == [b"live"]
+            assert [client.exists(queue_key(QUEUES[0], name)) for name in ("live", "dead")] == [1, 0]
+    finally:
+        stack.down()
+
+
+async def _live_workers(settings: Settings) -> set[str]:
+    """Return the ids of live workers, as a new API process sees them within a second."""
+    sender = BatchSender(settings, open_blobs(settings.blobs))
+    await sender.start()
+    await asyncio.sleep(1.0)
+    live = set(sender.live_workers())
+    await sender.stop()
+    return live
