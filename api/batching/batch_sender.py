@@ -480,12 +480,8 @@ class BatchSender:
         if self._scheduler.fleet.kinds(ref):
             self._requeue(batch, isolate=False)
             return
-        problem = {
-            "type": "about:blank",
-            "title": "Overloaded",
-            "status": 503,
-            "detail": f"{_no_worker(ref)} ({reason})",
-        }
+        # the reason is internal, so only the log has it
+        problem = {"type": "about:blank", "title": "Overloaded", "status": 503, "detail": _no_worker(ref)}
         self._finish(batch)
         for part in batch.slices:
             if not part.outdated:

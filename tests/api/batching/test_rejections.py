@@ -80,7 +80,9 @@ def test_a_rejected_batch_goes_to_another_worker(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_all_workers_reject_fails(tmp_path: Path) -> None:
-    """If no worker has the version, the request fails with 503 and what would work."""
+    """If no worker has the version, the request fails with 503 and what would work, without the
+    workers' reason.
+    """
 
     async def check(bench: _Bench) -> None:
         request = bench.submit()
@@ -89,6 +91,8 @@ def test_a_batch_that_all_workers_reject_fails(tmp_path: Path) -> None:
         with pytest.raises(FailedError, match="no running inference worker can run") as failed:
             await request.result
         assert failed.value.problem["status"] == 503
+        assert "Prefer: respond-async" in failed.value.problem["detail"]
+        assert "it is not here" not in failed.value.problem["detail"]
         assert not bench.sender.waiting
 
     _run(tmp_path, check, a={}, b={})

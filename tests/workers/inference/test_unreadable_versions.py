@@ -47,6 +47,19 @@ def test_a_job_waits_for_its_version(context: InferenceContext) -> None:
     assert "the object store failed" in str(waiting.blocked_reason)
 
 
+def test_a_job_waits_for_a_worker_that_has_its_version(context: InferenceContext) -> None:
+    """A job whose version its worker lacks is queued again; its event has no internal reason."""
+    job = Job(kind="samples", model="vae-mnist-2d", version="99", method="sample", seed=3)
+    context.job_store.insert(job)
+    JobRunner(context).run()
+    waiting = context.job_store.get(job.id)
+    assert waiting is not None
+    assert (waiting.status, waiting.attempts) == ("queued", 0)
+    reasons = [event.data.get("reason", "") for event in context.job_store.events(job.id)]
+    assert "the job waits for a worker that can" in reasons[-1]
+    assert not any("checkpoint" in reason for reason in reasons)
+
+
 def test_a_batch_goes_to_another_worker(context: InferenceContext) -> None:
     """A batch whose version cannot be read now is rejected with the reason."""
     sent: list[Any] = []
