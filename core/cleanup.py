@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -178,13 +178,17 @@ class Cleanup:
     def _shared_blobs(self, store: SharedDatasets | SharedVersions | SharedRuns) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each blob in `store` that nothing needs.
 
-        Nothing needs a blob that belongs to no dataset, version or training.
+        Nothing needs a blob that belongs to no dataset, version or training. A blob is dated by the
+        newest blob in its folder, because the files of a dataset are uploaded one after another.
         """
+
+        @cache
+        def written_at(folder: str) -> float:
+            return max(self._blobs.names(folder).values(), default=time.time())
+
         for key in store.orphans():
-            folder, _, name = key.rpartition("/")
-            written_at = self._blobs.names(folder).get(name, time.time())
-            is_needed = partial(_is_not_among, key, store.orphans)
-            yield key, _Orphan(written_at, is_needed, partial(self._blobs.delete, key), self._blobs.upload_s)
+            is_needed, remove = partial(_is_not_among, key, store.orphans), partial(self._blobs.delete, key)
+            yield key, _Orphan(written_at(key.rpartition("/")[0]), is_needed, remove, self._blobs.upload_s)
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each job folder that no job needs and no process uses.

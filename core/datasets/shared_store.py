@@ -2,9 +2,12 @@
 blobs.
 
 The files of a dataset are uploaded before its row is inserted, and deleted after the row. So a
-process that dies leaves blobs without a row, which the cleanup deletes.
+process that dies leaves blobs without a row, which the cleanup deletes. It dates them by the newest
+blob in their folder: a marker, which is written again before each file, keeps the first files while
+the later ones are uploaded.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,6 +24,7 @@ from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import dataset_uses, datasets, transaction
 
 PREFIX = "datasets"  # of the keys of blobs
+_MARKER = "uploading"  # the name of a blob beside the files of a dataset that has no row yet
 
 
 class SharedDatasets(Datasets):
@@ -47,14 +51,18 @@ class SharedDatasets(Datasets):
         files = {}
         for path in sorted(made.glob("*.npy")):
             key, sha256, size = f"{prefix}/{path.name}", digest_of(path), path.stat().st_size
+            self._blobs.put(f"{prefix}/{_MARKER}", b"")
             self._blobs.take(key, path)
             files[path.name] = {"key": key, "sha256": sha256, "bytes": size}
+        self._blobs.put(f"{prefix}/{_MARKER}", b"")  # the files are kept for the time of one more upload
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         description = {"name": name, "created_at": created_at, **description}
         with transaction(self._engine) as connection:
             row = {"name": name, "description": description, "files": files, "created_at": NOW}
             new = connection.execute(dialect_insert(connection, datasets).values(row).on_conflict_do_nothing()).rowcount
         if new:
+            with contextlib.suppress(OSError):  # otherwise the cleanup deletes the marker
+                self._blobs.delete(f"{prefix}/{_MARKER}")
             return description, True
         self._blobs.delete(prefix)  # another process was faster
         if (existing := self.get(name)) is None:

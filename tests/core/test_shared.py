@@ -5,7 +5,8 @@ and runs.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -365,6 +366,60 @@ def test_blobs_of_processes_that_died_are_removed(hosts: list[Host], tmp_path: P
     assert set(left) <= set(a.blobs.keys(""))
     cleanup.remove_orphans()
     assert a.blobs.keys("") == kept
+
+
+class _SlowUploads(FolderBlobs):
+    """Blobs of which each upload of a file takes 3000 s by their times; `meanwhile` runs in that
+    time.
+    """
+
+    upload_s = 3680.0
+    meanwhile: Callable[[], object]
+
+    def take(self, key: str, file: Path, media: str = "") -> None:
+        """Copy the file, and date the blob by the start of its upload, as S3 does."""
+        copy = file.with_name("copy")
+        shutil.copyfile(file, copy)
+        for earlier in self.keys(""):
+            self._age(earlier)
+        self.meanwhile()
+        super().take(key, copy, media)
+        self._age(key)
+
+    def _age(self, key: str) -> None:
+        written_at = self.path(key).stat().st_mtime - 3000.0
+        os.utime(self.path(key), (written_at, written_at))
+
+
+def test_the_first_files_of_a_dataset_are_kept_while_the_last_one_is_uploaded(
+    hosts: list[Host], tmp_path: Path, database: str
+) -> None:
+    """The cleanup deletes no file of a dataset whose upload takes longer than the age of orphans,
+    and deletes all files of an upload that was interrupted.
+    """
+    a, b = hosts
+    blobs = _SlowUploads(tmp_path / "blobs")
+    settings = Settings(state=b.folder, database_url=database, blobs_url="s3://unused", sweep_s=1)
+    cleanup = Cleanup(settings, b.job_store, blobs)
+
+    def sweep_twice() -> None:
+        cleanup.remove_orphans()
+        cleanup.remove_orphans()
+
+    blobs.meanwhile = sweep_twice
+    a.datasets = SharedDatasets(a.paths.datasets, a.job_store.engine, blobs, a.cache)
+    assert a.array("squares", 7)
+    sweep_twice()
+    names = [key.rpartition("/")[2] for key in blobs.keys("datasets/squares")]
+    assert names == ["test.npy", "train.npy", "validation.npy"]
+    folder = b.datasets.data_folder("squares", b.folder / "work")
+    assert np.load(folder / "squares" / "test.npy").shape == (3, 1, 2, 2)
+    blobs.put("datasets/circles/1/test.npy", b"x")
+    blobs.put("datasets/circles/1/uploading", b"")
+    for key in blobs.keys("datasets/circles"):
+        os.utime(blobs.path(key), (1, 1))
+    sweep_twice()
+    assert blobs.keys("datasets/circles") == []
 
 
 def test_the_state_folder_of_one_host_is_imported(tmp_path: Path, database: str) -> None:
