@@ -3,14 +3,15 @@
 Files are removed before their job is marked as expired, so an interrupted cleanup can be repeated.
 A file is removed as an orphan only if it is older than the time between two cleanups and two
 cleanups in a row have found that nothing needs it. So a file that another process has just written
-is never removed.
+is never removed. Each host cleans its state folder; one host at a time cleans what hosts share, the
+job database and the blob store.
 """
 
 import fcntl
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from operator import attrgetter
@@ -20,6 +21,7 @@ from core.blobs import Blobs, remove_tree
 from core.catalog.shared_versions import SharedVersions
 from core.datasets.shared_store import SharedDatasets
 from core.files import LOCK, in_use
+from core.jobs.database import try_lock
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
 from core.runs import SharedRuns
@@ -33,6 +35,8 @@ COMPLETION_TTL_S = 900.0  # how long the blob store keeps a completion that no A
 
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 _PAGE = 200
+_EXPIRY_S = 60.0  # after this time the other steps follow, and the next cleanup removes further expired results
+_POSTGRESQL_LOCK = 0x73776570
 _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long as its result
 
 
@@ -64,24 +68,26 @@ class Cleanup:
         self._versions = open_versions(settings, job_store.engine, blobs)
         self._runs = open_runs(settings, job_store.engine, blobs)
         self._min_age_s = 0.9 * settings.sweep_s
-        self._candidates: set[str] = set()
+        # unique names of the orphans that the last cleanup has found, of files and of blobs
+        self._known_files: set[str] = set()
+        self._known_blobs: set[str] = set()
 
     def run(self) -> None:
         """Clean up once: expired results, the quota, orphaned files, and unfinished writes.
 
-        Returns at once if another process is cleaning up. If a step fails, the error is logged and
-        the next step runs.
+        Returns at once if another process of this host is cleaning up, and cleans only the state
+        folder if another host is cleaning up. If a step fails, the error is logged and the next
+        step runs.
         """
         with (self._settings.state / ".sweep.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for step in (self.expire, self.enforce_quota, self.remove_orphans, self._remove_unfinished_writes):
-                try:
-                    step()
-                except Exception:
-                    log.exception("cleanup failed", extra={"step": step.__name__.strip("_")})
+            _run(self.remove_orphaned_files, self._remove_unfinished_datasets)
+            with try_lock(self._job_store.engine, _POSTGRESQL_LOCK) as locked:
+                if locked:
+                    _run(self.expire, self.enforce_quota, self.remove_orphaned_blobs, self._remove_unfinished_blobs)
 
     # --- results after their time ---
 
@@ -91,9 +97,11 @@ class Cleanup:
         An expired job is a row without a result. Webhook deliveries are removed two days after the
         result of their job has expired.
         """
-        ttl_s = self._settings.result_ttl_s
-        while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
-            pass
+        ttl_s, until = self._settings.result_ttl_s, time.monotonic() + _EXPIRY_S
+        while time.monotonic() < until and (job_ids := self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
+            # other blobs of a job, such as its result in another format, are then removed as orphans
+            if not self._remove_results(job_ids, self._job_store.with_blobs(job_ids)):
+                break
         self._job_store.delete_expired(_ROW_TTL_FACTOR * ttl_s)
         self._job_store.delete_expired_keys(self._settings.idempotency_key_ttl_s)
         self._deliveries.delete_expired(ttl_s)
@@ -106,21 +114,23 @@ class Cleanup:
         sizes = self._blobs.sizes("jobs")  # once: of an object store, this is a listing of all blobs
         excess = sum(sizes.values()) - self._settings.disk_quota_bytes
         while excess > 0:
-            removed = self._remove_results(self._job_store.kept_results(20))
+            removed = self._remove_results(self._job_store.kept_results(20), sizes)
             if not removed:
                 return
             excess -= sum(sizes.get(job_id, 0) for job_id in removed)
 
-    def _remove_results(self, job_ids: list[str]) -> list[str]:
+    def _remove_results(self, job_ids: list[str], with_blobs: Collection[str]) -> list[str]:
         """Remove the results of jobs and mark the jobs as expired; return the ids of these jobs.
 
-        If a result cannot be removed, its job is not marked and not returned; the next cleanup
-        tries again.
+        Only jobs whose ids are in `with_blobs` have blobs; the deletion of each job's blobs costs
+        requests to the blob store. If a result cannot be removed, its job is not marked and not
+        returned; the next cleanup tries again.
         """
         removed = []
         for job_id in job_ids:
             try:
-                self._blobs.delete(f"jobs/{job_id}")
+                if job_id in with_blobs:
+                    self._blobs.delete(f"jobs/{job_id}")
                 removed.append(job_id)
             except OSError as error:
                 log.warning("result not removed", extra={"job": job_id, "reason": str(error)})
@@ -130,39 +140,50 @@ class Cleanup:
 
     # --- orphans ---
 
-    def remove_orphans(self) -> int:
-        """Remove the files that this cleanup and the last one have found that nothing needs.
+    def remove_orphaned_files(self) -> None:
+        """Remove the files and folders that this cleanup and the last one have found that nothing
+        needs.
+        """
+        self._known_files = self._remove(self._orphaned_files(), self._known_files)
 
-        Returns the number of files removed. Files that only this cleanup has found are remembered
-        for the next one.
+    def remove_orphaned_blobs(self) -> None:
+        """Remove the blobs that this cleanup and the last one have found that nothing needs."""
+        self._known_blobs = self._remove(self._orphaned_blobs(), self._known_blobs)
+
+    def _remove(self, orphans: Iterable[tuple[str, _Orphan]], last: set[str]) -> set[str]:
+        """Remove the orphans that are old enough and among `last`, those of the last cleanup.
+
+        Returns the unique names of the others that are old enough, for the next cleanup.
         """
         candidates: set[str] = set()
         removed = 0
-        for name, orphan in self._orphans():
+        for name, orphan in orphans:
             if time.time() - orphan.written_at < max(self._min_age_s, orphan.min_age_s):
                 continue
-            if name not in self._candidates:
+            if name not in last:
                 candidates.add(name)
             elif not orphan.is_needed():  # checked again: the listing may be a minute old
                 orphan.remove()
                 removed += 1
-        self._candidates = candidates
         if removed:
             log.info("orphans removed", extra={"count": removed})
-        return removed
+        return candidates
 
-    def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
+    def _orphaned_files(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for each file or folder that no job or process may need."""
-        yield from self._job_blobs()
         yield from self._job_folders("scratch", lambda state: state.status not in TERMINAL)
         # runs are kept until the training is deleted
         yield from self._job_folders("runs", lambda _state: True)
         yield from self._unfinished_files()
+        for path in self._versions.leftovers(self._may_publish):
+            yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
+
+    def _orphaned_blobs(self) -> Iterator[tuple[str, _Orphan]]:
+        """Yield (unique name, orphan) for each blob that nothing may need."""
+        yield from self._job_blobs()
         for store in (self._datasets, self._versions, self._runs):
             if isinstance(store, SharedDatasets | SharedVersions | SharedRuns):
                 yield from self._shared_blobs(store)
-        for path in self._versions.leftovers(self._may_publish):
-            yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield (unique name, orphan) for blobs of jobs that do not exist or do not need them."""
@@ -250,15 +271,25 @@ class Cleanup:
 
     # --- files whose names show that they are unfinished ---
 
-    def _remove_unfinished_writes(self) -> None:
-        """Remove what interrupted writes have left, by its name and age.
-
-        That is scratch folders of datasets, unfinished files of the blob store, and completions of
-        batches that nobody has read.
-        """
+    def _remove_unfinished_datasets(self) -> None:
+        """Remove scratch folders that the interrupted making of datasets has left, by their age."""
         self._datasets.clear(self._min_age_s)
+
+    def _remove_unfinished_blobs(self) -> None:
+        """Remove unfinished files of the blob store, and completions of batches that nobody has
+        read.
+        """
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", COMPLETION_TTL_S)
+
+
+def _run(*steps: Callable[[], None]) -> None:
+    """Run the steps of a cleanup; log the errors of those that fail."""
+    for step in steps:
+        try:
+            step()
+        except Exception:
+            log.exception("cleanup failed", extra={"step": step.__name__.strip("_")})
 
 
 def _is_not_among(key: str, orphans: Callable[[], list[str]]) -> bool:

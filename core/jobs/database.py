@@ -6,6 +6,8 @@ so it is the clock of that host.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,24 @@ def dialect_insert(connection: sa.Connection, table: sa.Table) -> Any:
     """Return an INSERT statement with the methods `on_conflict_do_…` of the connection's dialect."""
     # imported here, because the import of PostgreSQL's takes 0.1 s
     return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
+
+
+@contextmanager
+def try_lock(engine: sa.Engine, key: int) -> Iterator[bool]:
+    """Yield whether this process has the lock `key` of a PostgreSQL database while the block runs.
+
+    Does not wait for another process that has it. The lock ends with its connection, also if this
+    host fails or is cut off. Yields True for SQLite, whose processes are on one host and use locks
+    of files.
+    """
+    if engine.dialect.name != "postgresql":
+        yield True
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()  # its session, and with it the lock, ends with the block
+        for option in ("idle = 10", "interval = 5", "count = 3"):  # of the server, to notice a lost host
+            connection.exec_driver_sql(f"SET tcp_keepalives_{option}")
+        yield bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
 
 
 # --- time ---

@@ -162,6 +162,13 @@ class JobStore(JobClaims, JobInputs, JobLeases):
         with self.engine.connect() as connection:
             return list(connection.scalars(query))
 
+    def with_blobs(self, job_ids: Sequence[str]) -> set[str]:
+        """Return the ids of those jobs whose inputs or results are blobs."""
+        inputs = sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.items_blob.is_not(None))
+        chunks = result_chunks.c.job_id.in_(job_ids) & result_chunks.c.blob_key.is_not(None)
+        with self.engine.connect() as connection:
+            return set(connection.scalars(inputs.union(sa.select(result_chunks.c.job_id).where(chunks))))
+
     def mark_expired(self, job_ids: Sequence[str]) -> None:
         """Remove the results and inputs of jobs from the database; mark the jobs as expired.
 

@@ -142,8 +142,8 @@ def test_orphans_in_an_object_store_outlive_the_longest_upload(tmp_path: Path, e
     for passed, kept in ((60.0, True), (blobs.upload_s + 60, False)):
         later = cleanup_time + passed
         with patch("core.cleanup.time.time", return_value=later):
-            cleanup.remove_orphans()
-            cleanup.remove_orphans()
+            cleanup.remove_orphaned_blobs()
+            cleanup.remove_orphaned_blobs()
         assert blobs.exists(f"jobs/{job_id}/items") == kept
 
 

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
+from core import cleanup
 from core.blobs import open_blobs, remove_tree
 from core.catalog.versions import Versions
 from core.cleanup import Cleanup
@@ -22,12 +23,13 @@ from core.jobs.records import SliceReport, new_id
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.core.jobs.test_store import LEASE_S, job
+from tests.postgresql import PostgreSQL
 
 OLD_S = 100.0
 
 
 class Place:
-    """A state folder with its database, blob store and cleanup."""
+    """A state folder with its database, blob store and cleanup; also one of several hosts."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.state = folder / "state"
@@ -36,14 +38,20 @@ class Place:
         self.blobs = open_blobs(self.settings.blobs)
         self.cleanup = Cleanup(self.settings, self.job_store, self.blobs)
 
-    def ended(self, blob: bytes = b"result", **more: Any) -> str:
-        """Insert a succeeded job with its result in the blob store; return its id."""
+    def ended(self, blob: bytes | None = b"result", **more: Any) -> str:
+        """Insert a succeeded job with its result in the blob store, or in the database if `blob` is
+        None; return its id.
+        """
         row = job(id=old_id(), **more)
         self.job_store.insert(row)
         (held,) = self.job_store.claim("w", LEASE_S, 1)
         key = f"jobs/{row.id}/1-0"
-        self.blobs.put(key, blob)
-        self.job_store.record_slices([SliceReport(held.claim, 0, 1, blob_key=key)])
+        if blob is None:
+            report = SliceReport(held.claim, 0, 1, data=b"result")
+        else:
+            self.blobs.put(key, blob)
+            report = SliceReport(held.claim, 0, 1, blob_key=key)
+        self.job_store.record_slices([report])
         return str(row.id)
 
     def sweep_twice(self) -> None:
@@ -119,7 +127,7 @@ def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> No
     age(place.state / "blobs")
     place.cleanup.run()
     place.job_store.insert(row)
-    listed = place.cleanup._orphans
+    listed = place.cleanup._orphaned_blobs
 
     def racing() -> Any:
         for name, orphan in listed():
@@ -127,7 +135,7 @@ def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> No
                 place.job_store.insert(other)
             yield name, orphan
 
-    with patch.object(place.cleanup, "_orphans", racing):
+    with patch.object(place.cleanup, "_orphaned_blobs", racing):
         place.cleanup.run()
     assert set(place.blobs.names("jobs")) == {row.id, other.id}
 
@@ -273,6 +281,72 @@ def test_the_oldest_results_go_over_the_quota(tmp_path: Path) -> None:
     assert set(place.blobs.names("jobs")) == set(ids[40:])
 
 
+def test_expiry_of_results_in_the_database_needs_no_blob_store(tmp_path: Path) -> None:
+    """The blob store is asked to delete only for jobs with stored inputs or results; what else it
+    has of expired jobs is removed as orphans.
+    """
+    place = Place(tmp_path, result_ttl_s=0.1)
+    in_database = [place.ended(None) for _ in range(5)]
+    stored = [place.ended(), place.ended(None, items_blob="jobs/x/items")]
+    for job_id in stored:
+        place.blobs.put(f"jobs/{job_id}/items", b"x")
+    place.blobs.put(f"jobs/{in_database[0]}/rendered.png", b"x")
+    age(place.state / "blobs")
+    time.sleep(0.2)
+    with patch.object(place.blobs, "delete", wraps=place.blobs.delete) as delete:
+        place.cleanup.expire()
+    assert sorted(call.args[0] for call in delete.call_args_list) == sorted(f"jobs/{job_id}" for job_id in stored)
+    assert all(state.expired for state in place.job_store.states([*in_database, *stored]).values())
+    place.sweep_twice()
+    assert place.blobs.names("jobs") == {}
+
+
+def test_many_expired_results_do_not_keep_other_steps_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expiry ends after its time, and the next sweep goes on with it."""
+    monkeypatch.setattr(cleanup, "_PAGE", 1)
+    monkeypatch.setattr(cleanup, "_EXPIRY_S", 0.1)
+    place = Place(tmp_path, result_ttl_s=0.1)
+    ids = [place.ended() for _ in range(4)]
+    time.sleep(0.2)
+
+    def expired() -> int:
+        return sum(state.expired for state in place.job_store.states(ids).values())
+
+    with patch.object(place.blobs, "delete", side_effect=lambda _prefix: time.sleep(0.06)):
+        place.cleanup.run()
+        assert 1 <= expired() < 4
+        place.cleanup.run()
+    assert expired() == 4
+
+
+def test_one_host_at_a_time_deletes_from_the_shared_stores(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    """A host that begins to sweep while another one does removes no results, but its own files."""
+    shared = {"database_url": postgresql.create(), "blobs_url": f"file://{tmp_path / 'blobs'}"}
+    a, b = (Place(tmp_path / name, disk_quota_bytes=2 << 20, **shared) for name in ("a", "b"))
+    ids = [a.ended(b"x" * (100 << 10)) for _ in range(40)]
+    (b.state / "scratch" / old_id()).mkdir(parents=True)
+    age(b.state / "scratch")
+    sizes = a.blobs.sizes
+
+    def sizes_before_another_sweep(prefix: str) -> dict[str, int]:
+        before = sizes(prefix)
+        if prefix == "jobs":
+            b.sweep_twice()
+        return before
+
+    with patch.object(a.blobs, "sizes", sizes_before_another_sweep):
+        a.cleanup.run()
+    assert set(a.blobs.names("jobs")) == set(ids[20:])
+    assert list((b.state / "scratch").iterdir()) == []
+    more = [a.ended(b"x" * (100 << 10)) for _ in range(20)]
+    b.cleanup.run()  # the lock has ended
+    assert set(a.blobs.names("jobs")) == set(more)
+    for place in (a, b):
+        place.job_store.engine.dispose()
+
+
 def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
     """Concurrent sweeps over the same files remove all of them without an error."""
     for _ in range(500):
@@ -280,12 +354,12 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
     age(place.state / "blobs")
     others = [Cleanup(place.settings, place.job_store, place.blobs) for _ in range(3)]
     for other in others:
-        other.remove_orphans()
+        other.remove_orphaned_blobs()
     option_errors: list[Exception] = []
 
     def sweep(other: Cleanup) -> None:
         try:
-            other.remove_orphans()
+            other.remove_orphaned_blobs()
             sum(place.blobs.sizes("").values())
             other._blobs.sweep("", 0, partial=True)
         except Exception as error:  # noqa: BLE001 - the test says which

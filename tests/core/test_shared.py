@@ -362,9 +362,9 @@ def test_blobs_of_processes_that_died_are_removed(hosts: list[Host], tmp_path: P
         os.utime(a.blobs.path(key), (1, 1))
     settings = Settings(state=a.folder, database_url=database, blobs_url="s3://unused", sweep_s=1)
     cleanup = Cleanup(settings, a.job_store, a.blobs)
-    cleanup.remove_orphans()
+    cleanup.remove_orphaned_blobs()
     assert set(left) <= set(a.blobs.keys(""))
-    cleanup.remove_orphans()
+    cleanup.remove_orphaned_blobs()
     assert a.blobs.keys("") == kept
 
 
@@ -403,8 +403,8 @@ def test_the_first_files_of_a_dataset_are_kept_while_the_last_one_is_uploaded(
     cleanup = Cleanup(settings, b.job_store, blobs)
 
     def sweep_twice() -> None:
-        cleanup.remove_orphans()
-        cleanup.remove_orphans()
+        cleanup.remove_orphaned_blobs()
+        cleanup.remove_orphaned_blobs()
 
     blobs.meanwhile = sweep_twice
     a.datasets = SharedDatasets(a.paths.datasets, a.job_store.engine, blobs, a.cache)
