@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
 
+from api.state import MAX_CONVERSIONS
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings
 from tests.test_compose import instructions, startable
@@ -129,7 +130,33 @@ def test_pods_share_no_volume_with_an_object_store(tmp_path: Path) -> None:
         volumes = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["volumes"]}
         assert volumes["state"]["emptyDir"] == {"sizeLimit": "50Gi"}
         assert not any("persistentVolumeClaim" in one for one in volumes.values())
-    assert Settings().cache_bytes < 50 << 30
+
+
+def test_the_temporary_folders_have_room_for_the_limits(tmp_path: Path) -> None:
+    """With an object store all that the settings allow in a pod's folder fits into its size limit,
+    beside 2 GiB for small files.
+
+    A dataset's conversion needs room for the unpacked images, and beside them first for the upload
+    and then for the arrays that are made of them.
+    """
+    made = overlaid(tmp_path, "object-store", [BUCKET])
+    (config,) = of_kind(made, "ConfigMap").values()
+    values = {name.removeprefix(PREFIX).lower(): value for name, value in config["data"].items()}
+    limits = Settings(**{**values, "secrets_dir": str(tmp_path)})
+    conversion = limits.max_unpacked_bytes + max(limits.max_dataset_bytes, limits.max_unpacked_bytes)
+    cache = limits.cache_bytes + max(limits.max_version_bytes, limits.max_unpacked_bytes)
+    needed = {
+        "reverie-api": cache + MAX_CONVERSIONS * conversion + limits.max_version_bytes,
+        "reverie-inference": cache,
+        "reverie-training": cache
+        + limits.training_disk_bytes
+        + limits.max_unpacked_bytes
+        + limits.auxiliary_workers * conversion,
+    }
+    for name, deployment in of_kind(made, "Deployment").items():
+        volumes = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["volumes"]}
+        size_limit = volumes["state"]["emptyDir"]["sizeLimit"]
+        assert needed[name] + (2 << 30) <= int(size_limit.removesuffix("Gi")) << 30, name
 
 
 def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
