@@ -4,12 +4,14 @@ Command: `python benchmarks/table.py --write`.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from core.catalog.cards import Metric  # noqa: E402 - the repository is put on the path first
 from core.catalog.registry import ModelVersion, Registry  # noqa: E402 - the repository is put on the path first
 
 MOST = 4  # figures per model; the card has all of them
@@ -19,9 +21,16 @@ DEFINITIONS = (
     "K samples. `log_p_star` is log p*(x), `log_p_tilde_star` its lower bound, and `minus_2_log_z` the gap between the "
     "two. `energy` is the energy of test pictures. `clear` is the share of samples that a classifier is sure of "
     "(p > 0.9), `clear_best_of_1` that of single draws, and `i_prime` the paper's modified inception score. `psnr_M` "
-    "and `vgg_M` are the PSNR and the VGG-16 feature distance of the method M. To repeat a measurement: "
-    "`.venv/bin/python -m models evaluate checkpoints/NAME/1/model.safetensors`."
+    "and `vgg_M` are the PSNR and the VGG-16 feature distance of the method M. ± is the standard error. "
+    "[docs/papers](docs/papers/README.md) has the command that repeats each measurement."
 )
+
+
+def describe(metric: Metric) -> str:
+    """Return a metric's name, value, standard error (if the card has it) and unit."""
+    error = re.search(r"(?:s\.e\.|standard error) ([\d.]*\d)", metric.detail)
+    value = f"{metric.value:.4g}" + (f" ± {float(error[1]):.2g}" if error else "")
+    return f"{metric.name} {value} {'' if metric.unit == '1' else metric.unit}".strip()
 
 
 def row(entry: ModelVersion) -> str:
@@ -32,10 +41,7 @@ def row(entry: ModelVersion) -> str:
     starts = [str(start["epochs"]) for start in provenance.get("start", ()) if start.get("epochs")]
     if starts:
         trained += f"; with weights of earlier trainings ({' and '.join(starts)} epochs)"
-    figures = "; ".join(
-        f"{metric.name} {metric.value:.4g} {'' if metric.unit == '1' else metric.unit}".strip()
-        for metric in card.figures[:MOST]
-    )
+    figures = "; ".join(describe(metric) for metric in card.figures[:MOST])
     return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from paper_pages.results import Figure, Source, card_source, card_value, json_source, percent, read_json
+from paper_pages.results import Figure, Source, card_figure, card_source, card_value, json_source, percent, read_json
 
 GRID = json_source("gan-grid", "python benchmarks/gan_grid.py run")
 MARGINS = json_source("gan-margins", "python benchmarks/gan_margins.py run")
@@ -32,6 +33,13 @@ SEEN = {
 def scores_of(model: str = "") -> Source:
     """Return the source of the scores of a model."""
     return json_source("gan-scores", "python benchmarks/gan_scores.py score", model=model)
+
+
+def options(name: str) -> str:
+    """Return the options with which a model's card was measured, by the detail of a figure."""
+    draws = re.search(r"mean of (\d+) single draws", card_figure(name, "sample_energy")["detail"])
+    assert draws is not None
+    return f"--k {draws[1]}"
 
 
 def grid(side: str) -> Callable[[], str]:
@@ -129,18 +137,18 @@ FIGURES = {
     "energy": Figure(
         "energy D(x) of the test digits, `ebgan-mnist`",
         lambda: card_value("ebgan-mnist", "energy", digits=3),
-        source=card_source("ebgan-mnist"),
+        source=card_source("ebgan-mnist", partial(options, "ebgan-mnist")),
     ),
     "energy-samples": Figure(
         "energy D(G(z)) of draws, `ebgan-mnist`",
         lambda: card_value("ebgan-mnist", "sample_energy", digits=3),
-        source=card_source("ebgan-mnist"),
+        source=card_source("ebgan-mnist", partial(options, "ebgan-mnist")),
     ),
     **{
         f"pt-{name}": Figure(
             f"pulling-away term of the codes of draws, `{name}`",
             partial(card_value, name, "pulling_away", digits=3),
-            source=card_source(name),
+            source=card_source(name, partial(options, name)),
         )
         for name in ("ebgan-mnist", "ebgan-pt-mnist")
     },

@@ -18,7 +18,7 @@ from paper_pages.results import (
 )
 
 CARD = card_source("vae-mnist", lambda: "--precision bfloat16")
-PLANE = card_source("vae-mnist-2d")
+PLANE = card_source("vae-mnist-2d", lambda: "--precision bfloat16")
 ESTIMATORS = page_source("vae-estimators", "python benchmarks/vae_estimators.py")
 DRAWN = "read off the paper's figure 2"
 
