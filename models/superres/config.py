@@ -84,7 +84,7 @@ class Config:
     )
 
 
-# See docs/decisions.md#statistics-are-applied-at-half-strength-by-default
+# See docs/decisions.md#the-generator-is-the-regression-plus-a-change-of-weights
 @dataclass(frozen=True)
 class UpscaleOptions:
     """Options of `upscale`: the factor, the method, and settings of the methods."""
