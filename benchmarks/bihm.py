@@ -299,6 +299,13 @@ def _after(detail: str, words: str) -> float:
     return float(re.split(r"[^\d.]", detail.partition(words)[2])[0])
 
 
+def epochs(provenance: dict[str, Any]) -> str:
+    """Return the epochs of a training, and those of the trainings that it started from."""
+    earlier = [str(start["epochs"]) for start in provenance.get("start", ())]
+    before = f"{', '.join(earlier[:-1])} and {earlier[-1]}" if len(earlier) > 1 else "".join(earlier)
+    return f"{provenance['epochs']}" + (f", after {before}" if before else "")
+
+
 def card_lines() -> list[str]:
     """Return the figures of the shipped models' cards as table lines."""
     head = ("model", "epochs", "log p*", "log p", "−2 log Z", "ESS of √(p/q)", "ESS of p/q", "test rows", "K")
@@ -314,7 +321,7 @@ def card_lines() -> list[str]:
             cells = [f"{value[n]:.2f} ± {error:.2g}" for n, error in zip(ERRORS, errors, strict=True)]
             cells += [f"{value[n]:.1f} %" for n in ("effective_sample_size_star", "effective_sample_size")]
             cells += [f"{_after(detail['log_p_star'], words):,.0f}" for words in ("mean of ", "K = ")]
-            lines.append(f"| `{name}` | {described['provenance']['epochs']} | " + " | ".join(cells) + " |")
+            lines.append(f"| `{name}` | {epochs(described['provenance'])} | " + " | ".join(cells) + " |")
     return lines
 
 

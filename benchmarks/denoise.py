@@ -209,7 +209,8 @@ def page(result: dict[str, Any]) -> str:
     """Return the results page."""
     measured_at = f"{result['date']}, commit {result['commit']}, {result['machine']['cpu']}"
     lines = ["# Compressed and noisy pictures", ""]
-    lines += [f"Measured by `python benchmarks/denoise.py measure --write` on {measured_at}.", ""]
+    lines += [f"Measured by `python benchmarks/denoise.py measure --data FOLDER --write` on {measured_at}."]
+    lines += ["`python benchmarks/denoise.py text --write` makes the page of small text.", ""]
     lines += [(__doc__ or "").rpartition("\n\n")[2].strip()]
     for entry in result["sets"]:
         lines += ["", f"## {entry['set']} ×{entry['scale']}, {entry['pictures']} pictures, PSNR in dB", ""]

@@ -21,14 +21,28 @@ def escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def commands(name: str, *, two_stages: bool) -> list[str]:
-    """Return the commands that train a checkpoint, with both stages of a two-stage training."""
-    if two_stages:
+MIDDLE = (  # options of the second of three stages
+    "seed=6",
+    "training.epochs=14",
+    "training.batch_size=50",
+    "training.learning_rate=0.0005",
+    "training.drop_from=9",
+)
+
+
+def commands(name: str, *, three_stages: bool) -> list[str]:
+    """Return the commands that train a checkpoint, with all stages of a training in three stages."""
+    if three_stages:
         first = "runs/first/vae-mnist-k5/1/model.safetensors"
+        middle = f"runs/second/{name}/1/model.safetensors"
         return [
             "python -m models train vae-mnist-k5 --out runs/vae-mnist-k5 &&",
             "  python -m models export runs/vae-mnist-k5 --checkpoints runs/first &&",
-            f"  python -m models train {name} --start {first} --out runs/{name} &&",
+            f"  python -m models train {name} --start {first} --out runs/middle"
+            + "".join(f" \\\n    --set {option}" for option in MIDDLE)
+            + " &&",
+            "  python -m models export runs/middle --checkpoints runs/second &&",
+            f"  python -m models train {name} --start {middle} --out runs/{name} &&",
             f"  python -m models export runs/{name}",
         ]
     return [
@@ -92,7 +106,7 @@ def described(card: dict[str, Any]) -> list[str]:
         *[f"| {f['name']} | {f['value']} | {f['unit']} | {escaped(f['detail'])} |" for f in card["figures"]],
         "",
         "```",
-        *commands(name, two_stages="start" in provenance),
+        *commands(name, three_stages="start" in provenance),
         f"python -m models evaluate {file} --write  # --precision bfloat16 where the table says so",
         "```",
         "",
