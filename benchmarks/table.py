@@ -6,7 +6,9 @@ Command: `python benchmarks/table.py --write`.
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -22,7 +24,8 @@ DEFINITIONS = (
     "two. `energy` is the energy of test pictures. `clear` is the share of samples that a classifier is sure of "
     "(p > 0.9), `clear_best_of_1` that of single draws, and `i_prime` the paper's modified inception score. `psnr_M` "
     "and `vgg_M` are the PSNR and the VGG-16 feature distance of the method M. ± is the standard error. "
-    "[docs/papers](docs/papers/README.md) has the command that repeats each measurement."
+    "[docs/papers](docs/papers/README.md) has the command that repeats each measurement. Some of the trainings in "
+    "brackets ran on a GPU ([docs/results](docs/results/gpu.md))."
 )
 
 
@@ -33,14 +36,46 @@ def describe(metric: Metric) -> str:
     return f"{metric.name} {value} {'' if metric.unit == '1' else metric.unit}".strip()
 
 
+def listed(epochs: list[int]) -> str:
+    """Return numbers of epochs as words; the trainings of less than an epoch are counted at the end."""
+    words = [str(number) for number in epochs if number]
+    short = epochs.count(0)
+    text = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+    return f"{text} epochs" + (f", {short} of less than one" if short else "")
+
+
+def combined(provenance: Mapping[str, Any]) -> list[int]:
+    """Return the epochs of the trainings whose weights were combined with those of the model's own
+    training, each once and without those that it started from.
+    """
+    known = {start["sha256"] for start in provenance.get("start", ())}
+    own = (provenance["commit"], provenance["seconds"])
+    epochs: list[int] = []
+
+    def collect(record: Mapping[str, Any]) -> None:
+        parts = [*record.get("mean_of", ()), *record.get("combined", ())]
+        for part in parts:
+            collect(part)
+        if not parts and record["sha256"] not in known and (record["commit"], record["seconds"]) != own:
+            known.add(record["sha256"])
+            epochs.append(record["epochs"])
+
+    for source in [*provenance.get("mean_of", ()), *provenance.get("combined", ())]:
+        collect(source)
+    return epochs
+
+
 def row(entry: ModelVersion) -> str:
     """Return one line of the table: name, description, training, and figures."""
     card = entry.card
     provenance = card.provenance
     trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min, {provenance['hardware']}"
-    starts = [str(start["epochs"]) for start in provenance.get("start", ()) if start.get("epochs")]
+    starts = [start["epochs"] for start in provenance.get("start", ()) if start.get("epochs")]
     if starts:
-        trained += f"; with weights of earlier trainings ({' and '.join(starts)} epochs)"
+        trained += f"; with weights of earlier trainings ({listed(starts)})"
+    others = combined(provenance)
+    if others:
+        trained += f"; combined with other trainings ({listed(others)})"
     figures = "; ".join(describe(metric) for metric in card.figures[:MOST])
     return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks.table import written
+from benchmarks.table import combined, listed, written
 from core.catalog.operations import OPERATIONS
 from core.settings import PREFIX, Settings
 
@@ -14,6 +14,18 @@ def test_table_of_models_follows_the_cards(root: Path) -> None:
     """
     readme = (root / "README.md").read_text()
     assert written(readme) == readme
+
+
+def test_table_counts_each_combined_training_once() -> None:
+    """Trainings within means count, but neither the model's own one nor those that it started from."""
+    own, started, other, short = (
+        {"sha256": name, "epochs": epochs, "seconds": seconds, "commit": "c"}
+        for name, epochs, seconds in (("own", 2, 9.0), ("start", 5, 8.0), ("other", 7, 6.0), ("short", 0, 5.0))
+    )
+    mean = {"sha256": "mean", "epochs": 7, "seconds": 6.0, "commit": "c", "mean_of": [other, short, started]}
+    provenance = {"commit": "c", "seconds": 9.0, "start": [started], "combined": [own, mean, other]}
+    assert combined(provenance) == [7, 0]
+    assert listed([7, 0]) == "7 epochs, 1 of less than one"
 
 
 def test_readme_is_short_and_links_are_valid(root: Path) -> None:
