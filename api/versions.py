@@ -53,17 +53,20 @@ async def activate_version(state: AppState, entry: ModelVersion) -> str:
     """Wait until the workers have loaded a version, then activate it.
 
     Workers that have not loaded it in time are stopped; returns a sentence that says so, or "" if
-    there are none. Raises ConflictError if a worker cannot load it, and OverloadedError if none has
-    loaded it in time; then the previous version stays active.
+    there are none. Raises ConflictError if a worker cannot load it or another version is chosen
+    meanwhile, and OverloadedError if no worker has loaded it in time; then it does not become
+    active.
     """
     versions = state.versions
     await asyncio.to_thread(versions.stage, entry.name, entry.version)
     try:
         reason = await _wait_until_loaded(state, entry)
+        active = await asyncio.to_thread(versions.activate_candidate, entry.name, entry.version)
     except BaseException:
         await asyncio.to_thread(versions.unstage, entry.name, entry.version)
         raise
-    await asyncio.to_thread(versions.activate, entry.name, entry.version)
+    if not active:
+        raise _superseded_error(entry)
     state.registry.refresh(force=True)
     return reason
 
@@ -73,11 +76,13 @@ async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> str:
 
     Then stops the workers that have not loaded it, and returns a sentence that says so; "" if there
     are none. Raises OverloadedError if no worker has loaded it in time, or if none is alive; and
-    ConflictError if a worker cannot load it.
+    ConflictError if a worker cannot load it, or if another version is staged or activated.
     """
     timeout_s = state.settings.rollout_timeout_s
     start = last_alive = time.monotonic()
     while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):
+        if await asyncio.to_thread(state.versions.is_superseded, entry.name, entry.version):
+            raise _superseded_error(entry)
         now = time.monotonic()
         last_alive = now if may_be_loaded(workers, entry.ref) else last_alive
         late = now - start > timeout_s
@@ -94,6 +99,12 @@ async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> str:
     if reason := load_error(workers, entry.ref):
         raise ConflictError(f"a worker cannot load {entry.ref}: {reason}; the previous version stays active")
     return ""
+
+
+def _superseded_error(entry: ModelVersion) -> ConflictError:
+    """Return the error of an activation during which another one began."""
+    detail = f"{entry.ref} does not become active: another version was chosen meanwhile"
+    return ConflictError(f"{detail}; GET /v1/models/{entry.name} shows which is active")
 
 
 # --- deletion ---

@@ -37,6 +37,7 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 _PAGE = 200
 _EXPIRY_S = 60.0  # after this time the other steps follow, and the next cleanup removes further expired results
 _POSTGRESQL_LOCK = 0x73776570
+_ROLLOUT_MARGIN_S = 60.0  # what an activation may take beyond `rollout_timeout_s`
 _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long as its result
 
 
@@ -71,6 +72,7 @@ class Cleanup:
         # unique names of the orphans that the last cleanup has found, of files and of blobs
         self._known_files: set[str] = set()
         self._known_blobs: set[str] = set()
+        self._versions_seen = (-1, 0.0)  # the stamp of the versions, and when it was first seen
 
     def run(self) -> None:
         """Clean up once: expired results, the quota, orphaned files, and unfinished writes.
@@ -88,6 +90,7 @@ class Cleanup:
             with try_lock(self._job_store.engine, _POSTGRESQL_LOCK) as locked:
                 if locked:
                     _run(self.expire, self.enforce_quota, self.remove_orphaned_blobs, self._remove_unfinished_blobs)
+                    _run(self.unstage_forgotten)
 
     # --- results after their time ---
 
@@ -137,6 +140,22 @@ class Cleanup:
         if removed:
             self._job_store.mark_expired(removed)
         return removed
+
+    # --- interrupted activations ---
+
+    def unstage_forgotten(self) -> None:
+        """Unstage the candidates whose activation was interrupted.
+
+        No active version and no candidate has changed for longer than an activation takes.
+        """
+        stamp, now = self._versions.stamp(), time.monotonic()
+        if stamp != self._versions_seen[0]:
+            self._versions_seen = (stamp, now)
+        elif now - self._versions_seen[1] > self._settings.rollout_timeout_s + _ROLLOUT_MARGIN_S:
+            for name, pointer in self._versions.pointers().items():
+                if "next" in pointer:
+                    log.warning("interrupted activation", extra={"version": f"{name}@{pointer['next']}"})
+                    self._versions.unstage(name, pointer["next"])
 
     # --- orphans ---
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from core.blob_cache import BlobCache, digest_of
 from core.blobs import Blobs
 from core.catalog.checkpoint_file import read_metadata
-from core.catalog.versions import FILE, VersionActiveError, Versions
+from core.catalog.versions import FILE, VersionActiveError, Versions, activate_in
 from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import instance, transaction, version_pointers, versions
 
@@ -93,6 +93,14 @@ class SharedVersions(Versions):
             pointer["serves"] = version
             if pointer.get("next") == version:
                 del pointer["next"]
+
+    def activate_candidate(self, name: str, version: str) -> bool:
+        """Make a version active if it is still its model's candidate, or is active already.
+
+        Otherwise do nothing and return False: another version has been staged or activated.
+        """
+        with self._update_pointer(name) as pointer:
+            return activate_in(pointer, version)
 
     def pin(self, name: str, version: str) -> None:
         """Make a version active if no version of the model was made active before."""

@@ -25,6 +25,13 @@ HIDDEN, DELETED = ".hidden", "deleted"
 _PARTIAL_FILE = re.compile(r"\.[0-9a-f]{32}")
 
 
+def activate_in(pointer: dict[str, str], version: str) -> bool:
+    """Make a candidate active in its model's pointers; return whether the version is active now."""
+    if pointer.get("next") == version:
+        pointer["serves"] = pointer.pop("next")
+    return pointer.get("serves") == version
+
+
 class VersionActiveError(ValueError):
     """Raised if a version cannot be deleted because it is active or the candidate."""
 
@@ -82,6 +89,18 @@ class Versions:
             pointer["serves"] = version
             if pointer.get("next") == version:
                 del pointer["next"]
+
+    def activate_candidate(self, name: str, version: str) -> bool:
+        """Make a version active if it is still its model's candidate, or is active already.
+
+        Otherwise do nothing and return False: another version has been staged or activated.
+        """
+        with self._update() as pointers:
+            return activate_in(pointers.setdefault(name, {}), version)
+
+    def is_superseded(self, name: str, version: str) -> bool:
+        """Return whether a version that was staged is neither its model's candidate nor active."""
+        return version not in self.pointers().get(name, {}).values()
 
     def pin(self, name: str, version: str) -> None:
         """Make a version active if no version of the model was made active before; else do nothing.

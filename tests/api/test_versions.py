@@ -17,7 +17,7 @@ from core.catalog.versions import HIDDEN, VersionActiveError, Versions
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings
-from tests.api.callers import app_settings, application, key_file, key_line
+from tests.api.callers import app_settings, application, key_file, key_line, state_of
 from tests.api.helpers import MODEL, problem
 from tests.api.test_ownership import publish
 from tests.stack import Stack
@@ -138,6 +138,30 @@ def test_candidates_are_not_deleted(settings: Settings) -> None:
     asyncio.run(visit())
     with pytest.raises(VersionActiveError):
         store.hide("mine", ["2"])
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_later_of_two_activations_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
+    """If another version is chosen while one is loaded, the first request is 409, stops no worker
+    and changes nothing.
+    """
+    store = Versions(settings.state / "checkpoints")
+    loaded = {"state": "ready", "capacity": {"mine@3": {}}, "refused": {}, "at": 0.0}
+
+    def live_workers() -> dict[str, object]:
+        store.stage("mine", "1")
+        if ended:
+            store.activate("mine", "1")
+        return {"w": loaded}
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            monkeypatch.setattr(state_of(client).batch_sender, "live_workers", live_workers)
+            response = await client.patch("/v1/models/mine", json={"version": "3"})
+            problem(response, 409, "another version was chosen", "GET /v1/models/mine")
+
+    asyncio.run(visit())
+    assert store.pointers()["mine"] == ({"serves": "1"} if ended else {"serves": "2", "next": "1"})
 
 
 def test_shipped_versions_are_not_deleted(settings: Settings) -> None:

@@ -374,6 +374,19 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
     assert place.blobs.names("jobs") == {}
 
 
+def test_a_candidate_of_an_interrupted_activation_goes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate is unstaged when no version has changed for longer than an activation takes."""
+    versions = Versions(place.state / "checkpoints")
+    versions.activate("m", "1")
+    versions.stage("m", "2")
+    now = time.monotonic()
+    for seconds, candidate in ((0, "2"), (100, "2"), (130, None)):
+        monkeypatch.setattr("core.cleanup.time.monotonic", lambda seconds=seconds: now + seconds)
+        place.cleanup.run()
+        assert versions.pointers()["m"].get("next") == candidate
+    assert versions.pointers()["m"] == {"serves": "1"}
+
+
 def test_one_sweep_at_a_time(place: Place) -> None:
     """A sweep is skipped while another process sweeps the state folder."""
     with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.job_store, "kept_results") as asked:

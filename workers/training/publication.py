@@ -10,14 +10,24 @@ import orjson
 import redis
 
 from core.catalog.cards import is_better, metrics_from_json
-from core.catalog.rollout import drain_reason, has_loaded, is_loaded, load_error, missing_workers, slow_workers
+from core.catalog.rollout import (
+    Heartbeats,
+    drain_reason,
+    has_loaded,
+    is_loaded,
+    load_error,
+    missing_workers,
+    slow_workers,
+)
 from core.files import write_durably
 from core.jobs.records import Job
+from core.log import best_effort
 from workers.training.child_process import POLL_S, ChildProcesses
-from workers.training.context import JobContext, message_event
+from workers.training.context import ClaimLostError, JobContext, WorkerStoppingError, message_event
 from workers.training.run_folder import read_json
 
 PROGRESS = 0.99  # progress of a job while its version is measured and activated
+SUPERSEDED = "another version was chosen meanwhile"
 
 Figures = list[dict[str, Any]]
 
@@ -118,15 +128,58 @@ class VersionPublisher:
 
         After `timeout_s` seconds, workers that have not loaded the version are stopped, and the
         version becomes active on the others; an event says so. Returns "", or the reason why the
-        version did not become active: a worker could not load it, or no worker has loaded it and
-        the model has another active version, `active`.
+        version did not become active: a worker could not load it, no worker has loaded it and the
+        model has another active version, `active`, or another version has been chosen meanwhile.
+        Raises WorkerStoppingError if this worker stops, and ClaimLostError if this worker's claim
+        on the job is lost; then the version does not become active.
         """
-        name, waiting_for, workers = job.model, "", {}
-        ref = f"{name}@{version}"
-        versions, stopping = self._context.versions, self._context.stopping
-        versions.stage(name, version)
+        versions = self._context.versions
+        versions.stage(job.model, version)
+        try:
+            problem = self._roll_out(job, version, active)
+        except ClaimLostError:
+            best_effort(lambda: self._unstage_unless_running(job, version))
+            raise
+        except Exception:
+            best_effort(lambda: versions.unstage(job.model, version))
+            raise
+        if problem:
+            versions.unstage(job.model, version)
+        return problem
+
+    def _roll_out(self, job: Job, version: str, active: str | None) -> str:
+        """Activate a staged version as `activate` does; return "" or why it is not active."""
+        name, ref, versions = job.model, f"{job.model}@{version}", self._context.versions
+        workers, problem = self._wait_until_loaded(job, version)
+        if problem:
+            return problem
+        if active is not None and not has_loaded(workers, ref):
+            return f"{missing_workers(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
+        self._context.check_claim(job)
+        if (
+            has_loaded(workers, ref)
+            and (slow := slow_workers(workers, ref))
+            and not versions.is_superseded(name, version)
+        ):
+            reason = drain_reason(workers, ref, self.timeout_s)
+            self._context.append_events(job, [message_event(reason, version=version)], PROGRESS)
+            self._context.drain_workers(slow, reason)
+        return "" if versions.activate_candidate(name, version) else SUPERSEDED
+
+    def _wait_until_loaded(self, job: Job, version: str) -> tuple[Heartbeats, str]:
+        """Wait until each inference worker has loaded a staged version, or `timeout_s` has passed.
+
+        Returns the last heartbeats of the workers, and "" or the reason why the version must not
+        become active.
+        """
+        name, ref, waiting_for = job.model, f"{job.model}@{version}", ""
+        workers: Heartbeats = {}
         deadline = time.monotonic() + self.timeout_s
-        while time.monotonic() < deadline and not stopping.is_set():
+        while time.monotonic() < deadline:
+            if self._context.stopping.is_set():
+                raise WorkerStoppingError
+            if self._context.versions.is_superseded(name, version):
+                return workers, SUPERSEDED
             try:
                 workers = self._context.inference_workers()
             except (redis.RedisError, OSError):
@@ -134,21 +187,16 @@ class VersionPublisher:
                 time.sleep(POLL_S)
                 continue
             if is_loaded(workers, ref):
-                if reason := load_error(workers, ref):
-                    versions.unstage(name, version)
-                    return reason
-                break
+                return workers, load_error(workers, ref)
             if (missing := missing_workers(workers, ref)) != waiting_for:
                 waiting_for = missing
                 text = f"waiting, at most {self.timeout_s:.0f} s, for version {version} to be loaded: {missing}"
                 self._context.append_events(job, [message_event(text)], PROGRESS)
             time.sleep(0.1)
-        if active is not None and not has_loaded(workers, ref) and not stopping.is_set():
-            versions.unstage(name, version)
-            return f"{missing_workers(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
-        if has_loaded(workers, ref) and (slow := slow_workers(workers, ref)) and not stopping.is_set():
-            reason = drain_reason(workers, ref, self.timeout_s)
-            self._context.append_events(job, [message_event(reason, version=version)], PROGRESS)
-            self._context.drain_workers(slow, reason)
-        versions.activate(name, version)
-        return ""
+        return workers, ""
+
+    def _unstage_unless_running(self, job: Job, version: str) -> None:
+        """Unstage a version, unless another worker has claimed the job and activates it."""
+        state = self._context.job_store.states([job.id]).get(job.id)
+        if state is None or state.status != "running":
+            self._context.versions.unstage(job.model, version)

@@ -316,6 +316,55 @@ def test_a_slow_worker_is_stopped_when_a_version_becomes_active(
     assert (stopped, trainer.context.versions.pointers()["m"]) == (["slow"], {"serves": "2"})
 
 
+@pytest.mark.parametrize(
+    ("event", "error", "pointers"),
+    [
+        ("stop", WorkerStoppingError, {"serves": "1"}),
+        ("cancel", ClaimLostError, {"serves": "1"}),
+        ("other worker", ClaimLostError, {"serves": "1", "next": "2"}),
+        ("error", RuntimeError, {"serves": "1"}),
+        ("staged", None, {"serves": "1", "next": "3"}),
+        ("activated", None, {"serves": "3"}),
+    ],
+)
+def test_an_interrupted_activation_changes_nothing(
+    trainer: TrainingWorker, event: str, error: type[Exception] | None, pointers: dict[str, str]
+) -> None:
+    """A version does not become active if its worker stops, if its claim on the job is lost, or if
+    another version is chosen meanwhile. It stays a candidate only if another worker has the job.
+    """
+    versions, job = trainer.context.versions, claimed_job(trainer, row())
+    versions.activate("m", "1")
+    ready = {"w": {"state": "ready", "capacity": {"m@2": {}}, "refused": {}, "at": 0.0}}
+
+    def workers() -> dict[str, Any]:
+        if event == "stop":
+            trainer.context.stopping.set()
+            return {}
+        if event == "cancel":
+            trainer.context.job_store.cancel(job.id)
+        if event == "other worker":
+            trainer.context.job_store.requeue(job.claim, "for another worker")
+            assert trainer.context.job_store.claim("another", 60, kinds=(TRAINING,))
+        if event == "error":
+            raise RuntimeError(event)
+        if event in {"staged", "activated"}:
+            versions.stage("m", "3")
+        if event == "activated":
+            versions.activate("m", "3")
+        return ready
+
+    trainer.context.inference_workers = workers  # type: ignore[method-assign]
+    if error is None:
+        trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
+        (*_, last) = [one.data["message"] for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+        assert "version 2 is published, but not active: another version was chosen meanwhile" in last
+    else:
+        with pytest.raises(error):
+            trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
+    assert versions.pointers()["m"] == pointers
+
+
 def test_the_first_version_of_a_name_serves_without_a_worker(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
