@@ -42,7 +42,7 @@ test: ## every check that belongs on a change
 parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
-test-slow: $(VENV)/.dev $(VENV)/.seaweedfs ## the long ones: chaos at full size, figures of the papers
+test-slow: $(VENV)/.dev $(VENV)/.seaweedfs studio/node_modules/.dev studio ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network namespaces; needs root): hosts fail, links are cut
