@@ -25,6 +25,7 @@ from core.jobs.store import JobStore
 from core.log import best_effort
 from core.settings import Settings
 from core.shared import open_versions
+from core.storage import reason_of
 from workers.inference import engine
 from workers.inference.device_kind import device_kind
 from workers.inference.engine import Options, SliceResult, Slices, State
@@ -173,5 +174,10 @@ class InferenceContext:
 
 def unloadable_problem(error: Exception) -> dict[str, object]:
     """Return the problem (503) of requests whose model cannot be loaded because of `error`."""
-    detail = f"the model cannot be loaded: {error}"
+    detail = f"the model cannot be loaded: {describe_load_error(error)}"
     return {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}
+
+
+def describe_load_error(error: Exception) -> str:
+    """Return the text for clients of an error of loading a model; it has no paths of this host."""
+    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

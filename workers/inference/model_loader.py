@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from core.catalog.registry import ModelVersion
 from core.log import best_effort
 from core.storage import STORES_UNAVAILABLE, reason_of
-from workers.inference.context import InferenceContext
+from workers.inference.context import InferenceContext, describe_load_error
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ModelLoader:
         except Exception as error:
             log.exception("version cannot be loaded", extra={"model": ref})
             if loading.candidate:
-                self.refused[ref] = f"{type(error).__name__}: {error}"
+                self.refused[ref] = describe_load_error(error)
             self._finish()
 
     def _finish(self) -> None:

@@ -92,3 +92,30 @@ def test_a_candidate_is_tried_again(context: InferenceContext, monkeypatch: pyte
         loader.run(0)
         assert loader.refused == {}
     assert not failures
+
+
+def test_the_reason_has_no_path_of_the_host(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job fails, and a candidate is refused, with the system's message but not the file's path."""
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/hidden/model.safetensors")
+    job = Job(kind="samples", model="vae-mnist-2d", version="1", method="sample", seed=3)
+    context.job_store.insert(job)
+    with patch.object(ModelCache, "get", side_effect=error):
+        JobRunner(context).run()
+    failed = context.job_store.get(job.id)
+    assert failed is not None
+    assert failed.problem is not None
+    candidate = context.registry.find("vae-mnist-2d")
+    monkeypatch.setattr(type(context.registry), "candidates", lambda _: [candidate])
+    monkeypatch.setattr(type(context.registry), "active", lambda _: [])
+
+    def unreadable(*_arguments: Any, **_more: Any) -> Iterator[None]:
+        yield
+        raise error
+
+    monkeypatch.setattr(ModelCache, "loading", unreadable)
+    loader = ModelLoader(context, lambda: None)
+    while not loader.refused:
+        loader.run(0)
+    for text in (failed.problem["detail"], loader.refused["vae-mnist-2d@1"]):
+        assert "No such file or directory" in text
+        assert "hidden" not in text
