@@ -350,6 +350,14 @@ def test_unknown_cursors_are_refused(client: httpx.Client, path: str) -> None:
     assert problem(client.get(f"{path}?after=none"), 422, "none")["errors"][0]["field"] == "query.after"
 
 
+@pytest.mark.parametrize(
+    "query", ["jobs?model=M%C3%9D", "jobs?kind=%C3%A4", "jobs?after=%D9%A1", "trainings?model=%C3%9D"]
+)
+def test_letters_that_the_description_excludes_are_refused(client: httpx.Client, query: str) -> None:
+    """A filter or cursor with a letter or digit outside of ASCII is 422."""
+    problem(client.get(f"/v1/{query}"), 422)
+
+
 def test_an_integer_without_end_is_named(client: httpx.Client) -> None:
     """An integer of 5000 digits in a JSON body is 400."""
     number = b"1" * 5000

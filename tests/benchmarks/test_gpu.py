@@ -65,11 +65,11 @@ def test_a_recipe_is_trained_exported_and_measured(tmp_path: Path, recipes: list
 
 
 @pytest.mark.slow
-def test_the_whole_script_runs_dry_on_the_cpu(tmp_path: Path) -> None:
+def test_the_whole_script_runs_dry_on_the_cpu(module: Importer, tmp_path: Path) -> None:
     """The dry run of the whole script checks, measures and trains all recipes."""
     settings = {**os.environ, "DEVICE": "cpu", "DRY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, check=True, env=settings)
     found = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("check", "speed", "train")}
     assert all(json.loads(line)["ok"] for line in found["check"])
     assert all(json.loads(line).get("samples_per_s", 1) > 0 for line in found["speed"])
-    assert len(found["train"]) == 12
+    assert [json.loads(line)["trained"] for line in found["train"]] == list(module("gpu").PAPER)
