@@ -37,7 +37,7 @@ def describe(metric: Metric) -> str:
 
 
 def listed(epochs: list[int]) -> str:
-    """Return numbers of epochs as words; the trainings of less than an epoch are counted at the end."""
+    """Return numbers of epochs as a list in words, which ends with how many are less than one."""
     words = [str(number) for number in epochs if number]
     short = epochs.count(0)
     text = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)

@@ -75,7 +75,7 @@ class Cleanup:
         self._versions_seen = (-1, 0.0)  # the stamp of the versions, and when it was first seen
 
     def run(self) -> None:
-        """Clean up once: expired results, the quota, orphaned files, and unfinished writes.
+        """Clean up once: results, the quota, interrupted activations, orphans, and unfinished writes.
 
         Returns at once if another process of this host is cleaning up, and cleans only the state
         folder if another host is cleaning up. If a step fails, the error is logged and the next
@@ -89,8 +89,8 @@ class Cleanup:
             _run(self.remove_orphaned_files, self._remove_unfinished_datasets)
             with try_lock(self._job_store.engine, _POSTGRESQL_LOCK) as locked:
                 if locked:
-                    _run(self.expire, self.enforce_quota, self.remove_orphaned_blobs, self._remove_unfinished_blobs)
-                    _run(self.unstage_forgotten)
+                    _run(self.expire, self.enforce_quota, self.unstage_forgotten)
+                    _run(self.remove_orphaned_blobs, self._remove_unfinished_blobs)
 
     # --- results after their time ---
 

@@ -258,10 +258,11 @@ class SharedRuns(Runs):
 
     def _restore_previews(self, job_id: str, folder: Path) -> None:
         (folder / "previews").mkdir(exist_ok=True)
-        for epoch in self.preview_sizes(job_id):
-            (folder / "previews" / f"{epoch}.png").write_bytes(self.preview(job_id, epoch))
+        stored = self._previews(job_id)
+        for name in self._blobs.sizes(f"{stored}/previews"):
+            (folder / "previews" / name).write_bytes(self._blobs.get(f"{stored}/previews/{name}"))
         with contextlib.suppress(FileNotFoundError):
-            (folder / _PREVIEW).write_bytes(self.preview(job_id))
+            (folder / _PREVIEW).write_bytes(self._blobs.get(f"{stored}/{_PREVIEW}"))
 
     def orphans(self) -> list[str]:
         """Return the keys of blobs of trainings that do not exist."""

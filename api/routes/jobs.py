@@ -19,7 +19,7 @@ from core.jobs.records import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
-WORD = r"^[A-Za-z0-9_.-]*$"  # by pydantic, `\w` would allow letters that it is not in JSON Schema
+WORD = r"^[A-Za-z0-9_.-]*$"  # not `\w`, which for pydantic is any letter, and in JSON Schema an ASCII one
 ModelName = Annotated[str | None, Query(max_length=120, pattern=WORD)]
 After = Annotated[str | None, Query(max_length=60, pattern=WORD)]
 Limit = Annotated[int, Query(ge=1, le=100)]

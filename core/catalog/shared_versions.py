@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from core.blob_cache import BlobCache, digest_of
 from core.blobs import Blobs
 from core.catalog.checkpoint_file import read_metadata
-from core.catalog.versions import FILE, VersionActiveError, Versions, activate_in
+from core.catalog.versions import FILE, VersionActiveError, Versions
 from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import instance, transaction, version_pointers, versions
 
@@ -75,37 +75,6 @@ class SharedVersions(Versions):
         query = sa.select(*columns, versions.c.card).where(versions.c.status == _PUBLISHED)
         with self._engine.connect() as connection:
             return [SharedFile(*row) for row in connection.execute(query.order_by(versions.c.name, versions.c.version))]
-
-    def stage(self, name: str, version: str) -> None:
-        """Make a version the candidate of its model: workers load it before it becomes active."""
-        with self._update_pointer(name) as pointer:
-            pointer["next"] = version
-
-    def unstage(self, name: str, version: str) -> None:
-        """Stop a version from being its model's candidate; do nothing if another version is."""
-        with self._update_pointer(name) as pointer:
-            if pointer.get("next") == version:
-                del pointer["next"]
-
-    def activate(self, name: str, version: str) -> None:
-        """Make a version active; if it was the candidate, the model has no candidate any more."""
-        with self._update_pointer(name) as pointer:
-            pointer["serves"] = version
-            if pointer.get("next") == version:
-                del pointer["next"]
-
-    def activate_candidate(self, name: str, version: str) -> bool:
-        """Make a version active if it is still its model's candidate, or is active already.
-
-        Otherwise do nothing and return False: another version has been staged or activated.
-        """
-        with self._update_pointer(name) as pointer:
-            return activate_in(pointer, version)
-
-    def pin(self, name: str, version: str) -> None:
-        """Make a version active if no version of the model was made active before."""
-        with self._update_pointer(name) as pointer:
-            pointer.setdefault("serves", version)
 
     @contextmanager
     def _update_pointer(self, name: str) -> Iterator[Pointers]:

@@ -25,13 +25,6 @@ HIDDEN, DELETED = ".hidden", "deleted"
 _PARTIAL_FILE = re.compile(r"\.[0-9a-f]{32}")
 
 
-def activate_in(pointer: dict[str, str], version: str) -> bool:
-    """Make a candidate active in its model's pointers; return whether the version is active now."""
-    if pointer.get("next") == version:
-        pointer["serves"] = pointer.pop("next")
-    return pointer.get("serves") == version
-
-
 class VersionActiveError(ValueError):
     """Raised if a version cannot be deleted because it is active or the candidate."""
 
@@ -70,22 +63,21 @@ class Versions:
 
         It replaces an earlier candidate.
         """
-        with self._update() as pointers:
-            pointers.setdefault(name, {})["next"] = version
+        with self._update_pointer(name) as pointer:
+            pointer["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
         """Stop a version from being its model's candidate; do nothing if another version is.
 
         The model then has no candidate.
         """
-        with self._update() as pointers:
-            if pointers.get(name, {}).get("next") == version:
-                del pointers[name]["next"]
+        with self._update_pointer(name) as pointer:
+            if pointer.get("next") == version:
+                del pointer["next"]
 
     def activate(self, name: str, version: str) -> None:
         """Make a version active; if it was the candidate, the model has no candidate any more."""
-        with self._update() as pointers:
-            pointer = pointers.setdefault(name, {})
+        with self._update_pointer(name) as pointer:
             pointer["serves"] = version
             if pointer.get("next") == version:
                 del pointer["next"]
@@ -95,8 +87,10 @@ class Versions:
 
         Otherwise do nothing and return False: another version has been staged or activated.
         """
-        with self._update() as pointers:
-            return activate_in(pointers.setdefault(name, {}), version)
+        with self._update_pointer(name) as pointer:
+            if pointer.get("next") == version:
+                pointer["serves"] = pointer.pop("next")
+            return pointer.get("serves") == version
 
     def is_superseded(self, name: str, version: str) -> bool:
         """Return whether a version that was staged is neither its model's candidate nor active."""
@@ -108,8 +102,19 @@ class Versions:
         Otherwise the newest version would be active, and a version that is published later would
         replace this one.
         """
+        with self._update_pointer(name) as pointer:
+            pointer.setdefault("serves", version)
+
+    @contextlib.contextmanager
+    def _update_pointer(self, name: str) -> Iterator[dict[str, str]]:
+        """Yield a model's active version and candidate; store the changes of the block.
+
+        No other process changes them meanwhile.
+        """
         with self._update() as pointers:
-            pointers.setdefault(name, {}).setdefault("serves", version)
+            yield pointers.setdefault(name, {})
+            if not pointers[name]:
+                del pointers[name]
 
     # --- removal ---
 

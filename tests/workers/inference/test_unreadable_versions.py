@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from core.broker.codec import Batch, BatchSlice, unpack
+from core.catalog.registry import ModelVersion
 from core.jobs.records import Job
 from core.settings import Settings
 from core.storage import ObjectStoreError
@@ -35,27 +36,38 @@ def context(tmp_path: Path, root: Path) -> InferenceContext:
     return InferenceContext(settings)
 
 
+def run_job(context: InferenceContext, version: str = "1", error: Exception | None = None) -> Job:
+    """Run a job of a version, whose model raises `error` when it is loaded; return the job."""
+    job = Job(kind="samples", model="vae-mnist-2d", version=version, method="sample", seed=3)
+    context.job_store.insert(job)
+    with patch.object(ModelCache, "get", side_effect=error):
+        JobRunner(context).run()
+    stored = context.job_store.get(job.id)
+    assert stored is not None
+    return stored
+
+
+def use_candidate(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:
+    """Make the version the only one that the worker loads, as a candidate."""
+    candidate = context.registry.find("vae-mnist-2d")
+    assert candidate is not None
+    monkeypatch.setattr(type(context.registry), "candidates", lambda _: [candidate])
+    monkeypatch.setattr(type(context.registry), "active", lambda _: [])
+    return candidate
+
+
 def test_a_job_waits_for_its_version(context: InferenceContext) -> None:
     """A job whose version cannot be read now is queued again, without a failed attempt."""
-    job = Job(kind="samples", model="vae-mnist-2d", version="1", method="sample", seed=3)
-    context.job_store.insert(job)
-    with patch.object(ModelCache, "get", side_effect=ERROR):
-        JobRunner(context).run()
-    waiting = context.job_store.get(job.id)
-    assert waiting is not None
+    waiting = run_job(context, error=ERROR)
     assert (waiting.status, waiting.attempts, waiting.problem) == ("queued", 0, None)
     assert "the object store failed" in str(waiting.blocked_reason)
 
 
 def test_a_job_waits_for_a_worker_that_has_its_version(context: InferenceContext) -> None:
     """A job whose version its worker lacks is queued again; its event has no internal reason."""
-    job = Job(kind="samples", model="vae-mnist-2d", version="99", method="sample", seed=3)
-    context.job_store.insert(job)
-    JobRunner(context).run()
-    waiting = context.job_store.get(job.id)
-    assert waiting is not None
+    waiting = run_job(context, "99")
     assert (waiting.status, waiting.attempts) == ("queued", 0)
-    reasons = [event.data.get("reason", "") for event in context.job_store.events(job.id)]
+    reasons = [event.data.get("reason", "") for event in context.job_store.events(waiting.id)]
     assert "the job waits for a worker that can" in reasons[-1]
     assert not any("checkpoint" in reason for reason in reasons)
 
@@ -75,10 +87,7 @@ def test_a_batch_goes_to_another_worker(context: InferenceContext) -> None:
 def test_a_candidate_is_tried_again(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that cannot be read now is not refused, and is loaded later."""
     monkeypatch.setattr(model_loader, "_RETRY_S", 0.0)
-    candidate = context.registry.find("vae-mnist-2d")
-    assert candidate is not None
-    monkeypatch.setattr(type(context.registry), "candidates", lambda _: [candidate])
-    monkeypatch.setattr(type(context.registry), "active", lambda _: [])
+    candidate = use_candidate(context, monkeypatch)
     real, failures = ModelCache.loading, [ERROR]
 
     def loading(cache: ModelCache, *arguments: Any, **more: Any) -> Iterator[None]:
@@ -97,16 +106,9 @@ def test_a_candidate_is_tried_again(context: InferenceContext, monkeypatch: pyte
 def test_the_reason_has_no_path_of_the_host(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job fails, and a candidate is refused, with the system's message but not the file's path."""
     error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/hidden/model.safetensors")
-    job = Job(kind="samples", model="vae-mnist-2d", version="1", method="sample", seed=3)
-    context.job_store.insert(job)
-    with patch.object(ModelCache, "get", side_effect=error):
-        JobRunner(context).run()
-    failed = context.job_store.get(job.id)
-    assert failed is not None
+    failed = run_job(context, error=error)
     assert failed.problem is not None
-    candidate = context.registry.find("vae-mnist-2d")
-    monkeypatch.setattr(type(context.registry), "candidates", lambda _: [candidate])
-    monkeypatch.setattr(type(context.registry), "active", lambda _: [])
+    use_candidate(context, monkeypatch)
 
     def unreadable(*_arguments: Any, **_more: Any) -> Iterator[None]:
         yield
