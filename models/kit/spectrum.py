@@ -59,5 +59,7 @@ def _smooth(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H"]
 
 def apply_filter(images: Float[Tensor, "B C H W"], taps: Float[Tensor, "t t"]) -> Float[Tensor, "B C H W"]:
     """Convolve each channel of images with a symmetric filter; the images are padded by zeros."""
-    channels = images.flatten(0, 1)[:, None]
-    return functional.conv2d(channels, taps[None, None], padding=len(taps) // 2).view_as(images)
+    kernel, padding = taps[None, None], len(taps) // 2
+    # one call for each channel: a small batch may interrupt between two calls
+    channels = [functional.conv2d(one, kernel, padding=padding) for one in images.flatten(0, 1)[:, None].split(1)]
+    return torch.cat(channels).view_as(images)

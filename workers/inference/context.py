@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
 import time
@@ -42,6 +43,9 @@ MIN_TILE_SLICE_S = 0.25
 
 # A forward pass of less than a time slice divided by this is too short to be interrupted.
 _SHORT_SLICES = 4
+
+# If a model's layers take longer than this on average, batches may also interrupt between functions.
+_LONG_LAYER_S = 0.01
 
 # Least time between two previews of one request, how many images they show, and how long the last
 # one is kept.
@@ -140,10 +144,14 @@ class InferenceContext:
         started = clock()
         ends = started + max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
         preemptible = (tiled or takes_time) and not isolated
-        interruptions = self.preemption.preemptible(functions=tiled) if preemptible else nullcontext()
+        functions = tiled or rows >= model.long_layer_rows.get(method, math.inf)
+        interruptions = self.preemption.preemptible(functions=functions) if preemptible else nullcontext()
+        checks = self.preemption.checks
         with interruptions, tracing.span("forward pass", attributes={"reverie.rows": rows}):
             result = engine.run(model, method, options, slices, state, lambda: clock() < ends)
         seconds = clock() - started
+        if preemptible and not functions and seconds > _LONG_LAYER_S * (self.preemption.checks - checks):
+            model.long_layer_rows[method] = rows
         self.counters[f"rows:{method}"] += rows
         self.counters["batches"] += 1
         self.counters["busy_us"] += int(seconds * 1e6)

@@ -63,6 +63,8 @@ class LoadedModel:
         self.model = model
         self.device = device
         self.plans: dict[str, BatchPlan] = {}
+        self.long_layer_rows: dict[str, int] = {}
+        """By operation, the least number of rows with which the layers took long."""
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         # by a rule and not by a measurement: bits may depend on it, and must be the same after a
         # restart

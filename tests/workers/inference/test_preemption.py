@@ -20,6 +20,7 @@ from core.broker.keys import queue_key
 from core.settings import Settings
 from tests.stack import checkpoints, share_plans
 from tests.workers.inference.loading import load_and_measure
+from workers.inference import context as context_module
 from workers.inference import preemption as module
 from workers.inference.context import InferenceContext
 from workers.inference.engine import SliceResult
@@ -143,6 +144,68 @@ def test_tiles_are_interrupted_between_functions(context: InferenceContext, monk
     assert alone.fields is not None
     assert interrupted.fields is not None
     np.testing.assert_array_equal(alone.fields["images"], interrupted.fields["images"])
+
+
+def test_gradients_are_interrupted(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of a gradient is preempted too, by a batch that computes a gradient itself,
+    and its result is equal.
+    """
+    monkeypatch.setattr(module, "CHECK_S", 0.0)
+    leaf = torch.linspace(-1.0, 1.0, 2_000_000, requires_grad=True)  # each function takes longer than an interruption
+    forward = 0
+
+    def gradient() -> torch.Tensor:
+        nonlocal forward
+        value = leaf.sin().exp().square().sum()
+        forward = queue.handled
+        return torch.autograd.grad(value, leaf)[0]
+
+    def interrupt() -> None:
+        with torch.enable_grad():
+            other = torch.ones(3, requires_grad=True)
+            torch.autograd.grad(other.cos().sum(), other)
+
+    queue = Queue(context, interrupt)
+    try:
+        alone = gradient()
+        queue.send(20)
+        with context.preemption.preemptible(functions=True):
+            interrupted = gradient()
+    finally:
+        queue.close()
+    assert queue.handled >= forward + 2 > 2
+    torch.testing.assert_close(interrupted, alone, rtol=0, atol=0)
+
+
+def test_long_layers_are_interrupted_between_functions(
+    context: InferenceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the layers of a model took long, its next batch of as many rows is preempted between
+    functions; a smaller batch is not.
+    """
+    monkeypatch.setattr(context_module, "_LONG_LAYER_S", 0.0)
+    model = context.load_model("vae-mnist-2d", "1", "log_likelihood")
+    options = {**model.entry.operations["log_likelihood"].defaults, "k": 100}
+
+    def checks(rows: int) -> int:
+        before = context.preemption.checks
+        images = np.zeros((rows, 1, 28, 28), np.uint8)
+        context.run(
+            model, "log_likelihood", options, [BatchSlice("a", 5, 0, rows, {"images": images})], None, isolated=False
+        )
+        return context.preemption.checks - before
+
+    model.long_layer_rows.clear()
+    queue = Queue(context, lambda: None)
+    try:
+        few = checks(4)
+        assert checks(4) > 2 * few
+        model.long_layer_rows["log_likelihood"] = 5
+        monkeypatch.setattr(context_module, "_LONG_LAYER_S", 60.0)
+        assert checks(4) == few
+    finally:
+        queue.close()
+        model.long_layer_rows.clear()
 
 
 def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -> None:
