@@ -41,7 +41,7 @@ from torch.nn import functional
 from models.kit import bernoulli
 from models.kit.codes import CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, mean_figure, no_report
-from models.kit.operations import Continuation, Result, State, describe
+from models.kit.operations import Continuation, Result, State, describe, samples_per_call
 from models.kit.row_streams import CHOICE, FIRST_FREE, OUTPUT, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, common_progress, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import binarization, importance_samples, option
@@ -586,14 +586,15 @@ class Model(nn.Module):
         `log_p_tilde_star_standard_error` and the `effective_sample_size_star` of the weights
         √(p/q). If log Z is known, also `log_p_star` and `log_p_star_standard_error`.
 
-        Each call draws at most `SAMPLES_PER_CALL` samples, and every call but the last returns a
-        `Continuation`. `state` is None in the first call, later the state of the previous
+        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call but
+        the last returns a `Continuation`. `state` is None in the first call, later the state of the previous
         `Continuation`.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
         x = rows.binarize(images.flatten(1), options.binarization)
-        a = self.log_weights(x, rows, weights.done, min(SAMPLES_PER_CALL, options.k - weights.done))
+        count = min(samples_per_call(images, SAMPLES_PER_CALL), options.k - weights.done)
+        a = self.log_weights(x, rows, weights.done, count)
         weights, roots = weights.add(a), roots.add(0.5 * a)
         if len(rows) and weights.done < options.k:
             return Continuation({**weights.state(), **roots.state("root_")}, weights.done / options.k)

@@ -43,7 +43,7 @@ from models.kit import bernoulli, sampling
 from models.kit.codes import NORMAL_LIMIT, CodeActivity, CodeFormat
 from models.kit.figures import Figures, Report, figure, no_report
 from models.kit.onednn_linear import Linear
-from models.kit.operations import Continuation, Result, State, describe
+from models.kit.operations import Continuation, Result, State, describe, samples_per_call
 from models.kit.row_streams import LATENT, OUTPUT, RowStreams
 from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Images, PerImage, Tensor
@@ -504,12 +504,12 @@ class Model(nn.Module):
         The result has `log_p` (B,), its `standard_error` (B,) by the delta method, both in nats,
         and `effective_sample_size` (B,), which is (Σw)²/Σw² for weights w, between 1 and `k`.
 
-        Each call draws at most `SAMPLES_PER_CALL` samples, and every call but the last returns a
-        `Continuation`. `state` is None in the first call, later the state of the previous
+        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call but
+        the last returns a `Continuation`. `state` is None in the first call, later the state of the previous
         `Continuation`.
         """
         weights = sampling.ImportanceWeights.resume(state, len(rows), images.device)
-        count = min(SAMPLES_PER_CALL, options.k - weights.done)
+        count = min(samples_per_call(images, SAMPLES_PER_CALL), options.k - weights.done)
         x = self._binarize(images, rows, options.binarization)
         weights = weights.add(self.log_weights(x, rows, weights.done, count))
         if len(rows) and weights.done < options.k:

@@ -42,6 +42,18 @@ class Continuation:
 State = dict[str, Tensor] | None  # None in the first call, later the `state` of the previous `Continuation`
 Result = dict[str, Any] | Continuation
 
+_DRAWS_PER_CALL = 1000  # on a CPU: more take longer each, and a layer of them would delay small batches
+
+
+def samples_per_call(images: Images, most: int) -> int:
+    """Return how many Monte Carlo samples of each of `images` one call of an operation should draw.
+
+    They are at most `most`; on a CPU fewer for more than 1000 / `most` images, but at least 10.
+    """
+    if images.device.type != "cpu":
+        return most
+    return max(10, min(most, _DRAWS_PER_CALL // max(len(images), 1)))
+
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
     """Return the descriptions of a model's operations, keyed by method, except those in `without`.

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import nn
 
-from models.kit.operations import describe, options_of
+from models.kit.operations import describe, options_of, samples_per_call
 from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
@@ -60,3 +61,12 @@ def test_options_of_what_is_no_operation(name: str) -> None:
     assert options_of(Example(), "measure") is Options
     with pytest.raises(ValueError, match="there are blend, measure"):
         options_of(Example(), name)
+
+
+@pytest.mark.parametrize(("images", "samples"), [(0, 200), (1, 200), (5, 200), (8, 125), (100, 10), (4000, 10)])
+def test_a_call_for_many_images_draws_fewer_samples(images: int, samples: int) -> None:
+    """The samples of one call on a CPU are limited over all images, and at least ten of each; other
+    devices have no limit.
+    """
+    assert samples_per_call(torch.empty(images, 1, 2, 2), 200) == samples
+    assert samples_per_call(torch.empty(images, 1, 2, 2, device="meta"), 200) == 200
