@@ -127,10 +127,11 @@ def combine(
     Each of `sources` is a checkpoint or some of its parts, as for `load_start_weights`. If several
     sources have a weight of the same name, the weight of the last source is used; with `mean` the
     mean of all; with `factors`, one per source, the sum of all, each times its source's factor. The
-    model card and the preview are those of the first source; the card's provenance then lists all
-    sources, and a `note` replaces the card's remark. If the model stores quantiles of energies,
-    they are computed again on its training images, from `data_folder`. Raises ValueError if the
-    weights do not fit the model of the first source, or if the number of factors is wrong.
+    model card is that of the first source; its provenance then lists all sources, and a `note`
+    replaces its remark. A model that cannot draw samples gets a preview, as in `refresh`. If the
+    model stores quantiles of energies, they are computed again on its training images, from
+    `data_folder`. Raises ValueError if the weights do not fit the model of the first source, or if
+    the number of factors is wrong.
     """
     if factors and len(factors) != len(sources):
         raise ValueError(f"{len(factors)} factors for {len(sources)} sources: give one for each")
@@ -158,7 +159,8 @@ def combine(
     how = {"mean_of" if mean else "combined": described_sources}
     described["provenance"] |= how | ({"note": note} if note else {})
     described["figures"] = []
-    card.save(out, model, described, card.read_preview(first))
+    source = described["provenance"]["data"]["name"]
+    card.save(out, model, described, _preview_without_samples(model, described, source, data_folder))
 
 
 def publish(
@@ -217,10 +219,22 @@ def refresh(path: Path, data_folder: Path, count: int, source: str = "") -> None
     with suppress(ValueError):
         if hasattr(model, "code_activity"):
             add_code_activity(model, described, data.load(source, "test", data_folder).images[:count])
-        if shown is None and "sample" not in described["operations"]:
-            images = data.load(source, "train", data_folder).images[-_SHOWN:]
-            shown = preview(model, images, described["provenance"]["seed"])
+    shown = shown or _preview_without_samples(model, described, source, data_folder)
     card.save(path, model, described, shown)
+
+
+def _preview_without_samples(model: Any, described: dict[str, Any], source: str, data_folder: Path) -> bytes | None:
+    """Return a preview of the last training images of the data set `source`, for a model that
+    cannot draw samples.
+
+    Returns None if the model can draw samples, or if the data set is missing in `data_folder`.
+    """
+    if "sample" in described["operations"]:
+        return None
+    with suppress(ValueError):
+        images = data.load(source, "train", data_folder).images[-_SHOWN:]
+        return preview(model, images, described["provenance"]["seed"])
+    return None
 
 
 def add_code_activity(model: Any, described: dict[str, Any], pictures: ByteImages) -> None:

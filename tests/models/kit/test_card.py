@@ -139,6 +139,23 @@ def test_combine_takes_parts_or_the_mean_of_checkpoints(trained: Path, tmp_path:
     assert command.main(["combine", str(out), str(trained), str(tmp_path / "strange.safetensors")]) == 1
 
 
+def test_combine_makes_a_preview_of_the_new_weights(trained: Path, tmp_path: Path) -> None:
+    """A preview of the first source does not show the combined model; a model without samples gets
+    its own.
+    """
+    model, described = card.load(trained)
+    source, out = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
+    combine = ["combine", str(out), str(source)]
+    described["provenance"]["data"]["name"] = str(DIGITS)
+    card.save(source, model, described, b"a preview")
+    assert command.main(combine) == 0
+    assert card.read_preview(out) is None
+    del described["operations"]["sample"]
+    card.save(source, model, described, b"a preview")
+    assert command.main(combine) == 0
+    assert (card.read_preview(out) or b"").startswith(b"\x89PNG")
+
+
 def test_combine_adds_weights_times_factors(trained: Path, tmp_path: Path) -> None:
     """`--factors` adds the weights that several sources have, also of a submodule under another
     name; the card has the factors, and a wrong number of factors is rejected.
