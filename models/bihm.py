@@ -586,9 +586,9 @@ class Model(nn.Module):
         `log_p_tilde_star_standard_error` and the `effective_sample_size_star` of the weights
         √(p/q). If log Z is known, also `log_p_star` and `log_p_star_standard_error`.
 
-        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call but
-        the last returns a `Continuation`. `state` is None in the first call, later the state of the previous
-        `Continuation`.
+        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call
+        but the last returns a `Continuation`. `state` is None in the first call, later the state of
+        the previous `Continuation`.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")

@@ -504,9 +504,9 @@ class Model(nn.Module):
         The result has `log_p` (B,), its `standard_error` (B,) by the delta method, both in nats,
         and `effective_sample_size` (B,), which is (Σw)²/Σw² for weights w, between 1 and `k`.
 
-        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call but
-        the last returns a `Continuation`. `state` is None in the first call, later the state of the previous
-        `Continuation`.
+        Each call draws at most `SAMPLES_PER_CALL` samples, fewer for many images, and every call
+        but the last returns a `Continuation`. `state` is None in the first call, later the state of
+        the previous `Continuation`.
         """
         weights = sampling.ImportanceWeights.resume(state, len(rows), images.device)
         count = min(samples_per_call(images, SAMPLES_PER_CALL), options.k - weights.done)

@@ -186,12 +186,16 @@ class ImportanceWeights:
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def add(self, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
-        """Return new statistics that also include the weights with the logarithms `log_w`."""
-        more = ImportanceWeights.from_log_weights(log_w)
+        """Return new statistics that also include the weights with the logarithms `log_w`.
+
+        On a CPU the weights are summed one after another, so that it makes no difference to the
+        bits how many weights each call adds.
+        """
+        log_w = log_w.double()
         return ImportanceWeights(
-            torch.logaddexp(self.log_sum, more.log_sum),
-            torch.logaddexp(self.log_square_sum, more.log_square_sum),
-            self.count + more.count,
+            torch.cat((self.log_sum[:, None], log_w), 1).logcumsumexp(1)[:, -1],
+            torch.cat((self.log_square_sum[:, None], 2.0 * log_w), 1).logcumsumexp(1)[:, -1],
+            self.count + log_w.shape[1],
         )
 
     @property

@@ -293,6 +293,20 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
     assert all(len(value) == 5 for value in weights.state().values())
 
 
+@pytest.mark.parametrize("size", [1, 7, 31, 250])
+def test_weights_in_slices_have_the_same_bits(size: int) -> None:
+    """The number of weights that are added at once, which depends on the size of a batch, changes
+    no bit of the statistics.
+    """
+    log_w = 30.0 * normal_log_w(2.0, 5, 1000).float()
+    at_once = pieces = ImportanceWeights.resume(None, 5)
+    at_once = at_once.add(log_w)
+    for piece in log_w.split(size, dim=1):
+        pieces = pieces.add(piece)
+    for name, value in at_once.state().items():
+        assert torch.equal(pieces.state()[name], value), name
+
+
 def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
     """Rows with different numbers of weights raise ValueError; `done` is 0 without rows."""
     uneven = ImportanceWeights.resume({**ImportanceWeights.resume(None, 2).state(), "count": torch.tensor([1, 2])}, 2)
