@@ -28,7 +28,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.blobs import Blobs, open_blobs, remove_tree
+from core.blobs import Blobs, open_blobs, remove_tree, walk
 from core.catalog.versions import POINTERS
 from core.files import modified_at_ns, write_durably
 from core.instance import is_shared
@@ -263,9 +263,9 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
     """
     names = set()
     root = state / below
-    for path in sorted(root.rglob("*"), key=lambda path: (path.name != first, path)):
+    for path in sorted(map(Path, (path for path, _ in walk(root))), key=lambda path: (path.name != first, path)):
         inside = path.relative_to(root)
-        if path.is_dir() or path.name == "lock" or any(part.startswith(".") for part in inside.parts):
+        if path.name == "lock" or any(part.startswith(".") for part in inside.parts):
             continue
         name = f"{STATE}/{below / inside}"
         try:
@@ -282,8 +282,7 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
     """Copy the files of the state folder that belong to no job into the backup.
 
     The job database (its file has the name `database`), temporary files, the instance's id and the
-    queue server's files are left out. The file of active versions is copied before the versions. A
-    dataset or version that is deleted meanwhile is left out.
+    queue server's files are left out. The file of active versions is copied before the versions.
     """
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
@@ -292,18 +291,34 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
         if path.name in {*_LEFT_OUT, *_COPIED_BY_JOB} or path.name.startswith((".", database)):
             continue
         for entry in [path] if path.is_file() else sorted(path.iterdir()):
-            # a dataset or version that is deleted meanwhile is left out entirely
-            if entry.name.startswith(".") or entry == pointers:
-                continue
-            before, below = set(copy.files), entry.relative_to(state)
-            try:
-                if entry.is_dir():
-                    _copy_tree(state, below, copy)
-                else:
-                    copy.add(f"{STATE}/{below}", entry)
-            except FileNotFoundError:
-                for name in set(copy.files) - before:
-                    copy.drop(name)
+            if not entry.name.startswith(".") and entry != pointers:
+                _copy_entry(state, entry.relative_to(state), copy)
+
+
+def _copy_entry(state: Path, below: Path, copy: _Copy) -> None:
+    """Copy the file or folder `state / below` into the backup.
+
+    Files that are deleted meanwhile are left out. If a whole folder is deleted, as a dataset is,
+    nothing of it is in the backup.
+    """
+    source = state / below
+    if not source.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            copy.add(f"{STATE}/{below}", source)
+        return
+    number = _inode_number(source)
+    names = _copy_tree(state, below, copy, tolerant=True)
+    if _inode_number(source) != number:
+        for name in names:
+            copy.drop(name)
+
+
+def _inode_number(path: Path) -> int:
+    """Return the number of a file's or folder's inode; 0 if it does not exist."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 # --- restore ---

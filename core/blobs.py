@@ -209,7 +209,7 @@ class FolderBlobs(Blobs):
         """Return the sizes of files and folders in the folder `prefix`, with unfinished files."""
         sizes: dict[str, int] = {}
         root = self._below(prefix)
-        for path, status in _walk(root):
+        for path, status in walk(root):
             name = path[len(root) + 1 :].partition("/")[0]
             sizes[name] = sizes.get(name, 0) + status.st_size
         return sizes
@@ -226,7 +226,7 @@ class FolderBlobs(Blobs):
     def keys(self, prefix: str) -> list[str]:
         """Return the keys of all files at or below `prefix`, without unfinished files."""
         root = self._below(prefix)
-        paths = [root] if Path(root).is_file() else [path for path, _ in _walk(root)]
+        paths = [root] if Path(root).is_file() else [path for path, _ in walk(root)]
         return sorted(path[len(self._root) + 1 :] for path in paths if not path.endswith(PARTIAL))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
@@ -235,7 +235,7 @@ class FolderBlobs(Blobs):
         `older_than_s` is the least age in seconds. Only files below `prefix` are removed.
         """
         removed = 0
-        for path, status in _walk(self._below(prefix)):
+        for path, status in walk(self._below(prefix)):
             if (path.endswith(PARTIAL) or not partial) and time.time() - status.st_mtime > older_than_s:
                 with contextlib.suppress(FileNotFoundError):
                     Path(path).unlink()
@@ -252,13 +252,13 @@ class FolderBlobs(Blobs):
 
 def size_of(path: Path) -> int:
     """Return the size in bytes of all files in a folder and its subfolders; 0 if it is missing."""
-    return sum(status.st_size for _, status in _walk(str(path)))
+    return sum(status.st_size for _, status in walk(path))
 
 
-def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path | str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (path, `os.lstat` of it) for each file in a folder and its subfolders.
 
-    Files that are deleted meanwhile are skipped.
+    Files and folders that are deleted meanwhile are skipped.
     """
     for folder, _, names in os.walk(root):
         for name in names:

@@ -1,6 +1,7 @@
 """Write files durably, and lock files and work folders that several processes use."""
 
 import fcntl
+import glob
 import io
 import os
 import tempfile
@@ -65,6 +66,14 @@ def modified_at_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def find(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in `folder` that match a glob pattern, sorted; hidden ones match, too.
+
+    Folders that are deleted meanwhile are skipped. `Path.glob` may raise FileNotFoundError then.
+    """
+    return sorted(folder / path for path in glob.iglob(pattern, root_dir=folder, include_hidden=True))  # noqa: PTH207
 
 
 def in_use(lock: Path) -> bool:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from core.blob_cache import digest_of
 from core.blobs import Blobs, remove_tree, size_of
+from core.files import find
 from core.jobs.records import Claim
 from core.jobs.schema import jobs, run_files, transaction
 from core.settings import StatePaths
@@ -55,7 +56,7 @@ class Runs:
     def preview_sizes(self, job_id: str) -> dict[int, int]:
         """Return the sizes in bytes of a training's previews that are kept, keyed by epoch."""
         sizes = {}
-        for file in self._paths.previews(job_id).glob("*.png"):
+        for file in find(self._paths.previews(job_id), "*.png"):
             with contextlib.suppress(FileNotFoundError):  # the training may remove it now
                 if file.stem.isdecimal():
                     sizes[int(file.stem)] = file.stat().st_size

@@ -18,7 +18,7 @@ from core.catalog.operations import BY_METHOD, Operation
 from core.catalog.shared_versions import SharedFile, SharedVersions
 from core.catalog.validation import InvalidOptionsError, option_errors, whole_numbers
 from core.catalog.versions import FILE, Versions
-from core.files import modified_at_ns
+from core.files import find, modified_at_ns
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Registry:
         """
         shared = self._made if isinstance(self._made, SharedVersions) else None
         folders = [self._folder, *([self._made.folder] if self._made and not shared else [])]
-        for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):
+        for path in (path for folder in folders for path in find(folder, f"*/*/{FILE}")):
             yield path.parent.parent.name, path.parent.name, path, partial(read_version, path)
         for file in shared.published() if shared else ():
             path = shared.path(file.name, file.version) if shared else Path()

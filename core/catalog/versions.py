@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from core.files import locked, modified_at_ns, write_durably
+from core.blobs import walk
+from core.files import find, locked, modified_at_ns, write_durably
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
@@ -163,7 +164,7 @@ class Versions:
 
         A process that died hid these versions and has not deleted them.
         """
-        for file in self.folder.glob(f"*/*/{HIDDEN}"):
+        for file in find(self.folder, f"*/*/{HIDDEN}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - file.stat().st_ctime > older_than_s:
                     self.discard(file.parent.parent.name, [file.parent.name])
@@ -203,8 +204,8 @@ class Versions:
         `in_progress(name)` returns whether a version of the model `name` may be published now; the
         files of such a model are left out.
         """
-        leftovers = list(self.folder.glob(f".{POINTERS}.*"))
-        for model in self.folder.glob("[!.]*"):
+        leftovers = find(self.folder, f".{POINTERS}.*")
+        for model in find(self.folder, "[!.]*"):
             if not in_progress(model.name) and model.is_dir():
                 leftovers += _without_versions(model)
         return leftovers
@@ -257,8 +258,8 @@ def _without_versions(folder: Path) -> list[Path]:
     If no version's file is at or below `folder`, the result is `folder` itself. Otherwise it has
     the partial files in `folder`, and the results for each of its subfolders.
     """
-    entries = list(folder.glob("*"))
-    if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):
+    if all(_PARTIAL_FILE.fullmatch(path.rpartition("/")[2]) for path, _ in walk(folder)):
         return [folder]
+    entries = find(folder, "*")
     folders = [left for path in entries if path.is_dir() for left in _without_versions(path)]
     return folders + [path for path in entries if not path.is_dir() and _PARTIAL_FILE.fullmatch(path.name)]

@@ -21,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 
 from core.blobs import remove_tree
-from core.files import locked, sync_folder, write_durably
+from core.files import find, locked, sync_folder, write_durably
 from core.imaging.pictures import Pixels, grid
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,7 +73,7 @@ class Datasets:
         A folder in which something was written in the last `older_than_s` seconds stays. A scratch
         folder without a lock is removed, too: an interrupted deletion has left it.
         """
-        for folder in self.folder.glob(".*"):
+        for folder in find(self.folder, ".*"):
             with ExitStack() as stack:
                 if self._abandoned(folder, stack) and _age_s(folder) >= older_than_s:
                     remove_tree(folder)
@@ -154,7 +154,7 @@ class Datasets:
 
         `visible(name)` returns whether a dataset is listed.
         """
-        existing = (path.parent.name for path in self.folder.glob(f"[!.]*/{DESCRIPTION}"))
+        existing = (path.parent.name for path in find(self.folder, f"[!.]*/{DESCRIPTION}"))
         names = sorted(name for name in existing if name > after and visible(name))
         return [description for name in names[:limit] if (description := self.get(name)) is not None]
 
@@ -195,12 +195,11 @@ class Datasets:
 
     def users(self, name: str) -> list[str]:
         """Return the ids of the jobs that protect the dataset `name` from deletion, sorted."""
-        folder = self.folder / name / _USES
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [path.name for path in find(self.folder / name / _USES, "*")]
 
     def uses(self) -> list[tuple[str, str]]:
         """Return all protections from deletion, as (name of the dataset, id of the job)."""
-        return [(path.parent.parent.name, path.name) for path in self.folder.glob(f"[!.]*/{_USES}/job_*")]
+        return [(path.parent.parent.name, path.name) for path in find(self.folder, f"[!.]*/{_USES}/job_*")]
 
     # --- files on this host ---
 

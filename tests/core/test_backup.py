@@ -253,6 +253,34 @@ def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Pat
     assert (copied / "metrics.jsonl").read_bytes() == b"3"
 
 
+@pytest.mark.parametrize(
+    ("deleted", "kept"),
+    [("datasets/digits/uses/job_1", True), ("datasets/digits", False), (f"checkpoints/m/2/{FILE}", True)],
+    ids=["use", "dataset", "version"],
+)
+def test_files_deleted_meanwhile(service: Service, tmp_path: Path, deleted: str, *, kept: bool) -> None:
+    """A backup has the other files of a dataset or model of which one file is deleted meanwhile, but
+    nothing of a deleted dataset.
+    """
+    state = service.settings.state
+    entry = state / "/".join(deleted.split("/")[:2])
+    add, deletions = backup._Copy.add, [state / deleted]
+
+    def adding(self: Any, name: str, source: Path) -> None:
+        add(self, name, source)
+        if entry in source.parents and deletions:
+            deletions.pop().rename(tmp_path / "gone")
+
+    files = {path.relative_to(state) for path in entry.rglob("*") if path.is_file()}
+    with patch.object(backup._Copy, "add", adding):
+        create(service.settings, tmp_path / "backup")
+    restored = tmp_path / "restored"
+    restore(Settings(state=restored), tmp_path / "backup")
+    found = {path.relative_to(restored) for path in (restored / entry.relative_to(state)).rglob("*") if path.is_file()}
+    assert not deletions
+    assert found == (files - {Path(deleted)} if kept else set())
+
+
 def test_existing_folders_are_not_overwritten(service: Service, tmp_path: Path) -> None:
     """Neither a backup nor a non-empty state folder or blob store is overwritten."""
     create(service.settings, tmp_path / "backup")

@@ -4,7 +4,6 @@ interrupted or killed.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import socket
@@ -43,11 +42,11 @@ def files(stack: Stack) -> set[str]:
     state = stack.state / "state"
     found = set(stack.blobs().keys("")) if stack.is_shared else set()
     for top in ("blobs", "scratch", "runs", "datasets", "checkpoints", "unfinished"):
-        for path in (state / top).rglob("*"):
-            with contextlib.suppress(OSError):
-                leaf = not path.is_dir() or not any(path.iterdir())
-                if leaf and path.name not in LOCKS and path != state / top / "jobs" and path != state / top / "notes":
-                    found.add(str(path.relative_to(state)))
+        for folder, folders, names in os.walk(state / top):  # skips folders that are deleted meanwhile
+            found |= {f"{folder}/{name}" for name in names if name not in LOCKS}
+            if not folders and not names:
+                found.add(folder)
+        found -= {str(state / top / kept) for kept in ("", "jobs", "notes")}
     return found
 
 

@@ -147,10 +147,10 @@ class InferenceContext:
         functions = tiled or rows >= model.long_layer_rows.get(method, math.inf)
         interruptions = self.preemption.preemptible(functions=functions) if preemptible else nullcontext()
         checks = self.preemption.checks
-        with interruptions, tracing.span("forward pass", attributes={"reverie.rows": rows}):
+        with interruptions as checked, tracing.span("forward pass", attributes={"reverie.rows": rows}):
             result = engine.run(model, method, options, slices, state, lambda: clock() < ends)
         seconds = clock() - started
-        if preemptible and not functions and seconds > _LONG_LAYER_S * (self.preemption.checks - checks):
+        if checked and not functions and seconds > _LONG_LAYER_S * (self.preemption.checks - checks):
             model.long_layer_rows[method] = rows
         self.counters[f"rows:{method}"] += rows
         self.counters["batches"] += 1

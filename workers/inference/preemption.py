@@ -69,22 +69,22 @@ class Preemption:
         return time.perf_counter() - self._interrupted_s
 
     @contextlib.contextmanager
-    def preemptible(self, *, functions: bool = False) -> Iterator[None]:
-        """Return a context manager in which batches may interrupt the work before each layer.
+    def preemptible(self, *, functions: bool = False) -> Iterator[bool]:
+        """Let batches interrupt the work of the block before each layer; yield whether they may.
 
-        With `functions`, a batch may also interrupt before each torch function; such checks are so
-        frequent that they slow down a small model by up to 20 %. Inside an interruption the context
-        manager does nothing. Use it only while Celery handles a message: at other times Celery's
-        event loop itself waits for the next message, and would receive it first.
+        Inside an interruption, or while the worker stops, they may not. With `functions`, a batch
+        may also interrupt before each torch function; such checks are so frequent that they slow
+        down a small model by up to 20 %. Use it only while Celery handles a message: at other times
+        Celery's event loop itself waits for the next message, and would receive it first.
         """
         if self._preemptible or self.consumer is None:
-            yield
+            yield False
             return
         hook = register_module_forward_pre_hook(lambda _module, _inputs: self.check())
         self._preemptible, self._due = True, time.perf_counter() + CHECK_S
         try:
             with _FunctionCalls(self.check) if functions else contextlib.nullcontext():
-                yield
+                yield True
         finally:
             self._preemptible, self._due = False, math.inf
             hook.remove()

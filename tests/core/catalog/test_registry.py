@@ -1,6 +1,7 @@
 """The registry reads models from cards, without torch."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def test_a_new_model_is_found_without_a_restart(tmp_path: Path, monkeypatch: pyt
     assert models.find("m") is None  # the folder was read a moment ago
     monkeypatch.setattr(under_test, "_RESCAN_S", 0.0)
     assert models.find("m") is not None
+
+
+def test_a_model_deleted_during_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan finds the other models if the folder of one model is deleted meanwhile."""
+    folder = tmp_path / "models"
+    for name in ("a", "b", "c"):
+        _save(folder, name, "1")
+    scandir = os.scandir
+
+    def deleting(path: Any = ".") -> Any:
+        if str(path) == str(folder / "b"):
+            (folder / "b").rename(tmp_path / "deleted")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert [entry.ref for entry in Registry(folder).active()] == ["a@1", "c@1"]
+    assert (tmp_path / "deleted").exists()
 
 
 @pytest.mark.parametrize(

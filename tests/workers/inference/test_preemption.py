@@ -196,6 +196,8 @@ def test_long_layers_are_interrupted_between_functions(
         return context.preemption.checks - before
 
     model.long_layer_rows.clear()
+    checks(4)
+    assert not model.long_layer_rows  # nothing can interrupt while the worker has no consumer
     queue = Queue(context, lambda: None)
     try:
         few = checks(4)
