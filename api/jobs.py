@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import redis
@@ -35,6 +36,7 @@ from core.imaging.tiling import photograph_bytes
 from core.jobs.leases import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
+from core.resources import Kind
 from core.settings import Settings, StatePaths
 from core.shared import open_runs
 
@@ -350,9 +352,9 @@ class JobService:
         pending = self._adopted.pending.get(job_id)
         return replace(job, progress=max(job.progress, pending.progress)) if job and pending else job
 
-    async def has_unfinished(self, model: str) -> bool:
-        """Return whether an unfinished job uses a version of the model with the name `model`."""
-        return bool(await self.read(lambda job_store: job_store.unfinished_ids(model=model)))
+    async def may_store(self, kind: Kind, name: str, except_owner: str) -> bool:
+        """Return whether an unfinished job of another owner may store a dataset or model `name`."""
+        return bool(await self.read(methodcaller("may_store", kind, name, except_owner=except_owner)))
 
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
         """Wait at most `timeout_s` seconds until a job has ended; return it, ended or not.

@@ -55,12 +55,17 @@ class Permissions:
     """
 
     def __init__(
-        self, store: ResourceStore, registry: Registry, datasets: Datasets, busy: Callable[[str], Awaitable[bool]]
+        self,
+        store: ResourceStore,
+        registry: Registry,
+        datasets: Datasets,
+        busy: Callable[[Kind, str, str], Awaitable[bool]],
     ) -> None:
         """Read all owners from `store`.
 
-        `busy` returns whether an unfinished job uses the model with a given name; while one does,
-        nobody else can create a model with this name.
+        `busy(kind, name, owner)` returns whether an unfinished job of another owner than `owner`
+        may store a resource; while one may, `owner` cannot become the owner of the name in its
+        place.
         """
         self._store = store
         self._registry = registry
@@ -192,10 +197,12 @@ class Permissions:
                 await asyncio.to_thread(self._store.release, kind, name)
         elif exists and own.owner != caller.name:
             if shared is not None:
-                await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared))
+                await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared, owner=own.owner))
         else:
-            vacant = not exists and not (kind == "model" and await self._busy(name))
-            after_s = _VACANT_S if vacant else None
+            busy = not exists and own.owner != caller.name and await self._busy(kind, name, caller.name)
+            if busy and kind == "model" and own.owner is None:
+                raise _taken(kind, name)  # otherwise the job would add its version to the caller's model
+            after_s = _VACANT_S if not exists and not busy else None
             claim = partial(self._store.claim, kind, name, caller.name, shared=shared, vacant_after_s=after_s)
             if (await asyncio.to_thread(claim)).owner != caller.name:
                 raise _taken(kind, name)
@@ -211,7 +218,7 @@ class Permissions:
             raise _always_shared(kind, name, caller)
 
     async def share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Set whether everybody may use a resource.
+        """Set whether everybody may use a resource; do nothing if it was deleted meanwhile.
 
         Raises ForbiddenError if the caller may not change it, and InvalidError if `shared` is False
         and the resource has no owner.
@@ -219,14 +226,28 @@ class Permissions:
         await self.refresh()
         self.check_change(kind, name, caller)
         self.check_share(kind, name, caller, shared=shared)
-        if self.ownership(kind, name).owner is None:
+        owner = self.ownership(kind, name).owner
+        if owner is None:
             return
-        await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared))
+        await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared, owner=owner))
         await self.refresh()
 
-    async def release(self, kind: Kind, name: str) -> None:
-        """Delete the ownership of a deleted resource, so that its name is free again."""
-        await asyncio.to_thread(self._store.release, kind, name)
+    async def check_deletion(self, kind: Kind, name: str, caller: Caller) -> Ownership:
+        """Check that a caller may delete a resource; return its ownership, for `release`.
+
+        Raises ForbiddenError as `check_change` does.
+        """
+        ownership = await asyncio.to_thread(self._store.get, kind, name)
+        await self.refresh()
+        self.check_change(kind, name, caller)
+        return ownership
+
+    async def release(self, kind: Kind, name: str, ownership: Ownership) -> None:
+        """Delete the ownership of a deleted resource, so that its name is free again.
+
+        The row stays if the name was claimed again since `check_deletion` returned `ownership`.
+        """
+        await asyncio.to_thread(self._store.release, kind, name, ownership)
         await self.refresh()
 
 

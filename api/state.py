@@ -48,8 +48,8 @@ class AppState:
         self.job_service.version_exists = lambda ref: self.registry.find(ref) is not None
         self.datasets = open_datasets(settings, job_store.engine, blobs)
         self.runs = self.job_service.runs
-        resources = ResourceStore(job_store.engine)
-        self.permissions = Permissions(resources, self.registry, self.datasets, self.job_service.has_unfinished)
+        self.resources = ResourceStore(job_store.engine)
+        self.permissions = Permissions(self.resources, self.registry, self.datasets, self.job_service.may_store)
         self.quotas = Quotas(
             settings, job_store.engine, blobs, self.permissions, self.datasets, self.registry, self.runs
         )

@@ -22,7 +22,7 @@ from core.catalog.shared_versions import SharedVersions
 from core.datasets.shared_store import SharedDatasets
 from core.files import LOCK, in_use
 from core.jobs.database import try_lock
-from core.jobs.records import TERMINAL, TRAINING, JobState
+from core.jobs.records import PUBLISHING_KINDS, TERMINAL, JobState
 from core.jobs.store import JobStore
 from core.runs import SharedRuns
 from core.settings import Settings
@@ -286,7 +286,7 @@ class Cleanup:
 
         This is a training, an import or a publication.
         """
-        return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
+        return bool(self._job_store.unfinished_ids(model=model, kinds=PUBLISHING_KINDS))
 
     # --- files whose names show that they are unfinished ---
 

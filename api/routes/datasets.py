@@ -1,8 +1,9 @@
 """Datasets: upload them, fetch them by name, list, get, share and delete them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ from api.training_jobs import auxiliary_row, run_auxiliary_job
 from core.datasets.readers.base import DISK_FULL
 from core.datasets.store import Datasets, InUseError, NameTakenError
 from core.jobs.records import Job
+from core.resources import NameOwnedError
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
@@ -81,7 +83,8 @@ async def store_upload(
     those of `form_type`. With `keep_filename`, the description contains the client's name of the
     file, as `filename`. Raises a ProblemError if the upload is not valid, cannot be converted, or
     is too large for the disk or the caller's limits; ConflictError if a dataset with this name has
-    other content; and ClientDisconnect if the client disconnects.
+    other content, or if the name belongs to another owner; and ClientDisconnect if the client
+    disconnects.
     """
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
@@ -97,7 +100,9 @@ async def store_upload(
         if not await state.permissions.exists("dataset", name, caller):
             await state.quotas.check_room(caller, int(about.get("bytes", 0)))
             await state.permissions.claim("dataset", name, caller, shared=form.shared)
-        about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about)
+        confirm = partial(state.resources.confirm, "dataset", name, caller.name, shared=form.shared)
+        about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about, confirm)
+        await state.permissions.refresh()
         if not new and form.shared is not None:
             await state.permissions.share("dataset", name, caller, shared=form.shared)
     return about, new
@@ -217,22 +222,23 @@ async def update_dataset(
 ) -> DatasetResponse:
     """Set whether everybody may use a dataset, or only its owner."""
     audit.describe(request, shared=change.shared)
-    about = await find_dataset(state, caller, name)
+    await find_dataset(state, caller, name)
     await state.permissions.share("dataset", name, caller, shared=change.shared)
-    return _response(state, caller, about)
+    return _response(state, caller, await find_dataset(state, caller, name))
 
 
 @router.delete("/{name}", summary="Delete a dataset that is not in use", **no_content(403, 404, 409))
 async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None:
     """Delete a dataset. The status is 409 if an unfinished training uses it."""
-    await find_dataset(state, caller, name)
-    state.permissions.check_change("dataset", name, caller)
+    about = await find_dataset(state, caller, name)
+    ownership = await state.permissions.check_deletion("dataset", name, caller)
     try:
-        await asyncio.to_thread(state.datasets.delete, name)
+        deleted = await asyncio.to_thread(state.datasets.delete, name, about["created_at"])
     except InUseError as error:
         users = ", ".join(error.users[:10])
         raise ConflictError(f"{name} is in use by {users}; wait until they end, or cancel them first") from error
-    await state.permissions.release("dataset", name)
+    if deleted:
+        await state.permissions.release("dataset", name, ownership)
 
 
 async def find_dataset(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
@@ -292,13 +298,18 @@ async def _read_small(request: Request) -> bytes:
     return body
 
 
-def _add(datasets: Datasets, converted: Path, name: str, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _add(
+    datasets: Datasets, converted: Path, name: str, about: dict[str, Any], confirm: Callable[..., None]
+) -> tuple[dict[str, Any], bool]:
     """Store the dataset in the folder `converted`; return its description and whether it is new.
 
-    Raises ConflictError if a dataset with this name has other content.
+    `confirm` is that of `Datasets.add`. Raises ConflictError if a dataset with this name has other
+    content, or if the name belongs to another owner.
     """
     try:
-        return datasets.add(converted, name, about)
+        return datasets.add(converted, name, about, confirm)
+    except NameOwnedError as error:
+        raise ConflictError(f"the name {name} was taken by another dataset meanwhile; choose another name") from error
     except NameTakenError as error:
         detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
         raise ConflictError(detail) from error

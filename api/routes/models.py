@@ -108,7 +108,7 @@ async def delete_model(request: Request, state: State, caller: CurrentCaller, na
     service.
     """
     await find_version(state, caller, name)
-    state.permissions.check_change("model", name, caller)
+    ownership = await state.permissions.check_deletion("model", name, caller)
     versions = state.registry.versions(name)
     if shipped := [version for version in versions if not is_created_here(state, name, version)]:
         noun = f"version{'s' * (len(shipped) > 1)} {', '.join(shipped[:10])}"
@@ -116,4 +116,4 @@ async def delete_model(request: Request, state: State, caller: CurrentCaller, na
         raise ConflictError(f"{detail}; delete its other versions one by one")
     audit.describe(request, versions=versions)
     await remove_versions(state, name, versions, model=True)
-    await state.permissions.release("model", name)
+    await state.permissions.release("model", name, ownership)

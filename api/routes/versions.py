@@ -155,6 +155,7 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         else:
             file.rename(folder.path / FILE)
         await state.permissions.claim("model", name, caller, shared=shared)
+        row = replace(row, request={**row.request, "shared": shared})
         result, job = await run_auxiliary_job(
             state, caller, row, IMPORT_TIMEOUT_S, folder.hand_over if not state.shared else _nothing
         )

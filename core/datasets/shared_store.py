@@ -22,6 +22,7 @@ from core.blobs import Blobs
 from core.datasets.store import DESCRIPTION, NAME, Datasets, InUseError, NameTakenError
 from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import dataset_uses, datasets, transaction
+from core.resources import NameOwnedError
 
 PREFIX = "datasets"  # of the keys of blobs
 _MARKER = "uploading"  # the name of a blob beside the files of a dataset that has no row yet
@@ -40,10 +41,13 @@ class SharedDatasets(Datasets):
         self._blobs = blobs
         self._cache = cache
 
-    def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    def add(
+        self, made: Path, name: str, description: dict[str, Any], confirm: Callable[..., None] = lambda **_: None
+    ) -> tuple[dict[str, Any], bool]:
         """Upload the arrays in the folder `made`, and store them as the dataset `name`.
 
         Returns the stored description, and whether the dataset is new, as `Datasets.add` does.
+        `confirm(connection=...)` is called in the transaction that stores a new dataset.
         """
         if (existing := self.get(name)) is not None:
             return _same(existing, description, name), False
@@ -57,9 +61,16 @@ class SharedDatasets(Datasets):
         self._blobs.put(f"{prefix}/{_MARKER}", b"")  # the files are kept for the time of one more upload
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         description = {"name": name, "created_at": created_at, **description}
-        with transaction(self._engine) as connection:
-            row = {"name": name, "description": description, "files": files, "created_at": NOW}
-            new = connection.execute(dialect_insert(connection, datasets).values(row).on_conflict_do_nothing()).rowcount
+        row = {"name": name, "description": description, "files": files, "created_at": NOW}
+        try:
+            with transaction(self._engine) as connection:
+                insert = dialect_insert(connection, datasets).values(row).on_conflict_do_nothing()
+                new = connection.execute(insert).rowcount
+                if new:
+                    confirm(connection=connection)
+        except NameOwnedError:
+            self._blobs.delete(prefix)
+            raise
         if new:
             with contextlib.suppress(OSError):  # otherwise the cleanup deletes the marker
                 self._blobs.delete(f"{prefix}/{_MARKER}")
@@ -94,16 +105,16 @@ class SharedDatasets(Datasets):
             descriptions = {row.name: row.description for row in connection.execute(query)}
         return [descriptions[name] for name in shown if name in descriptions]
 
-    def delete(self, name: str) -> bool:
-        """Delete a dataset and return True; return False if it does not exist."""
+    def delete(self, name: str, created_at: str | None = None) -> bool:
+        """Delete a dataset and return True; return False if it does not exist, or was replaced."""
         with transaction(self._engine) as connection:
-            if (files := _lock(connection, name)) is None:
+            if (row := _lock(connection, name)) is None or created_at not in {None, row.description["created_at"]}:
                 return False
             users = list(connection.scalars(sa.select(dataset_uses.c.job_id).where(dataset_uses.c.name == name)))
             if users:
                 raise InUseError(sorted(users))
             connection.execute(datasets.delete().where(datasets.c.name == name))
-        for prefix in {file["key"].rpartition("/")[0] for file in files.values()}:
+        for prefix in {file["key"].rpartition("/")[0] for file in row.files.values()}:
             self._blobs.delete(prefix)
         return True
 
@@ -172,11 +183,9 @@ class SharedDatasets(Datasets):
         return files or {}
 
 
-def _lock(connection: sa.Connection, name: str) -> dict[str, Any] | None:
-    """Lock the row of a dataset and return its files; None if there is no such dataset."""
-    query = sa.select(datasets.c.files).where(datasets.c.name == name).with_for_update()
-    files: dict[str, Any] | None = connection.scalar(query)
-    return files
+def _lock(connection: sa.Connection, name: str) -> sa.Row[Any] | None:
+    """Lock the row of a dataset and return it; None if there is no such dataset."""
+    return connection.execute(sa.select(datasets).where(datasets.c.name == name).with_for_update()).one_or_none()
 
 
 def _same(existing: dict[str, Any], description: dict[str, Any], name: str) -> dict[str, Any]:

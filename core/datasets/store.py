@@ -112,12 +112,16 @@ class Datasets:
         """
         return locked(self.folder / ".lock")
 
-    def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    def add(
+        self, made: Path, name: str, description: dict[str, Any], confirm: Callable[..., None] = lambda **_: None
+    ) -> tuple[dict[str, Any], bool]:
         """Store the finished folder `made`, with its `description`, as the dataset `name`.
 
         Returns the stored description, and whether the dataset is new. An existing dataset of this
         name with the same arrays is kept, and False is returned. Raises NameTakenError if its
-        arrays differ.
+        arrays differ. A new dataset is stored only if `confirm()` raises no exception; see
+        `ResourceStore.confirm`. Nobody can store or delete a dataset of this name between this call
+        and the end of the method.
         """
         with self._locked():
             existing = self.get(name)
@@ -129,6 +133,7 @@ class Datasets:
             description = {"name": name, "created_at": created_at, **description}
             write_durably(made / DESCRIPTION, json.dumps(description, indent=2) + "\n")
             (made / _USES).mkdir()
+            confirm()
             made.rename(self.folder / name)
             sync_folder(self.folder)
             return description, True
@@ -158,13 +163,15 @@ class Datasets:
         names = sorted(name for name in existing if name > after and visible(name))
         return [description for name in names[:limit] if (description := self.get(name)) is not None]
 
-    def delete(self, name: str) -> bool:
+    def delete(self, name: str, created_at: str | None = None) -> bool:
         """Delete a dataset and return True; return False if it does not exist.
 
-        Raises InUseError if a job protects it from deletion.
+        With `created_at`, the time in its description, a dataset that has replaced this one stays,
+        and False is returned. Raises InUseError if a job protects it from deletion.
         """
         with self._locked():
-            if self.get(name) is None:
+            about = self.get(name)
+            if about is None or created_at not in {None, about["created_at"]}:
                 return False
             users = self.users(name)
             if users:

@@ -7,8 +7,9 @@ import sqlalchemy as sa
 
 from core.jobs.database import NOW, open_engine
 from core.jobs.migrate import migrate
-from core.jobs.records import UNFINISHED, Event, Job, JobState, ResultChunk
+from core.jobs.records import PUBLISHING_KINDS, UNFINISHED, Event, Job, JobState, ResultChunk
 from core.jobs.schema import RUNS_INFERENCE, events, jobs, result_chunks
+from core.resources import Kind
 
 IDS_PER_QUERY = 500
 
@@ -135,6 +136,20 @@ class JobQueries:
             query = query.where(jobs.c.kind.in_(kinds))
         with self.engine.connect() as connection:
             return list(connection.scalars(query))
+
+    def may_store(self, kind: Kind, name: str, *, except_owner: str) -> bool:
+        """Return whether an unfinished job may store a dataset, or a version of a model, `name`.
+
+        Jobs of `except_owner` are ignored.
+        """
+        query = sa.select(jobs.c.request).where(jobs.c.status.in_(UNFINISHED), jobs.c.owner != except_owner)
+        if kind == "model":
+            query = query.where(jobs.c.model == name, jobs.c.kind.in_(PUBLISHING_KINDS)).limit(1)
+            with self.engine.connect() as connection:
+                return connection.execute(query).first() is not None
+        query = query.where(jobs.c.kind == "dataset")
+        with self.engine.connect() as connection:
+            return any(request["name"] == name for request in connection.scalars(query))
 
     def result(self, job_id: str) -> list[ResultChunk]:
         """Return the chunks of a job's result in row order; an empty list if none is stored."""

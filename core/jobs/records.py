@@ -12,6 +12,9 @@ TRAINING = "training"
 # Each takes some seconds in a child process.
 AUXILIARY_KINDS = ("estimate", "import", "publication", "dataset")
 
+# Kinds of jobs that publish versions of models.
+PUBLISHING_KINDS = (TRAINING, "import", "publication")
+
 UNFINISHED = ("queued", "running", "paused")
 TERMINAL = ("succeeded", "failed", "cancelled")
 

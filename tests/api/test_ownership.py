@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from api import permissions
 from core.jobs.schema import resources
 from core.jobs.store import JobStore
-from core.resources import UNOWNED, ResourceStore
+from core.resources import UNOWNED, NameOwnedError, ResourceStore
 from core.settings import Settings
-from tests.api.callers import app_settings, application, key_file, key_line
+from tests.api.callers import app_settings, application, key_file, key_line, state_of
 from tests.api.helpers import MODEL, problem
 from tests.uploads import packed, zipped
 from tests.version_files import SHIPPED, with_card
@@ -179,6 +179,113 @@ def test_resources_made_without_keys_are_shared(settings: Settings) -> None:
     visit(settings, act)
 
 
+def test_the_name_of_a_queued_dataset_is_reserved(settings: Settings) -> None:
+    """A job that fetches a dataset reserves the name for its owner as long as it is unfinished; the
+    name of a cancelled one becomes free after a while.
+    """
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        payload = {"source": "mnist", "name": "later", "shared": False}
+        created = await ann.post("/v1/datasets", json=payload)
+        assert created.status_code == 202, created.text
+        with JobStore(settings.database).engine.begin() as connection:
+            connection.execute(resources.update().values(created_at=time.time() - 1000))
+        problem(await upload(bob, "later"), 409, "is taken")
+        problem(await bob.post("/v1/datasets", json=payload), 409, "is taken")
+        await ann.post(f"/v1/jobs/{created.json()['id']}/cancel")
+        assert (await upload(bob, "later")).json()["owner"] == "bob"
+
+    visit(settings, act)
+
+
+def test_a_dataset_that_replaces_a_deleted_one_has_an_owner(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload becomes private even if the old dataset of its name is deleted after its checks; it
+    is rejected if the name then belongs to another owner.
+    """
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        state = state_of(ann)
+        add, store = state.datasets.add, ResourceStore(JobStore(settings.database).engine)
+        assert (await upload(ann, "mine", shared="true")).status_code == 201
+
+        def delete_then_add(*arguments: Any) -> Any:
+            state.datasets.delete("mine")
+            store.release("dataset", "mine")
+            if claimed:
+                store.claim("dataset", "mine", "bob", shared=False)
+            return add(*arguments)
+
+        monkeypatch.setattr(state.datasets, "add", delete_then_add)
+        claimed = False
+        made = await upload(ann, "mine", packed(zipped()[:-1]))
+        assert (made.status_code, made.json()["owner"], made.json()["shared"]) == (201, "ann", False)
+        problem(await bob.get("/v1/datasets/mine"), 404)
+        claimed = True
+        problem(await upload(ann, "mine"), 409, "taken by another dataset", "choose another name")
+        assert state.datasets.get("mine") is None
+
+    visit(settings, act)
+
+
+def test_a_dataset_that_is_stored_during_a_deletion_keeps_its_owner(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion does not remove the owner of a dataset that is uploaded before it ends."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        state, loop = state_of(ann), asyncio.get_running_loop()
+        delete = state.datasets.delete
+        assert (await upload(ann, "mine")).status_code == 201
+
+        def delete_then_upload(*arguments: Any) -> bool:
+            deleted = delete(*arguments)
+            made = asyncio.run_coroutine_threadsafe(upload(ann, "mine"), loop).result(60)
+            assert made.status_code == 201
+            return deleted
+
+        monkeypatch.setattr(state.datasets, "delete", delete_then_upload)
+        assert (await ann.delete("/v1/datasets/mine")).status_code == 204
+        problem(await bob.get("/v1/datasets/mine"), 404)
+        assert (await ann.get("/v1/datasets/mine")).json()["owner"] == "ann"
+
+    visit(settings, act)
+
+
+def test_a_change_does_not_reach_the_next_owner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset of another owner that replaces the deleted one meanwhile is neither shared nor
+    deleted.
+    """
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        state, loop = state_of(ann), asyncio.get_running_loop()
+        store = ResourceStore(JobStore(settings.database).engine)
+        assert (await upload(ann, "mine")).status_code == 201
+
+        def replaced(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **more: Any) -> Any:
+                monkeypatch.undo()
+                state.datasets.delete("mine")
+                store.release("dataset", "mine")
+                made = asyncio.run_coroutine_threadsafe(upload(bob, "mine"), loop).result(60)
+                assert made.status_code == 201
+                return method(*arguments, **more)
+
+            return call
+
+        monkeypatch.setattr(state.permissions._store, "share", replaced(state.permissions._store.share))
+        problem(await ann.patch("/v1/datasets/mine", json={"shared": True}), 404)
+        assert (await bob.get("/v1/datasets/mine")).json()["shared"] is False
+        assert (await bob.delete("/v1/datasets/mine")).status_code == 204
+        await upload(ann, "mine")
+        monkeypatch.setattr(state.datasets, "delete", replaced(state.datasets.delete))
+        await ann.delete("/v1/datasets/mine")
+        assert (await bob.get("/v1/datasets/mine")).status_code == 200
+
+    visit(settings, act)
+
+
 def test_without_keys_all_is_open(settings: Settings) -> None:
     """Without API keys everybody may use and delete every resource, and new ones have no owner."""
 
@@ -314,6 +421,35 @@ def test_the_name_of_a_queued_training_is_reserved(settings: Settings) -> None:
     visit(settings, act)
 
 
+def test_a_training_that_begins_during_a_deletion_keeps_its_owner(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion of a model does not remove the owner of the name if a training claims it before
+    the deletion ends.
+    """
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        await model_of(ann, settings, "again")
+        state, loop = state_of(ann), asyncio.get_running_loop()
+        discard = state.versions.discard
+
+        def discard_then_train(*arguments: Any) -> None:
+            discard(*arguments)
+            posted = ann.post("/v1/trainings", json=training("training-data", "again"))
+            assert asyncio.run_coroutine_threadsafe(posted, loop).result(60).status_code == 202
+
+        monkeypatch.setattr(state.versions, "discard", discard_then_train)
+        assert (await ann.delete("/v1/models/again")).status_code == 204
+        store = ResourceStore(JobStore(settings.database).engine)
+        assert store.all()["model", "again"].owner == "ann"
+        store.release("model", "again")  # even then nobody else can use the name
+        body = with_card(SHIPPED.read_bytes(), name="again")
+        raw = {"Content-Type": "application/octet-stream"}
+        problem(await bob.post("/v1/models/again/versions", content=body, headers=raw), 409, "is taken")
+
+    visit(settings, act)
+
+
 def test_another_process_sees_a_change_within_a_second(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of ownership reaches other API processes within two refresh intervals."""
     publish(settings, "moving")
@@ -371,9 +507,35 @@ def test_a_name_has_one_owner(tmp_path: Path) -> None:
     assert store.claim("dataset", "m", "bob", shared=False).owner == "bob"
     assert store.change_count() > count
     assert store.claim("model", "m", "bob", shared=None, vacant_after_s=-1).owner == "bob"
-    store.release("model", "m")
+    seen = store.get("model", "m")
+    time.sleep(0.002)
+    store.claim("model", "m", "bob", shared=None)
+    store.release("model", "m", seen)  # it was claimed again since
+    assert store.get("model", "m").owner == "bob"
+    store.release("model", "m", store.get("model", "m"))
+    assert store.get("model", "m") == UNOWNED
     assert set(store.all()) == {("dataset", "m")}
     assert store.share("dataset", "m", shared=True)
     assert not store.share("dataset", "nothing", shared=True)
+    assert not store.share("dataset", "m", shared=False, owner="ann")
     assert UNOWNED.shared
+    shutil.rmtree(tmp_path)
+
+
+def test_an_owner_is_confirmed_before_a_resource_is_stored(tmp_path: Path) -> None:
+    """A confirmation stores a missing owner, keeps what is shared, and fails for another owner."""
+    store = ResourceStore(JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
+    store.confirm("dataset", "d", "", shared=None)
+    assert store.all() == {}
+    store.confirm("dataset", "d", "ann", shared=None)
+    first = store.get("dataset", "d")
+    time.sleep(0.002)
+    store.confirm("dataset", "d", "ann", shared=True)
+    again = store.get("dataset", "d")
+    assert (again.owner, again.shared) == ("ann", False)
+    assert again.created_at > first.created_at
+    for owner in ("bob", ""):
+        with pytest.raises(NameOwnedError):
+            store.confirm("dataset", "d", owner, shared=None)
+    assert store.get("dataset", "d") == again
     shutil.rmtree(tmp_path)

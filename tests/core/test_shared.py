@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from core.datasets.store import Datasets, InUseError, NameTakenError
 from core.instance import instance_id, share_webhook_secret
 from core.jobs.records import TRAINING, Claim
 from core.jobs.store import JobStore
+from core.resources import NameOwnedError, ResourceStore
 from core.runs import CHECKPOINT_FILES, SharedRuns
 from core.settings import Settings, StatePaths
 from core.shared import import_state
@@ -189,6 +191,33 @@ def test_a_dataset_in_use_on_another_host_is_not_deleted(hosts: list[Host]) -> N
 
 
 # --- copies on a host ---
+
+
+def test_a_dataset_and_its_owner_are_stored_together(hosts: list[Host]) -> None:
+    """A dataset is not stored, and leaves no blobs, if its name has another owner; a dataset that
+    has replaced another one is not deleted in its place.
+    """
+    host = hosts[0]
+    owners = ResourceStore(host.job_store.engine)
+
+    def stored(owner: str) -> None:
+        with host.datasets.scratch_folder() as folder:
+            (folder / "made").mkdir()
+            np.save(folder / "made" / "train.npy", np.zeros((3, 1, 2, 2), np.uint8))
+            confirm = partial(owners.confirm, "dataset", "squares", owner, shared=None)
+            host.datasets.add(folder / "made", "squares", {"sha256": "0"}, confirm)
+
+    owners.claim("dataset", "squares", "bob", shared=False)
+    with pytest.raises(NameOwnedError):
+        stored("ann")
+    assert (host.datasets.get("squares"), host.blobs.keys("datasets")) == (None, [])
+    owners.release("dataset", "squares")
+    stored("ann")
+    assert owners.get("dataset", "squares").owner == "ann"
+    about = host.datasets.get("squares")
+    assert about is not None
+    assert not host.datasets.delete("squares", "2020-01-01T00:00:00.000+00:00")
+    assert host.datasets.delete("squares", about["created_at"])
 
 
 def test_a_damaged_copy_is_replaced_and_a_damaged_blob_rejected(tmp_path: Path) -> None:

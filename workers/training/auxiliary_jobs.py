@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from core.catalog.versions import FILE
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import NameTakenError
 from core.jobs.records import Job, import_key
+from core.resources import NameOwnedError
 from core.settings import Settings
 from workers.training.child_process import ChildProcesses
 from workers.training.context import JobContext, JobFailedError, message_event
@@ -68,6 +70,7 @@ class AuxiliaryJobs:
         if active is not None:
             versions.pin(name, active.version)
         if not versions.exists(name, version):
+            self._publisher.confirm_owner(job, shared=job.request.get("shared"))
             versions.publish(file, name, version)
         if active is None:
             versions.activate(name, version)
@@ -90,7 +93,8 @@ class AuxiliaryJobs:
         """Download a public dataset by its name, or a file by its URL, and store it as a dataset.
 
         The job's request has the name or URL, and says how the file is converted. Raises
-        JobFailedError (409) if a dataset with the requested name exists and has other content. See
+        JobFailedError (409) if a dataset with the requested name exists and has other content, or
+        if the name belongs to another owner. See
         docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
         request = job.request
@@ -104,8 +108,12 @@ class AuxiliaryJobs:
                 self._fetch_named(job, folder / "file")
             self._context.append_events(job, [message_event(f"converting {source}")], 0.7)
             about = self._convert(job, folder)
+            confirm = partial(self._context.resources.confirm, "dataset", name, job.owner, shared=request.get("shared"))
             try:
-                about, _ = datasets.add(folder / "made", name, {**about, "source": source})
+                about, _ = datasets.add(folder / "made", name, {**about, "source": source}, confirm)
+            except NameOwnedError as error:
+                detail = f"the name {name} was taken by another dataset meanwhile; choose another name"
+                raise JobFailedError("Not in this state", detail, 409) from error
             except NameTakenError as error:
                 detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
                 raise JobFailedError("Not in this state", detail, 409) from error

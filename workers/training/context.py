@@ -19,6 +19,7 @@ from core.instance import is_shared
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
 from core.log import best_effort
+from core.resources import ResourceStore
 from core.settings import Settings, StatePaths
 from core.shared import open_datasets, open_runs, open_versions
 from core.storage import INSUFFICIENT_STORAGE
@@ -88,6 +89,7 @@ class JobContext:
         engine = self.job_store.engine
         self.versions = open_versions(settings, engine, self.blobs)
         self.datasets = open_datasets(settings, engine, self.blobs)
+        self.resources = ResourceStore(engine)
         self.runs = open_runs(settings, engine, self.blobs)
         self.shared = is_shared(settings)
         self.registry = Registry(settings.checkpoints, self.versions)

@@ -22,8 +22,15 @@ from core.catalog.rollout import (
 from core.files import write_durably
 from core.jobs.records import Job
 from core.log import best_effort
+from core.resources import NameOwnedError
 from workers.training.child_process import POLL_S, ChildProcesses
-from workers.training.context import ClaimLostError, JobContext, WorkerStoppingError, message_event
+from workers.training.context import (
+    ClaimLostError,
+    JobContext,
+    JobFailedError,
+    WorkerStoppingError,
+    message_event,
+)
 from workers.training.run_folder import read_json
 
 PROGRESS = 0.99  # progress of a job while its version is measured and activated
@@ -81,6 +88,7 @@ class VersionPublisher:
             measured.write_bytes(orjson.dumps(printed))
             if active is not None:
                 self._context.versions.pin(name, active.version)
+            self.confirm_owner(job, shared=request.get("shared"))
             with contextlib.suppress(FileExistsError):
                 self._context.versions.publish(Path(printed["path"]), name, version)
         printed = read_json(measured)
@@ -90,6 +98,21 @@ class VersionPublisher:
         self._context.append_events(job, [], PROGRESS, reset_attempts=True)
         self.apply_policy(job, policy, version, measurement, None if active is None else active.version)
         self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
+
+    def confirm_owner(self, job: Job, *, shared: bool | None) -> None:
+        """Make sure that a model's first version is stored for the job's owner, before it is stored.
+
+        `shared` is that of the job's request. Raises JobFailedError (409) if the model does not
+        exist and its name belongs to another owner.
+        """
+        self._context.registry.refresh(force=True)
+        if self._context.registry.find(job.model) is not None:
+            return
+        try:
+            self._context.resources.confirm("model", job.model, job.owner, shared=shared)
+        except NameOwnedError as error:
+            detail = f"the name {job.model} was taken by another model meanwhile; choose another name"
+            raise JobFailedError("Not in this state", detail, 409) from error
 
     def reserve_number(self, name: str, folder: Path) -> str:
         """Reserve a version number of the model `name` and return it.

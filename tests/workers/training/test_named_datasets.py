@@ -14,6 +14,7 @@ import pytest
 
 from core.broker.codec import unpack
 from core.jobs.records import Job
+from core.resources import ResourceStore
 from core.settings import Settings
 from tests.uploads import idx
 from tests.waiting import wait_until
@@ -34,10 +35,10 @@ def worker(tmp_path: Path) -> TrainingWorker:
     )
 
 
-def _claimed(worker: TrainingWorker, name: str = "digits") -> Job:
+def _claimed(worker: TrainingWorker, name: str = "digits", owner: str = "") -> Job:
     """Insert a job that fetches MNIST, and claim it; return it."""
     request = {"source": "mnist", "name": name, "validation": 0.1, "shared": None}
-    worker.context.job_store.insert(Job(kind="dataset", model="", method="dataset", request=request))
+    worker.context.job_store.insert(Job(kind="dataset", owner=owner, model="", method="dataset", request=request))
     (job,) = worker.context.job_store.claim(worker.id, 600, 1, kinds=("dataset",))
     return job
 
@@ -95,6 +96,29 @@ def test_it_becomes_a_dataset(worker: TrainingWorker, tmp_path: Path, monkeypatc
     job = _claimed(worker)
     worker.run_job(job)
     assert _problem(worker, job)["status"] == 409
+
+
+@pytest.mark.parametrize("owner", ["ann", ""])
+def test_it_belongs_to_the_owner_of_the_job(
+    worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    """The job fails (409), and stores nothing, if the name belongs to another owner when the dataset
+    is converted; if it belongs to nobody any more, the dataset is private.
+    """
+    _fetch_with(worker, monkeypatch, _write_npz(tmp_path / "first.npz", 1))
+    store = ResourceStore(worker.context.job_store.engine)
+    store.claim("dataset", "digits", "bob", shared=False)
+    job = _claimed(worker, owner=owner)
+    worker.run_job(job)
+    problem = _problem(worker, job)
+    assert problem["status"] == 409
+    assert "choose another name" in problem["detail"]
+    assert worker.context.datasets.get("digits") is None
+    store.release("dataset", "digits")
+    job = _claimed(worker, owner=owner)
+    worker.run_job(job)
+    assert _ended(worker, job).status == "succeeded"
+    assert [(one.owner, one.shared) for one in store.all().values()] == ([(owner, False)] if owner else [])
 
 
 def test_without_npm_the_job_says_what_to_do(

@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import Versions
 from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
+from core.resources import ResourceStore
 from core.settings import Settings
 from core.storage import ObjectStoreError
 from tests.deferred_jobs import claimable_from, waits_s
@@ -651,6 +653,38 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) ->
     assert done is not None
     assert (done.status, done.version) == ("succeeded", "1")
     assert [path.name for path in (trainer.context.paths.checkpoints / "m").iterdir()] == ["1"]  # reserved once
+
+
+def test_the_first_version_of_a_model_belongs_to_the_owner_of_the_job(trainer: TrainingWorker) -> None:
+    """An import fails (409), and publishes nothing, if the name of its model belongs to another
+    owner meanwhile; if it belongs to nobody any more, the model is private.
+    """
+    trainer.children.run = lambda *_arguments, **_more: b""  # type: ignore[method-assign]
+    store = ResourceStore(trainer.context.job_store.engine)
+    store.claim("model", "m", "bob", shared=False)
+
+    def ended() -> Job:
+        job = replace(row("m", "import"), owner="ann")
+        trainer.context.job_store.insert(job)
+        folder = trainer.context.paths.auxiliary_job(job.id)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=("import",))
+        trainer.run_job(held)
+        done = trainer.context.job_store.get(job.id)
+        assert done is not None
+        return done
+
+    job = ended()
+    assert job.status == "failed"
+    assert job.problem is not None
+    assert job.problem["status"] == 409
+    assert "taken by another model" in job.problem["detail"]
+    assert not list(trainer.context.paths.checkpoints.glob("m/*/*.safetensors"))
+    store.release("model", "m")
+    assert ended().status == "succeeded"
+    ownership = store.all()["model", "m"]
+    assert (ownership.owner, ownership.shared) == ("ann", False)
 
 
 # --- batches that are too small ---
