@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from api.dependencies import CurrentCaller, State
+from api.errors import NotFoundError
 from api.openai_errors import PREFIX
 from api.openapi import BINARY, openai_responses, upload
 from api.responses.render import NPZ, JsonRoute
@@ -73,14 +75,20 @@ async def get_openai_file(state: State, caller: CurrentCaller, file_id: str) -> 
     "/{file_id}/content",
     summary="A dataset's arrays",
     response_class=Response,
-    responses={200: {"description": "An NPZ", "content": {NPZ: BINARY}}, **openai_responses(404)},
+    responses={200: {"description": "An NPZ", "content": {NPZ: BINARY}}, **openai_responses(404, 503)},
 )
 async def get_openai_file_content(state: State, caller: CurrentCaller, file_id: str) -> Response:
     """Return the splits of a dataset as an NPZ, which can be uploaded again."""
     about = await find_dataset(state, caller, file_id)
     chunks = _npz_chunks(partial(state.datasets.file, file_id), [about["counts"][split] for split in _SPLITS])
+    try:
+        first = await asyncio.to_thread(next, chunks)  # all files are on this host before the response starts
+    except FileNotFoundError as error:
+        raise NotFoundError(f"the dataset {file_id} was deleted meanwhile") from error
     name = f'attachment; filename="{file_id}.npz"'
-    return StreamingResponse(chunks, 200, {"Content-Disposition": name, "Cache-Control": "no-store"}, NPZ)
+    return StreamingResponse(
+        chain([first], chunks), 200, {"Content-Disposition": name, "Cache-Control": "no-store"}, NPZ
+    )
 
 
 @router.delete("/{file_id}", summary="Delete a dataset", responses=openai_responses(403, 404, 409))

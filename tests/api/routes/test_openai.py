@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import httpx2  # the HTTP library of openai
@@ -24,7 +26,8 @@ from PIL import Image
 from api.openai_errors import error_object
 from api.responses.openai_images import nearest_factor
 from core.catalog.cards import ImageShape
-from tests.api.callers import app_settings, application, key_file, key_line
+from core.storage import ObjectStoreError
+from tests.api.callers import app_settings, application, key_file, key_line, state_of
 from tests.api.helpers import MODEL, TINY, decode_image, decode_image_base64, encode_image, post_samples
 from tests.datasets import DIGITS
 from tests.stack import Stack
@@ -327,6 +330,33 @@ def test_labels_are_part_of_the_content(api: OpenAI, client: httpx.Client) -> No
     }
     assert found == {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
     api.files.delete(made.id)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ObjectStoreError(errno.EIO, "the object store failed"), 503, "the object store failed; try again later"),
+        (FileNotFoundError(), 404, "was deleted meanwhile"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, error: OSError, status: int, message: str) -> None:
+    """If a dataset's arrays cannot be downloaded from the blob store, the content is an error and
+    not a broken body.
+    """
+
+    def fail(*_arguments: str) -> Path:
+        raise error
+
+    async def call() -> None:
+        async with application(app_settings(tmp_path), "") as (client,):
+            files = {"file": ("a.npz", npz(images=pictures(40)))}
+            made = await client.post("/openai/v1/files", files=files, data={"purpose": "fine-tune"}, timeout=60)
+            with patch.object(state_of(client).datasets, "file", fail):
+                response = await client.get(f"/openai/v1/files/{made.json()['id']}/content")
+            assert response.status_code == status
+            assert message in response.json()["error"]["message"]
+
+    asyncio.run(call())
 
 
 @pytest.mark.parametrize(
