@@ -128,19 +128,28 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
     """
     store = state.versions
     await _check_unused(state, name, versions, model=model)
+    hiding = asyncio.create_task(asyncio.to_thread(lambda: store.hide(name, versions, model=model)))
     try:
-        hidden = await asyncio.to_thread(lambda: store.hide(name, versions, model=model))
-    except VersionActiveError as error:
-        raise ConflictError(f"{error} is active, or being activated; wait, or activate another version") from error
-    try:
+        await asyncio.shield(hiding)  # a cancelled thread would go on and hide the versions
         state.registry.refresh(force=True)
         await asyncio.sleep(_GRACE_S)
         await _check_unused(state, name, versions, model=model)
+    except VersionActiveError as error:
+        raise ConflictError(f"{error} is active, or being activated; wait, or activate another version") from error
     except BaseException:
-        await asyncio.shield(asyncio.to_thread(store.unhide, name, versions, hidden))
-        state.registry.refresh(force=True)
+        await asyncio.shield(_unhide(state, name, versions, hiding))
         raise
     await asyncio.to_thread(store.discard, name, versions)
+
+
+async def _unhide(state: AppState, name: str, versions: Sequence[str], hiding: asyncio.Task[dict[str, str]]) -> None:
+    """Wait for the task that hides versions, and make the versions available again."""
+    await asyncio.wait([hiding])
+    if isinstance(hiding.exception(), VersionActiveError):
+        return
+    pointer = {} if hiding.exception() else hiding.result()
+    await asyncio.to_thread(state.versions.unhide, name, versions, pointer)
+    state.registry.refresh(force=True)
 
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:

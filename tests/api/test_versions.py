@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -119,6 +121,35 @@ def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monk
                 assert response.status_code == 204
                 return
             problem(response, 409, "in use")
+            body = (await client.get("/v1/models/mine")).json()
+            assert (body["version"], body["versions"]) == ("2", ["1", "2", "3"])
+
+    asyncio.run(visit())
+
+
+def test_a_cancelled_deletion_is_undone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion that is cancelled while it hides the versions makes them available again."""
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            state = state_of(client)
+            hide, begun, go_on = state.versions.hide, threading.Event(), threading.Event()
+
+            def slow_hide(*arguments: Any, **more: Any) -> dict[str, str]:
+                begun.set()
+                assert go_on.wait(30)
+                return hide(*arguments, **more)
+
+            monkeypatch.setattr(state.versions, "hide", slow_hide)
+            task = asyncio.create_task(version_service.remove_versions(state, "mine", ["1", "2", "3"], model=True))
+            await asyncio.to_thread(begun.wait, 30)
+            task.cancel()
+            await asyncio.sleep(0.05)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.2)  # without the undo, the thread hides them about now
+            state.registry.scan()
             body = (await client.get("/v1/models/mine")).json()
             assert (body["version"], body["versions"]) == ("2", ["1", "2", "3"])
 
