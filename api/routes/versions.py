@@ -1,6 +1,7 @@
 """Versions of a model: list, get, download, import and delete them."""
 
 import asyncio
+import contextlib
 import filecmp
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,10 @@ async def get_version(state: State, caller: CurrentCaller, name: str, version: s
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the preview image in a version's checkpoint. The status is 404 if there is no preview."""
     entry = await find_version(state, caller, name, version)
-    picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
+    try:
+        picture = await asyncio.to_thread(lambda: read_preview(entry.file()))
+    except FileNotFoundError as error:
+        raise _deleted_error(entry) from error
     if picture is None:
         raise NotFoundError(f"{name[:120]}@{version[:40]} has no preview; ask for samples")
     return Response(picture, 200, {"Cache-Control": "private, immutable"}, PNG)
@@ -92,7 +96,17 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     entry = await find_version(state, caller, name, version)
     headers = {"Cache-Control": "private, immutable"}
     filename = f"{entry.name}-{entry.version}.safetensors"
-    return LimitedFileResponse(state.responses, await asyncio.to_thread(entry.file), headers, RAW, filename)
+    try:
+        path = await asyncio.to_thread(entry.file)
+        await asyncio.to_thread(path.stat)
+    except FileNotFoundError as error:
+        raise _deleted_error(entry) from error
+    return LimitedFileResponse(state.responses, path, headers, RAW, filename)
+
+
+def _deleted_error(entry: ModelVersion) -> NotFoundError:
+    """Return the error for a version whose file was deleted during the request."""
+    return NotFoundError(f"{entry.ref} was deleted meanwhile; GET /v1/models/{entry.name} lists its versions")
 
 
 @router.delete("/{version}", summary="Delete a version that is not active", **no_content(403, 404, 409))
@@ -214,13 +228,14 @@ def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None
     if active is not None and (active.card.family, active.image) != (card.family, card.image):
         detail = f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another"
         raise InvalidError.in_fields(["file"], detail)
-    uploaded = ""
+    size_bytes, uploaded = file.stat().st_size, ""
     for version in state.registry.versions(name):
         entry = state.registry.find(f"{name}@{version}")
-        if entry is None or entry.size_bytes != file.stat().st_size:
-            continue
-        if entry.shared is not None and not uploaded:
-            uploaded = digest_of(file)
-        if entry.shared.sha256 == uploaded if entry.shared else filecmp.cmp(file, entry.path, shallow=False):
-            return entry
+        with contextlib.suppress(FileNotFoundError):  # the version was deleted meanwhile
+            if entry is None or entry.size_bytes != size_bytes:
+                continue
+            if entry.shared is not None and not uploaded:
+                uploaded = digest_of(file)
+            if entry.shared.sha256 == uploaded if entry.shared else filecmp.cmp(file, entry.path, shallow=False):
+                return entry
     return None

@@ -156,6 +156,23 @@ def test_a_cancelled_deletion_is_undone(settings: Settings, monkeypatch: pytest.
     asyncio.run(visit())
 
 
+def test_a_version_that_is_deleted_during_a_request_is_404(settings: Settings) -> None:
+    """Its preview and file are 404, and an import of the same bytes finds another version."""
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            path = settings.state / "checkpoints" / "mine" / "1" / "model.safetensors"
+            content = path.read_bytes()
+            path.unlink()  # the service does not know
+            for part in ("file", "preview"):
+                problem(await client.get(f"/v1/models/mine/versions/1/{part}"), 404, "mine@1 was deleted meanwhile")
+            raw = {"Content-Type": "application/octet-stream"}
+            same = await client.post("/v1/models/mine/versions", content=content, headers=raw)
+            assert (same.status_code, same.json()["version"]) == (200, "2")
+
+    asyncio.run(visit())
+
+
 def test_candidates_are_not_deleted(settings: Settings) -> None:
     """A version that workers are loading cannot be deleted (409), nor its model."""
     store = Versions(settings.state / "checkpoints")
