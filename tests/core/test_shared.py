@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,10 @@ def test_a_dataset_and_its_owner_are_stored_together(hosts: list[Host]) -> None:
     assert about is not None
     assert not host.datasets.delete("squares", "2020-01-01T00:00:00.000+00:00")
     assert host.datasets.delete("squares", about["created_at"])
+    owners.release("dataset", "squares", replace(owners.get("dataset", "squares"), created_at=1.0))
+    assert owners.get("dataset", "squares").owner == "ann"
+    owners.release("dataset", "squares", owners.get("dataset", "squares"))
+    assert owners.all() == {}
 
 
 def test_a_damaged_copy_is_replaced_and_a_damaged_blob_rejected(tmp_path: Path) -> None:
