@@ -29,7 +29,7 @@ from api.training_workers import TrainingWorkers
 from api.wait_estimates import WaitEstimator
 from core.blobs import Blobs
 from core.broker.codec import Fields, pack, unpack
-from core.broker.connection import connect_async
+from core.broker.connection import connect_async, training_queue
 from core.broker.keys import preview_key
 from core.cleanup import Cleanup
 from core.imaging.tiling import photograph_bytes
@@ -66,7 +66,7 @@ class JobService:
         self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._updates = JobUpdates(job_store, self._threads, self.job_events)
         self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
-        self.training_workers = TrainingWorkers(settings.training_queue)
+        self.training_workers = TrainingWorkers(training_queue(settings))
         self.wait_estimates = WaitEstimator(
             job_store.engine, self._threads.read, batch_sender.missing_worker, self.training_workers.count
         )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlparse
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -335,14 +334,6 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the job database."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'jobs.sqlite3'}"
-
-    @property
-    def training_queue(self) -> str:
-        """The URL of the Redis database by which training workers are woken."""
-        if self.training_queue_url:
-            return self.training_queue_url
-        address = urlparse(self.queue_url)
-        return address._replace(path=f"/{int(address.path.strip('/') or 0) + 1}").geturl()
 
     @property
     def blobs(self) -> str:

@@ -34,6 +34,7 @@ from redis.sentinel import MasterNotFoundError
 from core import tracing
 from core.blobs import BlobsUrlError, is_remote, open_blobs
 from core.broker.address import QueueAddress
+from core.broker.connection import training_queue
 from core.instance import instance_id, is_shared, share_webhook_secret
 from core.jobs.database import DRIVERS, database_url
 from core.jobs.migrate import NewerDatabaseError
@@ -243,7 +244,8 @@ def check_queue(settings: Settings) -> bool:
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
-    addresses = {"REVERIE_QUEUE_URL": settings.queue_url, "REVERIE_TRAINING_QUEUE_URL": settings.training_queue}
+    queue_address(settings.queue_url, "REVERIE_QUEUE_URL")
+    addresses = {"REVERIE_QUEUE_URL": settings.queue_url, "REVERIE_TRAINING_QUEUE_URL": training_queue(settings)}
     return all(_claim_queue(url, setting, own_mark) for setting, url in addresses.items())
 
 

@@ -135,7 +135,13 @@ def check(settings: Settings, *, queue: bool) -> None:
     if not queue:
         startup.check_queue(settings)
         return
-    host, port = startup.queue_address(settings.queue_url, "REVERIE_QUEUE_URL").host_port
+    address = startup.queue_address(settings.queue_url, "REVERIE_QUEUE_URL")
+    if address.sentinels or address.tls or "path" in address.options:
+        raise startup.StartupError(
+            f"no queue server can be started at {address.name} by this command; --no-queue uses the server there, or "
+            "set REVERIE_QUEUE_URL to redis://127.0.0.1:PORT/0"
+        )
+    host, port = address.host_port
     try:
         startup.bound_socket(host, port, "REVERIE_QUEUE_URL to another one; --no-queue uses the server there").close()
     except startup.StartupError:

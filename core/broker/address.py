@@ -14,7 +14,7 @@ Options in the query are those of redis-py's `from_url`. With Sentinel, `sentine
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import redis
 from kombu.utils.url import as_url
@@ -23,6 +23,20 @@ from redis.connection import parse_url
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 _SENTINEL = "sentinel"
 _SENTINEL_TIMEOUT_S = 1.0  # how long one Sentinel may take to reply, before the next one is tried
+
+
+def next_database(url: str) -> str:
+    """Return the URL of the same queue server with the next database number.
+
+    Raises ValueError if `url` is not a URL of a queue server.
+    """
+    number = QueueAddress.parse(url).options.get("db", 0) + 1
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    if parts.scheme == "unix" or "db" in dict(query):
+        others = [(name, value) for name, value in query if name != "db"]
+        return f"{url.partition('?')[0]}?{urlencode([*others, ('db', number)], quote_via=quote)}"
+    return parts._replace(path=f"/{number}").geturl()
 
 
 @dataclass(frozen=True)

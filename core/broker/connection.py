@@ -5,10 +5,18 @@ from typing import Any
 
 import redis
 
-from core.broker.address import QueueAddress
+from core.broker.address import QueueAddress, next_database
 from core.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+def training_queue(settings: Settings) -> str:
+    """Return the URL of the Redis database by which training workers are woken.
+
+    Raises ValueError if it follows from the URL of the queue server, which is not valid.
+    """
+    return settings.training_queue_url or next_database(settings.queue_url)
 
 
 def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
@@ -17,14 +25,19 @@ def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
     With `training`, it uses the Redis database whose messages wake training workers; otherwise the
     database with the queues of inference workers.
     """
-    address = QueueAddress.parse(settings.training_queue if training else settings.queue_url)
-    return address.client(socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15)
+    address = QueueAddress.parse(training_queue(settings) if training else settings.queue_url)
+    return address.client(socket_timeout=5, health_check_interval=15, **_tcp_options(address))
 
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
     """Return an asyncio client of the queue server, for the queues of inference workers."""
     address = QueueAddress.parse(settings.queue_url)
-    return address.async_client(socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True)
+    return address.async_client(socket_timeout=15, **_tcp_options(address))
+
+
+def _tcp_options(address: QueueAddress) -> dict[str, Any]:
+    """Return options that connections have by TCP only, not by a Unix socket."""
+    return {} if "path" in address.options else {"socket_connect_timeout": 2, "socket_keepalive": True}
 
 
 def server_time(client: redis.Redis) -> float:

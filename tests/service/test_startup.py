@@ -25,7 +25,7 @@ import redis
 from core import startup
 from core.settings import Settings
 from tests.forked import ForkedProcess
-from tests.stack import ROOT, free_port, succeeds
+from tests.stack import ROOT, Stack, free_port, succeeds
 from tests.waiting import wait_until
 from workers.devserver import queue_command
 
@@ -191,6 +191,30 @@ def test_a_port_that_is_in_use(tmp_path: Path) -> None:
 
 
 # --- queue servers ---
+
+
+def test_a_queue_server_on_a_unix_socket(tmp_path: Path) -> None:
+    """All programs use a queue server on a Unix socket."""
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most 107 characters
+        path = f"{short}/queue.sock"
+        running = Stack(tmp_path, queue_url=f"unix://{path}?db=2")
+        command = queue_command(Settings(state=tmp_path / "state", queue_url=running.queue_url))
+        running.parts["queue"] = subprocess.Popen([*command, "--unixsocket", path], stdout=subprocess.DEVNULL)
+        try:
+            running.wait_queue()
+            for part in (*running.workers, "api"):
+                running.start(part)
+            running.wait_ready()
+            request = {"model": "vae-mnist-2d", "count": 1}
+            assert httpx.post(f"{running.url}/v1/samples", json=request, timeout=60).status_code == 200
+            with redis.Redis(unix_socket_path=path) as client:
+                assert {name for name in client.info("keyspace") if isinstance(name, str)} == {"db2", "db3"}
+            (output,) = refusals(
+                "serve", state=tmp_path / "other", queue_url=running.environment["REVERIE_QUEUE_URL"]
+            ).values()
+            assert "--no-queue" in output
+        finally:
+            running.down()
 
 
 @TWO_OR_ALL

@@ -17,7 +17,7 @@ import pytest
 import redis
 from kombu.connection import Connection
 
-from core.broker.address import QueueAddress
+from core.broker.address import QueueAddress, next_database
 from core.broker.pipelined_connection import PipelinedConnection
 from core.settings import Settings
 from tests.stack import free_port, succeeds
@@ -194,3 +194,22 @@ def test_sentinel_urls_are_parsed() -> None:
         QueueAddress.parse("sentinel://a/0")
     with pytest.raises(ValueError, match="scheme"):
         QueueAddress.parse("http://a/0")
+
+
+@pytest.mark.parametrize(
+    ("url", "following"),
+    [
+        ("redis://127.0.0.1:6390", "redis://127.0.0.1:6390/1"),
+        ("redis://u:p%40@a:1/2?socket_timeout=7", "redis://u:p%40@a:1/3?socket_timeout=7"),
+        ("redis://a:1/?db=3", "redis://a:1/?db=4"),
+        ("rediss://a:1/?ssl_ca_certs=/a%20b.pem", "rediss://a:1/1?ssl_ca_certs=/a%20b.pem"),
+        ("unix:///run/queue.sock", "unix:///run/queue.sock?db=1"),
+        ("unix://u:p@/run/queue.sock?db=4&socket_timeout=7", "unix://u:p@/run/queue.sock?socket_timeout=7&db=5"),
+        ("sentinel://u:p%40@a:1,b/2?master_name=main", "sentinel://u:p%40@a:1,b/3?master_name=main"),
+    ],
+)
+def test_training_workers_use_the_next_database(url: str, following: str) -> None:
+    """The URL with the next database number is the same otherwise."""
+    assert next_database(url) == following
+    number = QueueAddress.parse(url).options.get("db", 0)
+    assert QueueAddress.parse(following).options == {**QueueAddress.parse(url).options, "db": number + 1}
