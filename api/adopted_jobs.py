@@ -128,7 +128,9 @@ class AdoptedJobs:
     async def renew(self) -> None:
         """Renew the leases of all adopted jobs, and write their progress to the job store."""
         if self.pending:
-            await self.threads.write(self.job_store.renew_leases, self.holder, self.settings.job_lease_s)
+            await self.threads.write(
+                self.job_store.renew_leases, self.holder, self.settings.job_lease_s, list(self.pending)
+            )
             progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}
             for job_id, pending in list(self.pending.items()):
                 if pending.restarts:

@@ -1,7 +1,7 @@
 """Renew the leases of jobs, and requeue or fail jobs whose leases have expired."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -30,12 +30,18 @@ def _lock(connection: sa.Connection, where: transitions.Condition, *, skip_locke
 class JobLeases(JobQueries):
     """The part of the job store that renews leases, and ends or requeues jobs with expired ones."""
 
-    def renew_leases(self, holder: str, lease_s: float) -> None:
-        """Extend all leases that `holder` owns; they expire `lease_s` seconds from now."""
+    def renew_leases(self, holder: str, lease_s: float, job_ids: Collection[str] | None = None) -> None:
+        """Extend the leases that `holder` owns; they expire `lease_s` seconds from now.
+
+        With `job_ids`, only the leases of these jobs. So a job expires whose claim the holder does
+        not know about, because the connection broke before the database's reply.
+        """
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
+        if job_ids is not None:
+            held &= jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
-            if job_ids := _lock(connection, held):
-                connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(lease_until=NOW + lease_s))
+            if locked := _lock(connection, held):
+                connection.execute(jobs.update().where(jobs.c.id.in_(locked)).values(lease_until=NOW + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
         """Increase the progress of jobs whose leases `holder` owns, and add an event to each.
@@ -74,21 +80,22 @@ class JobLeases(JobQueries):
             for job_id in _lock(connection, held):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
-    def touch_lapsed(self) -> list[Claim]:
-        """Test that the database is writable; return the claims on jobs whose lease has expired.
+    def touch_lapsed(self) -> list[tuple[Claim, float]]:
+        """Test that the database is writable; return the claims on jobs whose lease has expired,
+        each with the time (Unix time in seconds) at which it did.
 
         The test writes the leases of these jobs unchanged. If it raises an error, live processes
         cannot renew their leases either. If no lease has expired, nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(jobs.c.id, jobs.c.token).where(lapsed)).all()
+            rows = connection.execute(sa.select(jobs.c.id, jobs.c.token, jobs.c.lease_until).where(lapsed)).all()
         if rows:
             with transaction(self.engine) as connection:
                 if job_ids := _lock(connection, lapsed, skip_locked=True):
                     same = jobs.update().where(jobs.c.id.in_(job_ids)).values(lease_until=jobs.c.lease_until)
                     connection.execute(same)
-        return [Claim(job_id, token) for job_id, token in rows]
+        return [(Claim(job_id, token), lease_until) for job_id, token, lease_until in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
         """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
@@ -138,7 +145,7 @@ class LeaseReaper:
         self._grace_s = max(lease_s / 2, min(lease_s, 2 * HEARTBEAT_S))
         self._max_attempts = max_attempts
         self._not_before = 0.0
-        self._first_seen: dict[Claim, float] = {}
+        self._first_seen: dict[tuple[Claim, float], float] = {}
 
     def reap(self) -> list[str]:
         """Requeue or fail the jobs of dead processes; return the ids of these jobs.
@@ -150,8 +157,9 @@ class LeaseReaper:
         if now < self._not_before:
             return []
         try:
-            self._first_seen = {claim: self._first_seen.get(claim, now) for claim in self._job_store.touch_lapsed()}
-            due = [claim.job_id for claim, first_seen in self._first_seen.items() if now - first_seen >= self._grace_s]
+            # a lease that was renewed since and has expired again gets the time anew
+            self._first_seen = {lapsed: self._first_seen.get(lapsed, now) for lapsed in self._job_store.touch_lapsed()}
+            due = [claim.job_id for (claim, _), seen in self._first_seen.items() if now - seen >= self._grace_s]
             return self._job_store.reap(self._max_attempts, due) if due else []
         except sa.exc.DBAPIError:
             self._not_before = now + self._lease_s

@@ -61,7 +61,7 @@ GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 # See docs/decisions.md#the-training-worker-imports-neither-torch-nor-celery
 class TrainingWorker:
-    """A training worker: one thread for trainings, several for auxiliary jobs, and a heartbeat."""
+    """A training worker: a thread for trainings, several for auxiliary jobs, and one for heartbeats."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the stores, and prepare connections to the queue server; start no thread yet."""
@@ -78,14 +78,15 @@ class TrainingWorker:
         self._reaper = LeaseReaper(self.context.job_store, settings.job_lease_s, settings.max_attempts)
         self._training_queue = connect(settings, training=True)
         self._cleaned_up = 0.0
+        self._ended = threading.Event()
 
     # --- life ---
 
     def start(self) -> None:
         """Claim and run jobs until `stop` is called; return when all threads have ended.
 
-        Meanwhile the calling thread publishes the heartbeat. At the end, jobs that this worker
-        still holds are requeued.
+        Meanwhile the calling thread renews the leases of these jobs. At the end, jobs that this
+        worker still holds are requeued.
         """
         auxiliary_threads = self.context.settings.auxiliary_workers
         kinds_by_thread: list[tuple[str, ...]] = [(TRAINING,), *[AUXILIARY_KINDS] * auxiliary_threads]
@@ -98,9 +99,14 @@ class TrainingWorker:
             threads.append(threading.Thread(target=self._remove_unneeded_folders, name="local-folders"))
         for thread in threads:
             thread.start()
+        # a thread of its own: a queue server that hangs must not delay the renewal of leases
+        heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat")
+        heartbeat.start()
         while any(thread.is_alive() for thread in threads):
-            best_effort(self._heartbeat)
+            best_effort(self._maintain)
             time.sleep(HEARTBEAT_S / 4 if self.context.stopping.is_set() else HEARTBEAT_S)
+        self._ended.set()
+        heartbeat.join()
         best_effort(lambda: self.context.job_store.release(self.id, "its holder stopped"))
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
@@ -112,16 +118,32 @@ class TrainingWorker:
         self.state = "draining"
         self.context.stopping.set()
 
-    def _heartbeat(self) -> None:
-        """Renew the leases of this worker's jobs and publish its heartbeat.
+    def _run_heartbeat(self) -> None:
+        """Publish the heartbeat every `HEARTBEAT_S` seconds until all other threads have ended."""
+        while True:
+            best_effort(self._publish_heartbeat)
+            if self._ended.wait(HEARTBEAT_S):
+                return
+
+    def _maintain(self) -> None:
+        """Renew the leases of this worker's jobs.
 
         Every `CLEANUP_S` seconds, also requeue the jobs of all workers whose lease has expired, and
         release the datasets of jobs that have ended, so that they can be deleted.
         """
         job_store = self.context.job_store
-        if self._running:
-            best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
+        if running := list(self._running):
+            best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s, running))
+        if time.monotonic() - self._cleaned_up >= CLEANUP_S:
+            self._cleaned_up = time.monotonic()
+            for job_id in self._reaper.reap():
+                log.warning("lease lapsed", extra={"job": job_id})
+            self._release_datasets()
+
+    def _publish_heartbeat(self) -> None:
+        """Write the heartbeat to the queue server, and the state to the file for health checks."""
         heartbeat = {
+            "at": server_time(self._training_queue),
             "state": self.state,
             "host": platform.node(),
             "pid": os.getpid(),
@@ -129,17 +151,7 @@ class TrainingWorker:
             "devices": self.devices,
             "histograms": HISTOGRAMS.snapshot(),
         }
-        best_effort(lambda: self._publish(heartbeat))
-        if time.monotonic() - self._cleaned_up >= CLEANUP_S:
-            self._cleaned_up = time.monotonic()
-            for job_id in self._reaper.reap():
-                log.warning("lease lapsed", extra={"job": job_id})
-            self._release_datasets()
-
-    def _publish(self, heartbeat: dict[str, Any]) -> None:
-        """Write the heartbeat to the queue server, and the state to the file for health checks."""
-        dated = {"at": server_time(self._training_queue), **heartbeat}
-        self._training_queue.hset(TRAINING_WORKERS, self.id, pack(dated))
+        self._training_queue.hset(TRAINING_WORKERS, self.id, pack(heartbeat))
         if file := self.context.settings.heartbeat_file:
             replace_text(file, self.state)
 

@@ -262,6 +262,34 @@ def test_a_job_that_waited_for_room_too_long_says_why(job_store: JobStore) -> No
     assert (failed.problem or {})["status"] == 507
 
 
+def test_a_renewed_lease_that_expires_again_gets_the_time_anew(tmp_path: Path) -> None:
+    """A reaper that did not look while a lease was renewed does not take two lapses for one."""
+    job_store = JobStore(f"sqlite:///{tmp_path / 'l.sqlite3'}")
+    job_store.insert(job())
+    job_store.claim("a", 0.1, 1)
+    reaper = LeaseReaper(job_store, 1.0, 1)
+    time.sleep(0.2)
+    assert reaper.reap() == []
+    time.sleep(0.5)
+    job_store.renew_leases("a", 0.1)
+    time.sleep(0.5)
+    assert reaper.reap() == []
+    time.sleep(0.9)
+    assert len(reaper.reap()) == 1
+
+
+def test_only_the_leases_of_known_jobs_are_renewed(tmp_path: Path) -> None:
+    """A job expires whose holder does not know that it claimed it."""
+    job_store = JobStore(f"sqlite:///{tmp_path / 'l.sqlite3'}")
+    known, unknown = job(), job()
+    job_store.insert(known, unknown)
+    job_store.claim("a", 0.1, 1)
+    job_store.claim("a", 0.1, 1)
+    time.sleep(0.2)
+    job_store.renew_leases("a", 60, [known.id])
+    assert job_store.reap(3) == [unknown.id]
+
+
 def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
     """A lease expires only if the database was writable for long enough that the worker could have
     renewed it.

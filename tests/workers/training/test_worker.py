@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import sqlite3
 import time
 from dataclasses import replace
@@ -545,6 +546,31 @@ def test_better_follows_the_figures_own_direction() -> None:
 def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None:
     """Version numbers continue after those of the shipped versions."""
     assert Versions(tmp_path).reserve("vae-mnist", ["1"]) == "2"
+
+
+def test_a_queue_server_that_hangs_costs_no_lease(tmp_path: Path) -> None:
+    """Leases are renewed while the queue server accepts connections but does not reply."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = Settings(
+            state=tmp_path,
+            checkpoints=tmp_path / "none",
+            queue_url="redis://{}:{}/0".format(*listener.getsockname()),
+            job_lease_s=1.5,
+        )
+        worker = TrainingWorker(settings)
+        job_store, job = worker.context.job_store, row()
+        job_store.insert(job)
+        lapsed: list[Any] = []
+
+        def run(_job: Job) -> None:
+            for _ in range(30):
+                time.sleep(0.1)
+                lapsed.extend(job_store.touch_lapsed())
+            worker.stop()
+
+        with patch.object(TrainingWorker, "run_job", lambda _self, job: run(job)):
+            worker.start()
+    assert lapsed == []
 
 
 def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
