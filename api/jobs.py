@@ -322,13 +322,14 @@ class JobService:
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
         """Delete the stored inputs of a job if the block, which inserts the job, fails.
 
-        Inputs without a job are deleted periodically, and so may be gone when the job is inserted.
+        They are kept if the database cannot be read: the job may be inserted although the reply was
+        lost. Inputs without a job are deleted periodically, and so may be gone when the job is inserted.
         Then the job is deleted again and OverloadedError is raised, so that the client retries.
         """
         try:
             yield
         except sa.exc.SQLAlchemyError:
-            if job.items_blob is not None:
+            if job.items_blob is not None and not await self._threads.read(self._job_store.states, [job.id]):
                 await self._threads.read(self._blobs.delete, f"jobs/{job.id}")
             raise
         if job.items_blob is not None and not await self._threads.read(self._blobs.exists, job.items_blob):

@@ -20,7 +20,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,13 +29,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from core.blobs import Blobs, open_blobs, remove_tree, walk
-from core.catalog.versions import POINTERS
+from core.catalog.versions import FILE, POINTERS
 from core.files import modified_at_ns, write_durably
 from core.instance import is_shared
+from core.jobs import transitions
 from core.jobs.migrate import existing_file
-from core.jobs.records import TERMINAL, JobState
+from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, JobState, import_key
+from core.jobs.schema import jobs, transaction
 from core.jobs.store import JobStore
-from core.settings import Settings
+from core.settings import Settings, StatePaths
+from core.shared import open_datasets
 from core.startup import errors_end_the_program, load_settings
 from core.storage import reason_of
 
@@ -46,6 +49,12 @@ STATE, BLOBS = "state", "blobs"
 
 _TRIES = 5  # how often the database is copied if files that it names were deleted in between
 
+_FILES_LOST = {
+    "type": "about:blank",
+    "title": "Files lost",
+    "status": 500,
+    "detail": "files of the job were deleted while the backup was made; send the request again",
+}
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("scratch", "desk", "runs")
 # Not in a backup: the queue server's data, which are not durable state; this instance's id, which
@@ -174,11 +183,22 @@ def _copy_database(database: Path, target: Path) -> None:
         contextlib.closing(sqlite3.connect(target)) as copy,
     ):
         source.backup(copy)  # in one step: the service writes to its WAL file meanwhile
-    JobStore(f"sqlite:///{target.resolve()}").engine.dispose()
-    target.with_name(f".{target.name}.lock").unlink()
-    with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file
-        copy.commit()
+    with _opened(target):
+        pass  # migrates it
+
+
+@contextlib.contextmanager
+def _opened(database: Path) -> Iterator[JobStore]:
+    """Yield the job store of a database in a backup; afterwards the database is one file again."""
+    job_store = JobStore(f"sqlite:///{database.resolve()}")
+    try:
+        yield job_store
+    finally:
+        job_store.engine.dispose()
+    database.with_name(f".{database.name}.lock").unlink()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.commit()
 
 
 def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
@@ -196,29 +216,49 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
     The files are blobs, folders of unfinished auxiliary jobs, and runs. Files that an earlier
     attempt copied and that no job needs any more are removed from the backup. If files are missing
-    in the `last` attempt, their jobs are marked as expired in `database`; in an earlier attempt,
-    the caller copies the database again.
+    in the `last` attempt, their jobs are marked in `database`, as expired or, if they are
+    unfinished, as failed; in an earlier attempt, the caller copies the database again.
     """
-    gone, wanted = [], set()
+    gone: dict[str, JobState] = {}
+    wanted: set[str] = set()
     for job_id, kind, state, keys in _read_jobs(database):
         try:
             if state.needs_blobs and keys:
                 wanted |= _copy_blobs(blobs, job_id, keys, copy)
             if state.status not in TERMINAL:
-                for scratch in ("scratch", "desk"):  # "desk" is the name in earlier releases
-                    wanted |= _copy_tree(settings.state, Path(scratch) / job_id, copy)
+                wanted |= _copy_inputs(settings, blobs, job_id, kind, copy)
             if kind == "training":
                 wanted |= _copy_run(settings.state, job_id, copy)
         except FileNotFoundError:
-            gone.append(job_id)
+            gone[job_id] = state
     for name in [name for name in copy.files if name not in wanted]:
         copy.drop(name)
     if gone and last:
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            change = "UPDATE jobs SET expired = 1, items_blob = NULL WHERE id = ?"
-            connection.executemany(change, [(job_id,) for job_id in gone])
-            connection.commit()
+        with _opened(database) as job_store:
+            job_store.mark_expired([job_id for job_id, state in gone.items() if state.status in TERMINAL])
+            with transaction(job_store.engine) as connection:
+                for job_id in (job_id for job_id, state in gone.items() if state.status not in TERMINAL):
+                    transitions.finish(connection, jobs.c.id == job_id, job_id, "failed", _FILES_LOST, items_blob=None)
     return not gone
+
+
+def _copy_inputs(settings: Settings, blobs: Blobs, job_id: str, kind: str, copy: _Copy) -> set[str]:
+    """Copy the files with which an unfinished auxiliary job begins; return their paths in the
+    backup.
+
+    Raises FileNotFoundError if the file of an import is missing: the import has ended meanwhile.
+    """
+    if kind == "import" and is_shared(settings):
+        copy.add_blob(blobs, import_key(job_id))
+        return {f"{BLOBS}/{import_key(job_id)}"}
+    names = {
+        name
+        for scratch in ("scratch", "desk")  # "desk" is the name in earlier releases
+        for name in _copy_tree(settings.state, Path(scratch) / job_id, copy)
+    }
+    if kind == "import" and not any(name.endswith(f"/{FILE}") for name in names):
+        raise FileNotFoundError(f"{job_id} has no file to import")
+    return names
 
 
 def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> set[str]:
@@ -356,8 +396,30 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     job_store = JobStore(settings.database)
     # jobs that were running at the time of the backup are queued again
     job_store.release(None, "the service was restored from a backup")
+    _restore_claims(settings, job_store)
     job_store.engine.dispose()
     return manifest
+
+
+def _restore_claims(settings: Settings, job_store: JobStore) -> None:
+    """Protect the datasets of unfinished trainings from deletion, and reserve the version numbers
+    of unfinished jobs again.
+
+    In a folder these are empty files and folders, which a backup may lack.
+    """
+    datasets = open_datasets(settings, job_store.engine, open_blobs(settings.blobs))
+    paths = StatePaths(settings.state.resolve())
+    unfinished = jobs.c.status.not_in(TERMINAL) & jobs.c.kind.in_((TRAINING, *AUXILIARY_KINDS))
+    with job_store.engine.connect() as connection:
+        rows = connection.execute(
+            sa.select(jobs.c.id, jobs.c.kind, jobs.c.model, jobs.c.request).where(unfinished)
+        ).all()
+    for job_id, kind, model, request in rows:
+        if kind == TRAINING:
+            datasets.use(str(request.get("dataset")), job_id)
+        for folder in (paths.run(request.get("training", job_id)) / job_id, paths.auxiliary_job(job_id)):
+            with contextlib.suppress(FileNotFoundError):
+                (paths.checkpoints / model / (folder / "version").read_text()).mkdir(parents=True, exist_ok=True)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -83,8 +83,12 @@ class Runs:
         """Return whether the checkpoint in a run folder, or a later one, is also stored elsewhere."""
         return False
 
-    def restore(self, job_id: str, folder: Path) -> None:
-        """Write the stored checkpoint to the run folder, unless the folder has a later one."""
+    def restore(self, job_id: str, folder: Path) -> bool:  # noqa: ARG002 - see SharedRuns
+        """Write the stored checkpoint to the run folder, unless the folder has a later one.
+
+        Returns False if files of the stored checkpoint are missing.
+        """
+        return True
 
 
 class SharedRuns(Runs):
@@ -161,7 +165,7 @@ class SharedRuns(Runs):
                 else:
                     os.link(folder / name, copy)
                 sha256 = digest_of(copy)
-                if name in old and old[name]["sha256"] == sha256:
+                if name in old and old[name]["sha256"] == sha256 and self._blobs.exists(old[name]["blob_key"]):
                     made[name] = old[name]
                     continue
                 key, size = f"{PREFIX}/{job_id}/checkpoint/{uuid4().hex}/{name}", copy.stat().st_size
@@ -226,12 +230,17 @@ class SharedRuns(Runs):
             return False
         return _step_in(progress) >= _step(folder / "progress.json")
 
-    def restore(self, job_id: str, folder: Path) -> None:
-        """Download the checkpoint if its step is later than that in the folder. Raises OSError."""
+    def restore(self, job_id: str, folder: Path) -> bool:
+        """Download the checkpoint if its step is later than that in the folder.
+
+        Returns False if blobs of the checkpoint are missing, as they may be in a restored backup.
+        Raises OSError.
+        """
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):  # the checkpoint was replaced meanwhile
                 self._restore(self._files(job_id), job_id, folder)
-                return
+                return True
+        return False
 
     def _restore(self, files: dict[str, dict[str, Any]], job_id: str, folder: Path) -> None:
         """Download the checkpoint's `files`, unless the folder has one of the same or a later step.

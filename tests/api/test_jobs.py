@@ -250,6 +250,28 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
     _run(tmp_path, act)
 
 
+def test_a_row_that_was_written_keeps_its_inputs(tmp_path: Path) -> None:
+    """If the connection breaks after the commit, the job exists and keeps its stored images."""
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = InferenceRequest(
+            BY_METHOD["sample"], _ask().entry, {}, 7, 3, Content({}), items={"images": LARGE["images"]}
+        )
+        insert = JobStore.insert
+
+        def without_reply(store: JobStore, *rows: Job) -> None:
+            insert(store, *rows)
+            raise sa.exc.OperationalError("COMMIT", {}, OSError("connection lost"))
+
+        with patch.object(JobStore, "insert", without_reply), pytest.raises(sa.exc.OperationalError):
+            await job_service.create(inference_request)
+        (job,) = job_store.claim("worker", 3, 8)
+        assert job.items_blob is not None
+        assert FolderBlobs(tmp_path / "blobs").exists(job.items_blob)
+
+    _run(tmp_path, act)
+
+
 def test_a_stopping_process_hands_over_its_jobs(tmp_path: Path) -> None:
     """When the API process stops, a worker can claim its adopted jobs at once."""
     ids = []

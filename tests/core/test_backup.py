@@ -22,7 +22,7 @@ from core.backup import BackupError, create, restore
 from core.blobs import open_blobs
 from core.catalog.versions import FILE, Versions
 from core.datasets.store import Datasets
-from core.jobs.records import Job, JobState, SliceReport, new_id
+from core.jobs.records import Job, JobState, SliceReport, import_key, new_id
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.core.jobs.test_migrate import LAST, job_id, load
@@ -162,6 +162,58 @@ def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Pa
     other = Service(tmp_path / "other")
     assert other.job_store.states([done.id]) == {done.id: JobState("succeeded", expired=True)}
     other.job_store.engine.dispose()
+
+
+def test_imports_have_their_file_or_fail(service: Service, tmp_path: Path) -> None:
+    """An unfinished import is restored with its file. If the file is missing every time, as that of
+    an import that ends meanwhile, the restored job has failed with the reason.
+    """
+    waiting, lost = job(kind="import", model="m"), job(kind="import", model="m")
+    service.job_store.insert(waiting, lost)
+    folder = service.settings.state / "scratch" / waiting.id
+    folder.mkdir(parents=True)
+    (folder / FILE).write_bytes(b"weights")
+    create(service.settings, tmp_path / "backup")
+    restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
+    other = Service(tmp_path / "other")
+    assert (tmp_path / "other" / "scratch" / waiting.id / FILE).read_bytes() == b"weights"
+    found = [other.job_store.get(one.id) for one in (waiting, lost)]
+    assert [one and one.status for one in found] == ["queued", "failed"]
+    assert "while the backup was made" in str(found[1] and found[1].problem)
+    other.job_store.engine.dispose()
+
+
+def test_imports_have_their_blob(service: Service, tmp_path: Path) -> None:
+    """With an object store, which hosts share, the file of an unfinished import is a blob."""
+    waiting = job(kind="import", model="m")
+    service.job_store.insert(waiting)
+    service.blobs.put(import_key(waiting.id), b"weights")
+    with patch.object(backup, "is_shared", lambda _settings: True):
+        create(service.settings, tmp_path / "backup")
+    assert (tmp_path / "backup" / "blobs" / import_key(waiting.id)).read_bytes() == b"weights"
+
+
+def test_unfinished_jobs_keep_their_dataset_and_version(service: Service, tmp_path: Path) -> None:
+    """A restored training still protects its dataset, and the version numbers that it and an import
+    have reserved are not given to others.
+    """
+    state = service.settings.state
+    versions = Versions(state / "checkpoints")
+    training = job(kind="training", model="m", request={"dataset": "digits"})
+    imported = job(kind="import", model="n", request={"model": "n"})
+    service.job_store.insert(training, imported)
+    for row, folder in (
+        (training, state / "runs" / training.id / training.id),
+        (imported, state / "scratch" / imported.id),
+    ):
+        folder.mkdir(parents=True)
+        (folder / FILE).write_bytes(b"weights")
+        (folder / "version").write_text(versions.reserve(row.model, []))
+    create(service.settings, tmp_path / "backup")
+    restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
+    restored = Versions(tmp_path / "other" / "checkpoints")
+    assert (restored.reserve("m", []), restored.reserve("n", [])) == ("4", "2")
+    assert training.id in Datasets(tmp_path / "other" / "datasets").users("digits")
 
 
 def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:

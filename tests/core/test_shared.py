@@ -303,6 +303,25 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_host(hosts: list[Host]) ->
     assert not a.runs.has_checkpoint(claim.job_id)
 
 
+def test_a_checkpoint_without_its_blobs_is_reported_and_stored_anew(hosts: list[Host]) -> None:
+    """A restored database may name blobs that its backup lacks. The next checkpoint has all files,
+    also those that have not changed.
+    """
+    a, b = hosts
+    claim = _training(a)
+    run, other = (host.paths.run(claim.job_id) for host in hosts)
+    other.mkdir(parents=True)
+    _write_run(run, 1, b"weights 1")
+    assert a.runs.upload(claim, run)
+    a.blobs.delete(f"runs/{claim.job_id}/checkpoint")
+    assert b.runs.restore(claim.job_id, other) is False
+    assert not (other / "state.pt").exists()
+    _write_run(run, 2, b"weights 2")
+    assert a.runs.upload(claim, run)
+    assert b.runs.restore(claim.job_id, other) is True
+    assert (other / "state.pt").read_bytes() == b"weights 2"
+
+
 def test_a_worker_that_lost_its_claim_does_not_replace_a_checkpoint(hosts: list[Host]) -> None:
     """After another claim nothing is recorded; after a pause the last checkpoint is."""
     a, b = hosts

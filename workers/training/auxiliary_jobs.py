@@ -86,7 +86,9 @@ class AuxiliaryJobs:
         if self._context.shared:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RECIPE_FILE).write_text(json.dumps(job.request["recipe"]))
-            self._context.runs.restore(job.request["training"], folder)
+            complete = self._context.runs.restore(job.request["training"], folder)
+            if not complete and not (folder / "state.pt").exists():
+                raise JobFailedError("Checkpoint missing", "files of the training's checkpoint are missing")
         self._publisher.publish(job, job.request, folder)
 
     def fetch_dataset(self, job: Job) -> None:

@@ -97,10 +97,12 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / run_folder.RECIPE_FILE).write_text(json.dumps(self.request["recipe"]))
         run_folder.kill_orphan(self.folder)
-        self._context.runs.restore(self.job.id, self.folder)
+        complete = self._context.runs.restore(self.job.id, self.folder)
         self.restore_reported()
         step = run_folder.checkpoint_step(self.folder) if (self.folder / "state.pt").exists() else None
         text = "training begins" if step is None else f"training resumes from step {step}"
+        if not complete:
+            text += "; files of the stored checkpoint are missing, as in a backup made while the training ran"
         self._append_events([message_event(text)])
         kills = 0
         while True:
