@@ -80,7 +80,13 @@ class JobService:
         """Connect to the queue servers; start the loops that renew leases, poll and clean up."""
         self._redis = connect_async(self._settings)
         self.training_workers.start()
-        for loop in (self._maintain(), self._updates.listen(self._redis), self._updates.poll(), self._clean_up()):
+        for loop in (
+            self._renew_leases(),
+            self._maintain(),
+            self._updates.listen(self._redis),
+            self._updates.poll(),
+            self._clean_up(),
+        ):
             self._run(loop)
 
     async def stop(self) -> None:
@@ -452,8 +458,20 @@ class JobService:
 
     # --- background loops ---
 
+    async def _renew_leases(self) -> None:
+        """Renew the leases of adopted jobs, until cancelled.
+
+        This loop does not wait for the queue server, which may hang for longer than a lease lasts.
+        """
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
+            try:
+                await self._adopted.renew()
+            except Exception:
+                log.exception("renewing leases")
+
     async def _maintain(self) -> None:
-        """Renew leases, requeue jobs with expired leases, and end overdue jobs, until cancelled.
+        """Requeue jobs with expired leases, and end overdue jobs, until cancelled.
 
         Also counts the jobs of each status. If queued jobs are not claimed, wakes inference
         workers, and fails or moves jobs that no worker can run (`_check_waiting`).
@@ -461,7 +479,6 @@ class JobService:
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
             try:
-                await self._adopted.renew()
                 for job_id in await self._threads.write(self._reaper.reap):
                     log.warning("lease lapsed", extra={"job": job_id})
                     self._updates.notify(job_id)

@@ -211,6 +211,22 @@ def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path, status: 
     _run(tmp_path, act)
 
 
+def test_a_queue_server_that_hangs_costs_no_lease(tmp_path: Path) -> None:
+    """The leases of adopted jobs are renewed while waking the workers takes longer than a lease."""
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        with patch.object(BatchSender, "wake_idle", lambda *_: asyncio.sleep(60)):
+            await job_service.create(_ask())  # a queued job, for which workers are woken
+            job, call = await _adopted(job_service)
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                assert job_store.touch_lapsed() == []
+            call.result.set_result(SMALL)
+            assert (await _ended(job_service, job)).status == "succeeded"
+
+    _run(tmp_path, act, job_lease_s=1.0)
+
+
 def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     """A job whose images cannot be stored is rejected with 503 or 507, and no row is left."""
 
