@@ -24,7 +24,6 @@ from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.postgresql import PostgreSQL
-from tests.waiting import wait_until
 
 OLD_S = 100.0
 
@@ -318,7 +317,11 @@ def test_many_expired_results_do_not_keep_other_steps_from_running(
     with patch.object(place.blobs, "delete", side_effect=lambda _prefix: time.sleep(0.06)):
         place.cleanup.run()
         assert expired() < 4
-        wait_until(lambda: place.cleanup.run() or expired() == 4, "later sweeps have removed the others")
+        for _ in range(100):  # a slow machine may not remove one in each
+            place.cleanup.run()
+            if expired() == 4:
+                return
+    pytest.fail("later sweeps have not removed the others")
 
 
 def test_one_host_at_a_time_deletes_from_the_shared_stores(tmp_path: Path, postgresql: PostgreSQL) -> None:

@@ -43,7 +43,7 @@ class JobRunner:
         """Keep the worker's context, which has its stores and models; claim no job yet."""
         self._context = context
         self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
-        self._running = False
+        self._running: frozenset[str] = frozenset()
         self._lacking: dict[tuple[str, str], float] = {}  # until when, by model and version
 
     def run(self) -> None:
@@ -64,7 +64,7 @@ class JobRunner:
         )
         if not claimed:
             return
-        self._running = True
+        self._running = frozenset(job.id for job in claimed)
         for job in claimed:
             if job.token == 1:
                 waited_s = (job.started_at or job.created_at) - job.created_at
@@ -79,7 +79,7 @@ class JobRunner:
                 reports = self._run_slice(self._drop_jobs_without_space(claimed))
             saved = self._unsaved.add(reports)
         finally:
-            self._running = False
+            self._running = frozenset()
         self._publish_updates(saved)
 
     def _scope(self) -> ClaimScope:
@@ -94,10 +94,11 @@ class JobRunner:
         return ClaimScope(context.device_kind, names, tuple(self._lacking), pairs)
 
     def renew_leases(self) -> None:
-        """Renew the leases of the claimed jobs, and try again to record results kept in memory."""
+        """Renew the leases of the jobs that run, and try again to record results kept in memory."""
         context = self._context
-        if self._running or self._unsaved.waiting:
-            best_effort(lambda: context.job_store.renew_leases(context.worker_id, context.settings.job_lease_s))
+        if job_ids := self._running | self._unsaved.job_ids:
+            lease_s = context.settings.job_lease_s
+            best_effort(lambda: context.job_store.renew_leases(context.worker_id, lease_s, job_ids))
         if self._unsaved.waiting:
             best_effort(self._save_again)
 
@@ -289,6 +290,11 @@ class UnsavedReports:
     def waiting(self) -> bool:
         """Whether any result, or job to be queued again, is not yet recorded in the job store."""
         return bool(self._reports or self._deferred)
+
+    @property
+    def job_ids(self) -> set[str]:
+        """The ids of the jobs with results or returns that are not yet recorded."""
+        return {report.claim.job_id for report in self._reports} | {claim.job_id for claim, _, _ in self._deferred}
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
         """Keep a job that is to go back to its queue, until the next call of `add` or `save`.
