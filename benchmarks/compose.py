@@ -107,7 +107,9 @@ class Report:
 _INTRODUCTION = """# docker compose on a real engine
 
 Written by `python benchmarks/compose.py --write`. Seconds are of a machine with two cores that other
-programs used, too; each step fails the run if a request fails.
+programs used, too; each step fails the run if a request fails. No run so far had access to an image
+registry: the images that docker-compose.yml names for the profile `cluster`, postgres and
+chrislusf/seaweedfs, and the others of the registry were not run, but stand-ins of the same names.
 """
 
 

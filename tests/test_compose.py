@@ -157,7 +157,7 @@ def test_every_container_is_confined(services: Services, all_services: Services)
     """
     assert set(services) == {"queue", "api", "inference", "training"}
     assert set(all_services) == {*services, "postgresql", "s3", "s3-bucket", "inference-gpu", "training-gpu"}
-    users = {"queue": "valkey", "postgresql": "postgres", "s3": "10001", "s3-bucket": "10001"}
+    users = {"queue": "valkey", "postgresql": "postgres", "s3": "1000:1000", "s3-bucket": "1000:1000"}
     for name, service in all_services.items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
