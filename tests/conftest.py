@@ -27,6 +27,7 @@ LONGEST = (
     "clients/test_clients.py",
     "service/test_startup.py",
     "service/test_backup.py",
+    "service/test_postgresql_restore.py",
     "api/routes/test_datasets.py",
     "models/kit/test_train.py",
     "service/test_postgresql.py",
