@@ -49,7 +49,7 @@ def _base64(pixels: np.ndarray) -> str:
 
 
 def requests(of_a_kind: int, large: int, webhook: str) -> list[Request]:
-    """Return requests of ten kinds and large ones, each with its own seed, in a fixed random order.
+    """Return requests for eight operations and large ones, each with its own seed, in a random order.
 
     Energies are sent to `webhook`. Large requests are spread over the inference workers.
     """

@@ -204,7 +204,7 @@ def open_and_close(url: str) -> None:
     JobStore(url).engine.dispose()
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_four_processes_open_one_database(tmp_path: Path, request: pytest.FixtureRequest, rounds: int) -> None:
     """Four processes that open a new or old database at the same time create or migrate it once."""
     urls = [f"sqlite:///{tmp_path / f'new{number}.sqlite3'}" for number in range(rounds)]
