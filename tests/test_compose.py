@@ -74,6 +74,28 @@ def startable(command: list[str]) -> bool:
     return (ROOT / command[1]).is_file()
 
 
+_OTHER_BYTES = 1 << 30
+"""Memory that no setting limits: batches in progress, and the process of a training worker."""
+
+
+def needed_memory_bytes(part: str, settings: Settings) -> int:
+    """Return how much memory the settings allow a container of the API, of inference or of
+    training: the sum of docs/operations.md, "Sizing".
+    """
+    if part == "api":
+        return (200 << 20) + settings.max_inflight_body_bytes + settings.max_inflight_response_bytes
+    if part == "inference":
+        return (400 << 20) + settings.memory_budget_bytes + _OTHER_BYTES
+    return (1 + settings.auxiliary_workers) * settings.training_memory_bytes + _OTHER_BYTES
+
+
+def settings_of(service: dict[str, Any], secrets_dir: Path) -> Settings:
+    """Return the settings in the environment of a service."""
+    environment = {**service["environment"], "REVERIE_SECRETS_DIR": str(secrets_dir)}
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
+    return Settings(**{name: value for name, value in given.items() if value})
+
+
 def test_compose_accepts_the_file() -> None:
     """`docker-compose config` accepts the file without warnings."""
     done = compose(COMPOSE, "config", "--quiet")

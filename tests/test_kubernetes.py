@@ -18,7 +18,7 @@ from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
 from api.state import MAX_CONVERSIONS
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings
-from tests.test_compose import instructions, startable
+from tests.test_compose import instructions, needed_memory_bytes, startable
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -75,6 +75,19 @@ def container(deployment: Manifest) -> Manifest:
     (one,) = deployment["spec"]["template"]["spec"]["containers"]
     found: Manifest = one
     return found
+
+
+def settings_of(manifests: list[Manifest], deployment: Manifest, secrets_dir: Path) -> Settings:
+    """Return the settings of a deployment's container; its own variables override the ConfigMap."""
+    (config,) = of_kind(manifests, "ConfigMap").values()
+    variables = {**config["data"], **{entry["name"]: entry["value"] for entry in container(deployment)["env"]}}
+    variables["REVERIE_SECRETS_DIR"] = str(secrets_dir)
+    return Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in variables.items()})
+
+
+def size_bytes(text: str) -> int:
+    """Return a quantity of Kubernetes, such as 512Mi, in bytes."""
+    return int(text[:-2]) << {"Mi": 20, "Gi": 30}[text[-2:]]
 
 
 def test_manifests_match_the_schemas(manifests: list[Manifest]) -> None:
@@ -140,9 +153,7 @@ def test_the_temporary_folders_have_room_for_the_limits(tmp_path: Path) -> None:
     and then for the arrays that are made of them.
     """
     made = overlaid(tmp_path, "object-store", [BUCKET])
-    (config,) = of_kind(made, "ConfigMap").values()
-    values = {name.removeprefix(PREFIX).lower(): value for name, value in config["data"].items()}
-    limits = Settings(**{**values, "secrets_dir": str(tmp_path)})
+    limits = settings_of(made, of_kind(made, "Deployment")["reverie-training"], tmp_path)
     conversion = limits.max_unpacked_bytes + max(limits.max_dataset_bytes, limits.max_unpacked_bytes)
     cache = limits.cache_bytes + max(limits.max_version_bytes, limits.max_unpacked_bytes)
     needed = {
@@ -155,8 +166,20 @@ def test_the_temporary_folders_have_room_for_the_limits(tmp_path: Path) -> None:
     }
     for name, deployment in of_kind(made, "Deployment").items():
         volumes = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["volumes"]}
-        size_limit = volumes["state"]["emptyDir"]["sizeLimit"]
-        assert needed[name] + (2 << 30) <= int(size_limit.removesuffix("Gi")) << 30, name
+        assert needed[name] + (2 << 30) <= size_bytes(volumes["state"]["emptyDir"]["sizeLimit"]), name
+
+
+@pytest.mark.parametrize("folder", ["keda", "gpu", "object-store"])
+def test_the_memory_limits_have_room_for_what_the_settings_allow(tmp_path: Path, folder: str) -> None:
+    """The limit of each pod is above the sum of docs/operations.md, "Sizing", with its folder /tmp,
+    which is in memory.
+    """
+    made = rendered(FOLDER / folder) if folder == "keda" else overlaid(tmp_path, folder, [BUCKET])
+    for name, deployment in of_kind(made, "Deployment").items():
+        volumes = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["volumes"]}
+        needed = needed_memory_bytes(name.removeprefix("reverie-"), settings_of(made, deployment, tmp_path))
+        needed += size_bytes(volumes["tmp"]["emptyDir"]["sizeLimit"])
+        assert needed <= size_bytes(container(deployment)["resources"]["limits"]["memory"]), name
 
 
 def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
@@ -179,12 +202,9 @@ def test_every_pod_is_confined(with_keda: list[Manifest]) -> None:
 
 def test_settings_and_commands_exist(with_keda: list[Manifest], tmp_path: Path) -> None:
     """Variables are settings with valid values, and commands and probes run what there is."""
-    (config,) = of_kind(with_keda, "ConfigMap").values()
     for deployment in of_kind(with_keda, "Deployment").values():
         one = container(deployment)
-        variables = {**config["data"], **{entry["name"]: entry["value"] for entry in one["env"]}}
-        variables["REVERIE_SECRETS_DIR"] = str(tmp_path)
-        Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in variables.items()})
+        settings_of(with_keda, deployment, tmp_path)
         if "command" in one:
             assert startable(one["command"])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
