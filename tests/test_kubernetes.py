@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
 
+from api.server import EXIT_S
 from api.state import MAX_CONVERSIONS
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings
@@ -216,14 +217,38 @@ def test_settings_and_commands_exist(with_keda: list[Manifest], tmp_path: Path) 
         )
 
 
-def test_a_pod_has_time_to_drain(with_keda: list[Manifest]) -> None:
-    """An API pod gets its delay and its requests' time before it is killed."""
-    pod = of_kind(with_keda, "Deployment")["reverie-api"]["spec"]["template"]["spec"]
-    (one,) = pod["containers"]
+def test_a_pod_has_time_to_drain(with_keda: list[Manifest], tmp_path: Path) -> None:
+    """An API pod gets its delay and its requests' time before it is killed; this time is above the
+    longest wait of a synchronous request.
+    """
+    deployment = of_kind(with_keda, "Deployment")["reverie-api"]
+    pod, one = deployment["spec"]["template"]["spec"], container(deployment)
+    settings = settings_of(with_keda, deployment, tmp_path)
+    assert settings.shutdown_grace_s > settings.max_sync_timeout_s
     delay_s = one["lifecycle"]["preStop"]["sleep"]["seconds"]
     probe = one["readinessProbe"]
     assert delay_s > probe["periodSeconds"] * probe["failureThreshold"]
-    assert pod["terminationGracePeriodSeconds"] >= delay_s + Settings().shutdown_grace_s + 4
+    assert pod["terminationGracePeriodSeconds"] >= delay_s + settings.shutdown_grace_s + EXIT_S
+
+
+def test_a_migration_may_take_half_an_hour(with_keda: list[Manifest]) -> None:
+    """Until then no pod is killed because it has not started, and the rollout has not failed."""
+    for name, deployment in of_kind(with_keda, "Deployment").items():
+        probe = container(deployment)["startupProbe"]
+        started_s = probe["periodSeconds"] * probe["failureThreshold"]
+        assert started_s >= 1800, name
+        assert deployment["spec"]["progressDeadlineSeconds"] > started_s, name
+
+
+def test_workers_with_a_gpu_are_updated_without_another_gpu(tmp_path: Path) -> None:
+    """The component `gpu` gives each worker a GPU and no more during an update."""
+    deployments = of_kind(overlaid(tmp_path, "gpu", []), "Deployment")
+    for name, device in (("reverie-inference", "REVERIE_DEVICE"), ("reverie-training", "REVERIE_TRAINING_DEVICE")):
+        one = container(deployments[name])
+        assert one["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert {entry["name"]: entry["value"] for entry in one["env"]}[device] == "cuda"
+        assert deployments[name]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert "nvidia.com/gpu" not in container(deployments["reverie-api"])["resources"]["limits"]
 
 
 def test_scalers_ask_for_what_there_is(with_keda: list[Manifest], root: Path, tmp_path: Path) -> None:
