@@ -197,6 +197,53 @@ def test_every_container_is_confined(services: Services, all_services: Services)
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
 
 
+def test_the_memory_limits_have_room_for_what_the_settings_allow(all_services: Services, tmp_path: Path) -> None:
+    """The limit of each container is above the sum of docs/operations.md, "Sizing", with its folder
+    /tmp, which is in memory.
+    """
+    for name, service in all_services.items():
+        part = name.removesuffix("-gpu")
+        if part in {"api", "inference", "training"}:
+            (size_mib,) = re.findall(r"/tmp:size=(\d+)m", " ".join(service["tmpfs"]))  # noqa: S108
+            needed = needed_memory_bytes(part, settings_of(service, tmp_path)) + (int(size_mib) << 20)
+            assert needed <= int(service["mem_limit"]), name
+
+
+def test_the_api_has_time_to_finish_its_requests(services: Services, tmp_path: Path) -> None:
+    """A request that waits as long as it may is finished before the container is killed."""
+    from api.server import EXIT_S
+
+    settings = settings_of(services["api"], tmp_path)
+    minutes, seconds = re.findall(r"^(?:(\d+)m)?(?:(\d+)s)?$", services["api"]["stop_grace_period"])[0]
+    assert settings.shutdown_grace_s > settings.max_sync_timeout_s
+    assert 60 * int(minutes or 0) + int(seconds or 0) >= settings.shutdown_grace_s + EXIT_S
+
+
+def test_every_variable_is_listed(root: Path) -> None:
+    """docs/settings.md lists the variables that the compose file reads, and no others."""
+    read = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
+    section = (root / "docs" / "settings.md").read_text().partition("\n## Containers\n")[2]
+    table = "\n".join(re.findall(r"(?m)^\| `.*?\|", section))
+    assert set(re.findall(r"`(\w+)`", table)) == read
+
+
+def test_the_override_of_the_documentation_is_valid(root: Path, tmp_path: Path) -> None:
+    """The file docker-compose.override.yml in docs/settings.md gives settings to existing services."""
+    page = (root / "docs" / "settings.md").read_text()
+    (override,) = re.findall(r"```yaml\n(# docker-compose\.override\.yml\n.*?)```", page, re.DOTALL)
+    file = tmp_path / "docker-compose.override.yml"
+    file.write_text(override)
+    shown = compose(COMPOSE, "--file", str(file), "config", "--format", "json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    overridden: Services = json.loads(shown.stdout)["services"]
+    plain = described()
+    assert set(overridden) == set(plain)
+    changed = [name for name in plain if overridden[name].get("environment") != plain[name].get("environment")]
+    assert changed
+    for name in changed:
+        settings_of(overridden[name], tmp_path)
+
+
 WEED = """#!/bin/sh
 read -r command
 case "$command" in
