@@ -268,6 +268,51 @@ def test_scalers_ask_for_what_there_is(with_keda: list[Manifest], root: Path, tm
     store.engine.dispose()
 
 
+def test_missing_metrics_are_failures_of_a_scaler(with_keda: list[Manifest]) -> None:
+    """Each query either always has a value or fails without one; with a failure the fallback
+    applies.
+    """
+    always = {"reverie_waiting_requests", "reverie_jobs"}  # of each API process: `api.metrics`
+    for scaled in of_kind(with_keda, "ScaledObject").values():
+        assert scaled["spec"]["fallback"]["replicas"] >= scaled["spec"]["minReplicaCount"]
+        for trigger in scaled["spec"]["triggers"]:
+            if trigger["type"] == "prometheus" and not trigger["metadata"]["query"].endswith(" or vector(0)"):
+                assert set(re.findall(r"\breverie_\w+", trigger["metadata"]["query"])) <= always
+                assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_keda_has_a_database_user_of_its_own(with_keda: list[Manifest], root: Path) -> None:
+    """The URL for KEDA is in a Secret of its own, which no pod mounts and docs/operations.md
+    creates.
+    """
+    (authentication,) = of_kind(with_keda, "TriggerAuthentication").values()
+    (parameter,) = authentication["spec"]["secretTargetRef"]
+    mounted = {
+        volume["secret"]["secretName"]
+        for deployment in of_kind(with_keda, "Deployment").values()
+        for volume in deployment["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    }
+    assert parameter["name"] not in mounted
+    page = (root / "docs" / "operations.md").read_text()
+    assert re.search(rf"create secret generic {parameter['name']} [^`]*--from-literal={parameter['key']}=", page)
+
+
+def test_the_overlay_of_the_documentation_is_valid(tmp_path: Path, root: Path) -> None:
+    """The kustomization in docs/operations.md gives images and settings to the manifests."""
+    page = (root / "docs" / "operations.md").read_text()
+    (overlay,) = re.findall(r"```yaml\n(# deploy/kubernetes/mine/kustomization\.yaml\n.*?)```", page, re.DOTALL)
+    copied = shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    (copied / "mine").mkdir()
+    (copied / "mine" / "kustomization.yaml").write_text(overlay)
+    made = rendered(copied / "mine")
+    images = {container(deployment)["image"] for deployment in of_kind(made, "Deployment").values()}
+    assert images == {"REGISTRY/reverie-api:1.0", "REGISTRY/reverie-worker:1.0"}
+    for deployment in of_kind(made, "Deployment").values():
+        assert settings_of(made, deployment, tmp_path).blobs.startswith("s3://")
+    assert "ScaledObject" in {one["kind"] for one in made}
+
+
 def test_the_stated_release_of_keda_accepts_the_fallbacks(with_keda: list[Manifest], root: Path) -> None:
     """Beside a fallback each trigger has an explicit type, and `Value` requires KEDA 2.18.
 
