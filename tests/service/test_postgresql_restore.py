@@ -60,6 +60,7 @@ def stack(folder: Path, database_url: str, bucket: str) -> Stack:
     return made
 
 
+@pytest.mark.slow
 def test_a_restored_database_and_bucket_are_the_same_service(
     tmp_path: Path, server: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
