@@ -28,7 +28,7 @@ from api.batching.fleet import ANY_KIND
 from api.batching.large_results import LargeResults, discard_rows, take_result
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
 from api.batching.scheduler import UNKNOWN_CAPACITY, BatchScheduler, Limits
-from api.batching.worker_monitor import WorkerMonitor
+from api.batching.worker_monitor import REJECTION_S, WorkerMonitor
 from api.errors import OverloadedError
 from core.blobs import Blobs
 from core.broker.codec import Batch, Fields, unpack
@@ -48,6 +48,7 @@ from core.broker.keys import (
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
 from core.settings import HEARTBEAT_S, Settings, StatePaths
+from core.storage import storage_problem
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ _KEEP_LATE = 1000
 # After so many bytes, completions are removed from their stream as soon as they are read; otherwise
 # five times a second, with the check of the workers.
 _TRIM_BYTES = 4 << 20
+
+_MOVE_S = 2.0  # so long requests take to move to another device kind, at most
 
 _NO_WORKER_RETRY_S = 5  # of responses that say that no worker can run a model
 
@@ -475,7 +478,10 @@ class BatchSender:
         log.warning("batch rejected", extra={"batch": batch.id, "worker": worker_id, "reason": reason})
         ref = f"{batch.key[0]}@{batch.key[1]}"
         if lacks:
-            self._monitor.reject(worker_id, ref)
+            # where another device kind can run the version, long enough that the requests move to it
+            others = set(self._scheduler.fleet.kinds(ref)) - {batch.key[4]}
+            rejected_s = max(REJECTION_S, self._settings.device_wait_s + _MOVE_S) if others else REJECTION_S
+            self._monitor.reject(worker_id, ref, rejected_s)
             self._scheduler.fleet = self._monitor.fleet()
         if self._scheduler.fleet.kinds(ref):
             self._requeue(batch, isolate=False)
@@ -501,16 +507,17 @@ class BatchSender:
         elif self._scheduler.add_chunk(batch, part, outcome["fields"]) and not request.result.done():
             chunks, join = len(request.chunks), take_result(request)
             if chunks <= _JOIN_INLINE_CHUNKS:
-                request.result.set_result(join())
+                _set_result(request, join)
             else:
                 self._later(self._join(request, join))
 
     @staticmethod
     async def _join(request: PendingRequest, join: Callable[[], Fields]) -> None:
         """Call `join`, which joins the slices' results, in a thread; set the request's result."""
-        fields = await asyncio.to_thread(join)
+        joined = asyncio.get_running_loop().run_in_executor(None, join)
+        await asyncio.wait([joined])
         if not request.result.done():
-            request.result.set_result(fields)
+            _set_result(request, joined.result)
 
     def _fail(self, request: PendingRequest, problem: dict[str, Any]) -> None:
         """Set FailedError as the outcome of a request, and cancel its remaining rows.
@@ -545,6 +552,9 @@ class BatchSender:
                 for batch in self._scheduler.in_flight.values():
                     batch.last_seen = time.monotonic()
                 continue
+            except Exception:
+                log.exception("reading the heartbeats")
+                continue
             try:
                 self._forget_late_batches()
                 self._scheduler.capacity.update(self._monitor.capacity())
@@ -565,11 +575,17 @@ class BatchSender:
         A catalog is the list of the versions that a worker knows. A heartbeat has only the digest
         of the worker's catalog, by which the catalog is read from the queue server.
         """
+        started = time.monotonic()
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.time()
             pipeline.hgetall(WORKERS)
             (seconds, microseconds), heartbeats = await pipeline.execute()
         self._monitor.update(heartbeats, seconds + microseconds / 1e6)
+        now = time.monotonic()
+        if now - started > HEARTBEAT_S:  # the queue server or this process was suspended
+            self._monitor.excuse(now - started)
+            for batch in self._scheduler.in_flight.values():
+                batch.last_seen = min(now, batch.last_seen + now - started)
         for digest in self._monitor.missing_catalogs():
             packed = await self._redis.get(catalog_key(digest))
             if isinstance(packed, bytes):
@@ -613,7 +629,8 @@ class BatchSender:
 
         Only batches that no worker has reported within the heartbeat time-out are checked. Such a
         batch is lost if the worker that started it is dead, if no worker reads the queue to which
-        it was sent any more, or if two of these checks in a row find that queue empty.
+        it was sent any more, or if two of these checks in a row find that queue empty or a worker
+        that has started the batch and does not run it any more.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -631,7 +648,9 @@ class BatchSender:
                     continue
             died = batch.worker is not None and batch.worker not in live
             unread = bool(live) and not self._scheduler.fleet.has_target(batch.target)
-            if not died and not unread and await self._redis.llen(queue_key(batch.sent_to, batch.target.name)):
+            # a worker that continues a long operation has put its batch on a queue again
+            queued = batch.worker is None or batch.progress > 0
+            if queued and not (died or unread) and await self._redis.llen(queue_key(batch.sent_to, batch.target.name)):
                 continue  # may still be on the queue
             batch.missed_checks += 1
             if (died or unread or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
@@ -667,6 +686,15 @@ class BatchSender:
         task = self._loop.create_task(best_effort())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _set_result(request: PendingRequest, join: Callable[[], Fields]) -> None:
+    """Set what `join` returns as the result of a request; FailedError if it raises an exception."""
+    try:
+        request.result.set_result(join())
+    except Exception as error:
+        log.exception("result not joined", extra={"request_id": request.request_id})
+        request.result.set_exception(FailedError(storage_problem(error)))
 
 
 def _no_worker(ref: str) -> str:

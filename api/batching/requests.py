@@ -141,8 +141,9 @@ class InFlightBatch:
     `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
     `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
     client needs the batch any more. `missed_checks` counts the checks for lost batches, since a
-    worker last reported the batch, that found it neither on a queue nor at a worker. `spans` are
-    the batch's open spans, if traces are recorded.
+    worker last reported the batch, that found it neither on a queue nor at a worker. `uncounted`
+    says that the batch does not count when batches in flight are limited. `spans` are the batch's
+    open spans, if traces are recorded.
     """
 
     id: str
@@ -155,6 +156,7 @@ class InFlightBatch:
     worker: str | None = None
     progress: float = 0.0
     missed_checks: int = 0
+    uncounted: bool = False
     spans: list[Any] = field(default_factory=list)
 
     @property

@@ -360,7 +360,8 @@ class BatchScheduler:
         """
         if self.in_flight.pop(batch.id, None) is None:
             return
-        self._counts.add(batch.queue, batch.target, -1)
+        if not batch.uncounted:
+            self._counts.add(batch.queue, batch.target, -1)
         _subtract(self._group_count, batch.key)
         self._end_short(batch)
         for part in batch.slices:
@@ -370,8 +371,9 @@ class BatchScheduler:
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
         """Record the progress `done`, 0 to 1, of a batch whose long operation has not ended.
 
-        From its first progress on, the batch counts as one of the bulk queue when batches in flight
-        are limited, so that it does not hold back interactive batches.
+        From its first progress on, a batch of the interactive queue does not count when batches in
+        flight are limited: it takes turns with the batches of the bulk queue at its worker, and
+        must hold back neither interactive batches nor those of the bulk queue.
         """
         for part in batch.slices:
             if not part.outdated:
@@ -380,7 +382,7 @@ class BatchScheduler:
         if batch.queue != "bulk" and batch.id in self.in_flight:
             self._end_short(batch)
             self._counts.add(batch.queue, batch.target, -1)
-            self._counts.add("bulk", batch.target)
+            batch.uncounted = True
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:

@@ -1,5 +1,6 @@
 """Tracks the inference workers by their heartbeats: who lives, and which versions each can run."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ FORGET_S = 60.0  # a heartbeat that has not changed for so many seconds is remov
 # A worker that lived within so many seconds may come back: requests that only it can run wait.
 RETURN_S = 15.0
 
-_REJECTION_S = 5.0  # so long a worker that has rejected a version gets no batch of it
+REJECTION_S = 5.0  # so long a worker that has rejected a version gets no batch of it, at least
 _CATALOGS = 1000  # known catalogs of versions that are kept
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,19 +52,33 @@ class WorkerMonitor:
         """Replace the known heartbeats by those that were read from the queue server.
 
         `packed` has the heartbeats, packed by MessagePack, keyed by worker id. `server_time_s` is
-        the Unix time of the queue server when they were read.
+        the Unix time of the queue server when they were read. A heartbeat that cannot be read is
+        left out.
         """
         now = time.monotonic()
         heartbeats = {}
         for raw, data in packed.items():
-            name, payload = raw.decode(), unpack(data)
-            # a worker that is new here may be dead already; the queue server's clock dated its
-            # heartbeat
-            changed = now - max(0.0, server_time_s - payload["at"])
-            if known := self._heartbeats.get(name):
-                changed = now if known.payload["beat"] != payload["beat"] else known.changed
+            try:
+                name, payload = raw.decode(), unpack(data)
+                # a worker that is new here may be dead already; the queue server's clock dated its
+                # heartbeat
+                changed = now - max(0.0, server_time_s - payload["at"])
+                if known := self._heartbeats.get(name):
+                    changed = now if known.payload["beat"] != payload["beat"] else known.changed
+            except (ValueError, KeyError, TypeError):
+                log.warning("heartbeat not understood", extra={"worker": repr(raw)[:200]})
+                continue
             heartbeats[name] = Heartbeat(payload, changed)
         self._heartbeats = heartbeats
+
+    def excuse(self, seconds: float) -> None:
+        """Let workers that are alive now live `seconds` longer without a new heartbeat.
+
+        The queue server did not reply for so long, and workers could not write to it either.
+        """
+        now = time.monotonic()
+        for heartbeat in self._heartbeats.values():
+            heartbeat.changed = min(now, heartbeat.changed + seconds)
 
     def live(self) -> dict[str, dict[str, Any]]:
         """Return the heartbeats of live workers, keyed by worker id."""
@@ -110,12 +127,12 @@ class WorkerMonitor:
             del self._catalogs[next(iter(self._catalogs))]
         self._catalogs[digest] = frozenset(refs)
 
-    def reject(self, worker_id: str, ref: str) -> None:
+    def reject(self, worker_id: str, ref: str, for_s: float = REJECTION_S) -> None:
         """Record that a worker has rejected a batch of the version `ref`.
 
-        For `_REJECTION_S` seconds no batches of this version are sent to the worker.
+        For `for_s` seconds no batches of this version are sent to the worker.
         """
-        self._rejections[worker_id, ref] = time.monotonic() + _REJECTION_S
+        self._rejections[worker_id, ref] = time.monotonic() + for_s
 
     def fleet(self) -> Fleet:
         """Return the live workers that receive batches; the same object while nothing changes.
@@ -127,6 +144,7 @@ class WorkerMonitor:
         self._rejections = {key: until for key, until in self._rejections.items() if until > now}
         live = {name: payload for name, payload in self.live().items() if payload["state"] != "draining"}
         states = tuple(WorkerState.of(name, payload, self._catalogs) for name, payload in sorted(live.items()))
+        self._seen = {key: seen for key, seen in self._seen.items() if seen > now - RETURN_S}
         for state in states:
             self._seen[state.device_kind, state.models, state.catalog] = now
         if not states:

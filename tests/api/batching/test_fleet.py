@@ -190,7 +190,7 @@ def test_more_workers_do_not_make_batches_smaller() -> None:
         made.submit(request(rows=16))
     assert len(send_all(made, "interactive")) == 1
     for batch in list(made.in_flight.values()):
-        made.record_progress(batch, 0.5)  # batches that take long count as bulk
+        made.record_progress(batch, 0.5)  # batches that take long do not count
     assert len(send_all(made, "interactive")) == 4
 
 

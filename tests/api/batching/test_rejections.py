@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from api.batching.batch_sender import BatchSender, FailedError
@@ -26,8 +29,8 @@ ENTRY = Registry(Path("checkpoints")).find(MODEL)
 class _Bench:
     """A batch sender without a queue server, for workers that the test names."""
 
-    def __init__(self, folder: Path, **workers: dict[str, Any]) -> None:
-        settings = Settings(state=folder, device_wait_s=0)
+    def __init__(self, folder: Path, device_wait_s: float, **workers: dict[str, Any]) -> None:
+        settings = Settings(state=folder, device_wait_s=device_wait_s)
         self.sender = BatchSender(settings, open_blobs(settings.blobs))
         self.sender._loop = asyncio.get_running_loop()
         self.sender._paused_until = math.inf
@@ -61,7 +64,7 @@ class _Bench:
 
 def _run(folder: Path, act: Callable[[_Bench], Awaitable[None]], **workers: dict[str, Any]) -> None:
     async def run() -> None:
-        await act(_Bench(folder, **workers))
+        await act(_Bench(folder, 0, **workers))
 
     asyncio.run(run())
 
@@ -151,3 +154,60 @@ def test_a_request_leaves_a_lost_kind(tmp_path: Path) -> None:
         assert bench.batch().target.name == "h"
 
     _run(tmp_path, check, a={})
+
+
+def test_a_request_leaves_a_kind_whose_workers_reject_it(tmp_path: Path) -> None:
+    """The worker of its kind gets no batch of the version until the request has moved to another
+    kind.
+    """
+    workers = {name: {"device_kind": name, "group": name} for name in ("cpu", "gpu")}
+
+    async def run() -> None:
+        bench = _Bench(tmp_path, 10.0, **workers)
+        request = bench.submit()
+        first = request.device_kind
+        await bench.reject(bench.batch(), first)
+        now = time.monotonic()
+        for later_s in (0.0, 3.0, 6.0, 9.0, 11.0):
+            with patch.object(time, "monotonic", lambda at=now + later_s: at):
+                bench.workers(**workers)
+                bench.sender._replace_kinds()
+                assert (request.device_kind == first) is (later_s < 10)
+        assert request.restarts == 1
+
+    asyncio.run(run())
+
+
+def test_a_result_that_cannot_be_joined_is_an_error(tmp_path: Path) -> None:
+    """The request fails with the reason, instead of waiting for ever."""
+
+    async def check(bench: _Bench) -> None:
+        for chunks in (1, 100):
+            request = bench.submit()
+            batch = bench.batch()
+            request.chunks.update({first: {} for first in range(10, 9 + chunks)})
+            error = OSError(errno.ENOSPC, "No space left on device")
+            outcome = {"fields": {"images": np.zeros((1, 1, 2, 2), np.uint8)}}
+            with patch("api.batching.large_results.joined", side_effect=error):
+                bench.sender._complete(batch.slices[0], batch, outcome)
+                with pytest.raises(FailedError) as failed:
+                    await asyncio.wait_for(request.result, 5)
+            assert failed.value.problem["status"] == 507
+            bench.sender._finish(batch)
+
+    _run(tmp_path, check, a={})
+
+
+def test_a_batch_that_its_worker_started_and_lost_is_sent_again(tmp_path: Path) -> None:
+    """It is not taken for a batch on the queue because others are on the queue."""
+
+    async def check(bench: _Bench) -> None:
+        bench.submit()
+        batch = bench.batch()
+        batch.worker, batch.last_seen = "a", -math.inf
+        bench.sender._redis = type("Redis", (), {"llen": lambda *_: asyncio.sleep(0, 7)})()
+        for _ in range(2):
+            await bench.sender._check_in_flight()
+        assert bench.sender.resent == 1
+
+    _run(tmp_path, check, a={"running": []})

@@ -336,6 +336,27 @@ def test_no_owner_starves(backlog: list[tuple[int, int, int]], rows: int) -> Non
     assert passed <= 1 + len({owner for _, owner, _ in backlog} | {0})
 
 
+def test_small_requests_that_take_long_do_not_starve_large_ones() -> None:
+    """However many interactive batches have become long, the worker gets batches of large requests
+    and further interactive ones.
+    """
+    made = scheduler()
+    made.submit(request(1000, "large"))
+    for number in range(6):
+        made.submit(request(1, "small", kind=number))
+        batch = made.next_batch("interactive")
+        assert batch is not None
+        made.record_progress(batch, 0.1)
+    assert len(made.in_flight) == 6
+    for _ in range(20):
+        batch = made.next_batch("bulk")
+        assert batch is not None
+        finish(made, batch)
+    for batch in list(made.in_flight.values()):
+        finish(made, batch)
+    assert [made.next_batch("bulk") is not None for _ in range(3)] == [True, True, False]
+
+
 # --- limits ---
 
 

@@ -41,6 +41,30 @@ def test_workers_that_stop_receive_nothing() -> None:
     assert [one.id for one in monitor.fleet().states] == ["b"]
 
 
+def test_a_heartbeat_that_cannot_be_read_is_left_out() -> None:
+    """The other workers are known all the same."""
+    monitor = WorkerMonitor(10)
+    good = {"beat": 1, "state": "ready", "at": time.time(), "capacity": {}, "group": "g", "device_kind": "cpu"}
+    damaged = {b"b": pack({"beat": 1}), b"c": b"\xc1", b"\xff": pack(good), b"d": pack([1])}
+    monitor.update({b"a": pack(good), **damaged}, time.time())
+    assert [one.id for one in monitor.fleet().states] == ["a"]
+
+
+def test_a_queue_server_that_was_suspended_kills_no_worker() -> None:
+    """Workers could write no heartbeat meanwhile; one that stays silent afterwards is dead."""
+    monitor, now = WorkerMonitor(1.5), time.monotonic()
+    beat = {"a": {"beat": 1}}
+    update(monitor, **beat)
+    with patch.object(time, "monotonic", lambda: now + 5):
+        update(monitor, **beat)
+        assert not monitor.live()
+        monitor.excuse(5)
+        assert list(monitor.live()) == ["a"]
+    with patch.object(time, "monotonic", lambda: now + 7):
+        update(monitor, **beat)
+        assert not monitor.live()
+
+
 def test_capacity_is_that_of_the_device_kind() -> None:
     """The smallest capacity of a kind's workers counts, and a request without a kind gets the
     smallest of all.
@@ -83,7 +107,7 @@ def test_a_rejection_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     route = monitor.fleet().route("m@1", "cpu")
     assert route is not None
     assert [one.name for one in route.preferred] == ["b"]
-    later = time.monotonic() + 2 * worker_monitor._REJECTION_S
+    later = time.monotonic() + 2 * worker_monitor.REJECTION_S
     monkeypatch.setattr("api.batching.worker_monitor.time.monotonic", lambda: later)
     update(monitor, a={}, b={})
     route = monitor.fleet().route("m@1", "cpu")
