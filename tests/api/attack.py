@@ -8,7 +8,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Self
 
 import httpx
 
+from tests.forked import ForkedProcess
 from tests.stack import ROOT, free_port, succeeds
 from tests.waiting import wait_until
 
@@ -46,9 +46,7 @@ class BareApi:
         }
 
     def __enter__(self) -> Self:
-        with (self._folder / "api.log").open("ab") as log:
-            command = [sys.executable, "-m", "api"]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+        self.process = ForkedProcess("api", ROOT, self._environment, self._folder / "api.log")
         wait_until(lambda: succeeds(lambda: httpx.get(f"{self.url}/healthz", timeout=5).is_success), "the API is up")
         return self
 

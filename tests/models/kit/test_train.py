@@ -60,6 +60,13 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
 
 
+def check_equal_weights(first: Path, second: Path) -> None:
+    """Check that two runs have the same weights, bit for bit."""
+    one, other = weights(first)[0], weights(second)[0]
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
 @pytest.mark.parametrize(
     ("training", "config"),
     [({}, {}), ({"optimiser": "adagrad", "learning_rate": 0.02, "precision": "bfloat16"}, {"objective": "importance"})],
@@ -142,8 +149,7 @@ def test_a_resumed_adversarial_run_equals_an_undisturbed_one(
     ended = game({**training, "epochs": 4}, config)
     for run in ("whole", "longer"):
         train(ended, images, tmp_path / run, resume=True)
-    for name, weight in weights(tmp_path / "whole")[0].items():
-        assert torch.equal(weight, weights(tmp_path / "longer")[0][name]), name
+    check_equal_weights(tmp_path / "whole", tmp_path / "longer")
 
 
 def test_an_optimizer_step_changes_its_module_only(images: torch.Tensor, tmp_path: Path) -> None:
@@ -220,8 +226,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_there(
     assert (progress["epoch"], progress["step"]) == divmod(steps, 6)
     assert train(chosen, images, tmp_path / "parts", resume=True).reason == "finished"
     train(recipe({"save_every_s": 1000.0}), images, tmp_path / "whole")
-    for name, weight in weights(tmp_path / "whole")[0].items():
-        assert torch.equal(weight, weights(tmp_path / "parts")[0][name]), name
+    check_equal_weights(tmp_path / "whole", tmp_path / "parts")
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
     assert json.loads((tmp_path / "parts" / "progress.json").read_text())["steps"] == 18
 
@@ -235,8 +240,7 @@ def test_pictures_held_back_may_lie_apart(images: torch.Tensor, tmp_path: Path, 
     train(chosen, images, tmp_path / "together")
     train(chosen, images[:300], tmp_path / "apart", held_back=images[300:])
     assert lines(tmp_path / "together") == lines(tmp_path / "apart")
-    for name, weight in weights(tmp_path / "together")[0].items():
-        assert torch.equal(weight, weights(tmp_path / "apart")[0][name]), name
+    check_equal_weights(tmp_path / "together", tmp_path / "apart")
     with pytest.raises(ValueError, match="only 50 images are held back"):
         train(chosen, images, tmp_path / "few", held_back=images[:50])
 
@@ -266,8 +270,7 @@ def test_a_preview_shows_and_changes_nothing(
         assert len(set(picture.get_flattened_data())) > 2
     monkeypatch.setattr(Run, "write_preview", lambda _run: None)
     train(game(), images, tmp_path / "hidden")
-    for name, weight in weights(tmp_path / "shown")[0].items():
-        assert torch.equal(weight, weights(tmp_path / "hidden")[0][name]), name
+    check_equal_weights(tmp_path / "shown", tmp_path / "hidden")
 
 
 def test_previews_of_epochs_are_kept_evenly(tmp_path: Path) -> None:
@@ -350,6 +353,7 @@ def test_a_training_that_overfits_begins_anew_with_a_prior(
     weights.
     """
     monkeypatch.setattr(Run, "validate", scripted_validation)
+    monkeypatch.setattr(Run, "write_preview", lambda _run: None)  # it changes no weights, and a BiHM's takes long
     run = Run(overfitting_recipe(), images, tmp_path)
     initial = copy.deepcopy(run.model.state_dict())
     states: list[tuple[bool, bool]] = []
@@ -371,6 +375,7 @@ def test_a_training_with_a_later_prior_resumes(
     not.
     """
     monkeypatch.setattr(Run, "validate", scripted_validation)
+    monkeypatch.setattr(Run, "write_preview", lambda _run: None)  # it changes no weights, and a BiHM's takes long
     train(overfitting_recipe(), images, tmp_path / "whole")
 
     def kill(line: dict[str, Any]) -> None:
@@ -448,8 +453,7 @@ def test_a_constant_rate_may_yet_decay(images: torch.Tensor, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="another recipe"):
         train(recipe({"epochs": 4, "decay": "cosine"}), images, tmp_path / "run", resume=True)
     train(recipe(whole), images, tmp_path / "run", resume=True)
-    for name, weight in weights(tmp_path / "whole")[0].items():
-        assert torch.equal(weight, weights(tmp_path / "run")[0][name]), name
+    check_equal_weights(tmp_path / "whole", tmp_path / "run")
     with pytest.raises(ValueError, match="another recipe"):
         train(recipe({**whole, "epochs": 5}), images, tmp_path / "run", resume=True)
 
@@ -549,5 +553,6 @@ def test_a_training_spreads_over_processes(images: torch.Tensor, tmp_path: Path)
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["epoch"] for line in two] == [1, 2]
     assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-4)
-    for name, weight in weights(tmp_path / "one")[0].items():
-        assert torch.allclose(weight, weights(tmp_path / "two")[0][name], atol=1e-5), name
+    first, second = weights(tmp_path / "one")[0], weights(tmp_path / "two")[0]
+    for name, weight in first.items():
+        assert torch.allclose(weight, second[name], atol=1e-5), name
