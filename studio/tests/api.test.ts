@@ -4,7 +4,8 @@ vi.stubGlobal("sessionStorage", { getItem: () => null, setItem: vi.fn(), removeI
 vi.stubGlobal("location", { origin: "http://service" });
 const { fieldError, generalDetail, ProblemError, readProblem } = await import("../src/api/problem");
 const { request, retryDelay } = await import("../src/api/send");
-const { enterKey, keyNeeded } = await import("../src/api/key");
+const { follow } = await import("../src/api/operations");
+const { askForKey, enterKey, keyNeeded } = await import("../src/api/key");
 const { events } = await import("../src/api/events");
 const { Latest } = await import("../src/api/latest");
 
@@ -71,6 +72,10 @@ describe("send", () => {
     expect(retryDelay(json({}, 503, { "retry-after": "2" }), 1)).toBe(2);
     expect(retryDelay(json({}, 503, { "retry-after": "2" }), 5)).toBeNull();
   });
+  it("asks for no key once it is cancelled", async () => {
+    await expect(askForKey("a key is needed", null, AbortSignal.abort())).rejects.toMatchObject({ name: "AbortError" });
+    expect(keyNeeded.value).toBeNull();
+  });
   it("asks for a key once, and sends it", async () => {
     const fake = answers(json(PROBLEM, 401), json(PROBLEM, 401), json({}, 200), json({}, 200));
     const both = Promise.all([request("/v1/models"), request("/v1/jobs")]);
@@ -102,6 +107,39 @@ describe("events", () => {
       ["status", { status: "succeeded" }],
     ]);
     expect(fake.mock.calls.at(-1)?.[1].headers["Last-Event-ID"]).toBe("1");
+  });
+  it.each([429, 502, 503, 504])("are followed again after a status %d, not earlier than it says", async (status) => {
+    vi.useFakeTimers();
+    const fake = answers(json({}, status, { "retry-after": "20" }), new Response('id: 1\nevent: status\ndata: {"status":"succeeded"}\n\n'));
+    const seen: unknown[] = [];
+    const reading = (async () => {
+      for await (const event of events("/v1/jobs/j/events", new AbortController().signal)) seen.push(event.data);
+    })();
+    await vi.advanceTimersByTimeAsync(19_000);
+    expect(fake).toHaveBeenCalledTimes(1);
+    await vi.advanceTimersByTimeAsync(2_000);
+    await reading;
+    expect(seen).toEqual([{ status: "succeeded" }]);
+  });
+  it("end with an error that has another cause", async () => {
+    answers(json(PROBLEM, 404));
+    await expect(events("/v1/jobs/j/events", new AbortController().signal).next()).rejects.toThrow(ProblemError);
+  });
+});
+
+describe("follow", () => {
+  it("returns when the job has succeeded, also if the service is unavailable meanwhile", async () => {
+    vi.useFakeTimers();
+    const fake = answers(
+      new Response('id: 1\nevent: status\ndata: {"status":"succeeded"}\n\n'),
+      json({}, 502),
+      json({}, 504),
+      json({ id: "j", status: "succeeded" }, 200),
+    );
+    const following = follow("j", { signal: new AbortController().signal });
+    await vi.advanceTimersByTimeAsync(10_000);
+    await following;
+    expect(fake).toHaveBeenCalledTimes(4);
   });
 });
 

@@ -18,5 +18,5 @@ export async function get<T>(outcome: Promise<Outcome<T>>): Promise<T> {
   const { data, error, response } = await outcome;
   if (response.ok) return data as T;
   const problem = typeof error === "object" && error !== null && "detail" in error ? (error as Problem) : null;
-  throw new ProblemError(problem ?? localProblem(response.statusText, "The response has no description of the error.", response.status));
+  throw new ProblemError(problem ?? localProblem(response.statusText, "The response has no description of the error.", response.status), response);
 }

@@ -1,7 +1,7 @@
 /** Event streams over `fetch`, which can send the API key; `EventSource` cannot. */
 import { EventSourceParserStream } from "eventsource-parser/stream";
 import { ProblemError } from "./problem";
-import { request, sleep } from "./send";
+import { RECONNECT_S, reconnectDelay, request, sleep } from "./send";
 
 export interface StreamEvent {
   id: string | undefined;
@@ -10,17 +10,18 @@ export interface StreamEvent {
 }
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
-const RECONNECT_S = 2;
 
 /**
  * Yields the events of a job or training until it has ended.
  *
- * A connection that breaks is opened again after the last event that came (`Last-Event-ID`), as often as needed.
- * Throws ProblemError for an error response, and AbortError when `signal` cancels the stream.
+ * A connection that breaks is opened again after the last event that came (`Last-Event-ID`), as often as needed; so
+ * is one that is rejected because the service is unavailable. Throws ProblemError for other error responses, and
+ * AbortError when `signal` cancels the stream.
  */
 export async function* events(path: string, signal: AbortSignal, lastEventId = ""): AsyncGenerator<StreamEvent> {
   let last = lastEventId;
   for (;;) {
+    let delay = RECONNECT_S;
     try {
       const headers: Record<string, string> = { Accept: "text/event-stream", ...(last && { "Last-Event-ID": last }) };
       const response = await request(path, { headers, signal });
@@ -31,9 +32,11 @@ export async function* events(path: string, signal: AbortSignal, lastEventId = "
         if (event.name === "status" && ENDED.has(String(event.data.status))) return;
       }
     } catch (error) {
-      if (signal.aborted || error instanceof ProblemError) throw error;
+      const needed = reconnectDelay(error);
+      if (signal.aborted || (error instanceof ProblemError && needed === null)) throw error;
+      delay = needed ?? RECONNECT_S;
     }
-    await sleep(RECONNECT_S, signal);
+    await sleep(delay, signal);
   }
 }
 

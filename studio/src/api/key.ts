@@ -19,6 +19,7 @@ export function keyHeaders(): Record<string, string> {
 /** Asks for a key, and returns when one was entered. `rejected` is the key that the service did not accept. */
 export async function askForKey(detail: string, rejected: string | null, abort?: AbortSignal | null): Promise<void> {
   if (key.value !== rejected) return; // another request has asked already, and got one
+  abort?.throwIfAborted();
   keyNeeded.value = detail;
   await new Promise<void>((resolve, reject) => {
     waiting.push(resolve);

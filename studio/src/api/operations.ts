@@ -2,7 +2,7 @@
 import { client, get } from "./client";
 import { events } from "./events";
 import { localProblem, ProblemError } from "./problem";
-import { request } from "./send";
+import { request, untilAvailable } from "./send";
 import type { Job, Operation, Results } from "./types";
 
 /** How far a job is. `previews` counts the pictures of its state that `GET /v1/jobs/ID/preview` has shown. */
@@ -59,7 +59,12 @@ export async function runForResponse(operation: Operation, body: OperationBody, 
   if (response.status !== 202) return response;
   const job = (await response.json()) as Job;
   await follow(job.id, options);
-  return request(`/v1/jobs/${job.id}/result`, { headers: { Accept: accept }, signal: options.signal });
+  return resultOf(job.id, accept, options.signal);
+}
+
+/** Returns the response with the result of a job that has succeeded. */
+export function resultOf(id: string, accept: string, signal: AbortSignal): Promise<Response> {
+  return untilAvailable(() => request(`/v1/jobs/${id}/result`, { headers: { Accept: accept }, signal }), signal);
 }
 
 /** Follows a job until it has succeeded; cancels it when `signal` says so. Throws ProblemError if it fails. */
@@ -77,7 +82,7 @@ export async function follow(id: string, { signal, onProgress }: RunOptions): Pr
     if (signal.aborted) void client.POST("/v1/jobs/{job_id}/cancel", { params: { path: { job_id: id } } });
     throw error;
   }
-  const job = await get(client.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal }));
+  const job = await untilAvailable(() => get(client.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })), signal);
   if (job.status !== "succeeded") {
     throw new ProblemError(job.problem ?? localProblem("Cancelled", `The job was ${job.status}.`));
   }

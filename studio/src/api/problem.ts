@@ -4,17 +4,26 @@ import type { FieldError, Problem } from "./types";
 /** An error response of the service, or a failure to reach it (status 0). */
 export class ProblemError extends Error {
   readonly problem: Problem;
+  /** The seconds of the response's `Retry-After`; null without one. */
+  readonly retryAfterS: number | null;
 
-  constructor(problem: Problem) {
+  constructor(problem: Problem, response: Response | null = null) {
     super(problem.detail);
     this.name = "ProblemError";
     this.problem = problem;
+    this.retryAfterS = response && retryAfter(response);
   }
 }
 
 /** Returns a problem that did not come from the service as one. */
 export function localProblem(title: string, detail: string, status = 0): Problem {
   return { type: "about:blank", title, status, detail, request_id: "" };
+}
+
+/** Returns the seconds of the header `Retry-After`; null if there is none, or if it is a date. */
+export function retryAfter(response: Response): number | null {
+  const seconds = Number(response.headers.get("retry-after") ?? NaN);
+  return Number.isNaN(seconds) ? null : seconds;
 }
 
 /** Returns the problem in the body of an error response; other bodies become a problem with their text. */

@@ -1,9 +1,13 @@
 /** Sends requests: with the API key, again after a key was asked for, and again while the service is busy. */
 import { askForKey, key, keyHeaders } from "./key";
-import { ProblemError, readProblem } from "./problem";
+import { ProblemError, readProblem, retryAfter } from "./problem";
 
 const MAX_ATTEMPTS = 5;
 const MAX_DELAY_S = 10;
+/** Statuses of a service that is overloaded or starts again, and of a proxy before it. */
+const UNAVAILABLE = new Set([429, 502, 503, 504]);
+export const RECONNECT_S = 2;
+const MAX_RECONNECT_S = 60;
 
 /**
  * Sends a request, and returns its response, whatever its status.
@@ -27,7 +31,7 @@ export async function request(path: string, init: SimpleInit = {}): Promise<Resp
   // no Request is made and copied: this is the path of what follows the hand
   const attempt = () => fetch(path, { ...init, headers: { ...init.headers, ...keyHeaders() } });
   const response = await persist(attempt, init.method ?? "GET", init.signal);
-  if (!response.ok) throw new ProblemError(await readProblem(response));
+  if (!response.ok) throw new ProblemError(await readProblem(response), response);
   return response;
 }
 
@@ -60,9 +64,29 @@ async function attemptOnce(attempt: () => Promise<Response>, method: string, num
 
 /** Returns the seconds after which to send a request again; null if its response is final. */
 export function retryDelay(response: Response, attempt: number): number | null {
-  const seconds = Number(response.headers.get("retry-after") ?? NaN);
-  if (response.status !== 503 || attempt >= MAX_ATTEMPTS || Number.isNaN(seconds) || seconds > MAX_DELAY_S) return null;
+  const seconds = retryAfter(response);
+  if (response.status !== 503 || attempt >= MAX_ATTEMPTS || seconds === null || seconds > MAX_DELAY_S) return null;
   return Math.max(seconds, 0.1);
+}
+
+/** Returns the seconds after which the service may be available again; null if the error has another cause. */
+export function reconnectDelay(error: unknown): number | null {
+  if (error instanceof TypeError) return RECONNECT_S; // `fetch` could not reach the service
+  if (!(error instanceof ProblemError) || !UNAVAILABLE.has(error.problem.status)) return null;
+  return Math.min(Math.max(error.retryAfterS ?? 0, RECONNECT_S), MAX_RECONNECT_S);
+}
+
+/** Calls `action`, again while the service is unavailable, and returns its result. `action` must be safe to repeat. */
+export async function untilAvailable<T>(action: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (;;) {
+    try {
+      return await action();
+    } catch (error) {
+      const delay = reconnectDelay(error);
+      if (signal.aborted || delay === null) throw error;
+      await sleep(delay, signal);
+    }
+  }
 }
 
 /** Waits; rejects with an AbortError as soon as `abort` says so. */

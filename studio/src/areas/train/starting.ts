@@ -1,6 +1,6 @@
 /** Starts trainings and dry runs. */
 import { signal } from "@preact/signals";
-import { follow } from "../../api/operations";
+import { follow, resultOf } from "../../api/operations";
 import { problemOf } from "../../api/problem";
 import { request } from "../../api/send";
 import type { Estimate, Problem, Training, TrainingBody } from "../../api/types";
@@ -43,7 +43,7 @@ export async function estimate(body: TrainingBody): Promise<void> {
     if (response.status === 202) {
       const { id } = found as Training;
       await follow(id, { signal });
-      found = (await (await request(`/v1/jobs/${id}/result`, { headers: { Accept: "application/json" }, signal })).json()) as Estimate;
+      found = (await (await resultOf(id, "application/json", signal)).json()) as Estimate;
     }
     dryRun.value = { body, estimate: found as Estimate };
   });
