@@ -1,5 +1,5 @@
 /** What every area knows of the service: its models, whether it is ready, and its jobs. */
-import { computed, effect, signal } from "@preact/signals";
+import { computed, effect, signal, untracked } from "@preact/signals";
 import { client, get } from "../api/client";
 import type { Job, Model, Operation, Readiness } from "../api/types";
 import { AREAS } from "../areas";
@@ -33,7 +33,11 @@ export function modelsFor(operation: Operation): Model[] {
 /** What versions that are not active can do, by `NAME@VERSION`: their options may be others. */
 const cards = signal<ReadonlyMap<string, Model>>(new Map());
 
-/** The model of the address, or the first that can do what the area needs; null while models are being loaded. */
+/**
+ * The model of the address, or the first that can do what the area needs if the address names none.
+ *
+ * Null while models are being loaded, and if the named model is unknown or cannot do it: no other model takes its place.
+ */
 const chosenModel = computed<Model | null>(() => {
   const { area, params } = address.value;
   const found = AREAS.find(({ id }) => id === area);
@@ -41,8 +45,24 @@ const chosenModel = computed<Model | null>(() => {
   const { operation, prefers = operation } = found;
   const able = modelsFor(operation);
   const first = able.find(({ operations }) => prefers in operations);
-  return able.find(({ name }) => name === params.get("model")) ?? first ?? null;
+  const named = params.get("model");
+  return (named === undefined ? first : able.find(({ name }) => name === named)) ?? null;
 });
+
+/** The name in the address of a model that is not among those that were loaded; null if there is none. */
+export const unknownModel = computed<string | null>(() => {
+  const named = address.value.params.get("model");
+  return named === undefined || models.data === null || models.data.some(({ name }) => name === named) ? null : named;
+});
+
+/** The unknown model for which the models are loaded again, since it may be new; null if they are not. */
+export const sought = signal<string | null>(null);
+
+async function seek(name: string): Promise<void> {
+  sought.value = name;
+  await models.reload();
+  if (sought.peek() === name) sought.value = null;
+}
 
 /** The version of the address, as `NAME@VERSION`; null if it names none, or the active one. */
 const otherVersion = computed<string | null>(() => {
@@ -101,6 +121,10 @@ export function startService(): void {
   effect(() => {
     const reference = otherVersion.value;
     if (reference !== null && !cards.peek().has(reference)) void loadCard(reference);
+  });
+  effect(() => {
+    const name = unknownModel.value;
+    if (name !== null) untracked(() => void seek(name));
   });
   poll(checkReadiness, () => (readiness.peek()?.status === "ready" ? 5 : 1));
   poll(

@@ -5,12 +5,13 @@ import type { Model } from "../../api/types";
 import { Busy } from "../../components/Busy";
 import { Empty } from "../../components/Empty";
 import { Gallery } from "../../components/gallery/Gallery";
+import { NoModel } from "../../components/NoModel";
 import { ProblemLine } from "../../components/ProblemLine";
 import { RemotePicture } from "../../components/RemotePicture";
 import { Workspace } from "../../components/Workspace";
 import { duration, number } from "../../lib/format";
 import { address, setParams } from "../../router";
-import { currentModel, models } from "../../state/service";
+import { currentModel } from "../../state/service";
 import { useShortcuts } from "../../state/shortcuts";
 import { drawAgain, select, step } from "./actions";
 import "./draw.css";
@@ -33,16 +34,9 @@ export default function Draw() {
     { key: "ArrowLeft", label: "Previous picture", run: () => step(-1) },
     { key: "ArrowRight", label: "Next picture", run: () => step(1) },
   ]);
-  if (model === null) return <NoModel />;
+  if (model === null) return <NoModel title="No model can draw samples">Train one, or put a checkpoint into the service's folder of checkpoints.</NoModel>;
   const attention = shownFields(model).some((name) => fieldError(problem.value, name) !== null);
   return <Workspace result={<Result model={model} />} options={<Options model={model} />} strip={<HistoryStrip />} attention={attention} detail={selection.value} />;
-}
-
-function NoModel() {
-  const { data, problem: error } = models.state.value;
-  if (error) return <ProblemLine problem={error} onRetry={() => void models.reload()} />;
-  if (data === null) return null;
-  return <Empty title="No model can draw samples">Train one, or put a checkpoint into the service's folder of checkpoints.</Empty>;
 }
 
 function Result({ model }: { model: Model }) {
