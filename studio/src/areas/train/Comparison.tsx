@@ -24,7 +24,7 @@ export function Comparison({ feeds }: { feeds: readonly RunFeed[] }) {
         <LogSwitch checked={logarithmic} disabled={!positive} />
       </div>
       {feeds.map((feed) => (
-        <ProblemLine key={feed.id} problem={feed.problem.value} />
+        <ProblemLine key={feed.id} problem={feed.problem.value} onRetry={() => void feed.retry()} />
       ))}
       <Chart label={`Losses by epoch of ${labels.join(", ")}`} xLabel="epoch" yLabel="loss" curves={curves} logarithmic={logarithmic} height={360} cursor="train" />
       <div class="table-frame" tabIndex={0} role="region" aria-label="Comparison">

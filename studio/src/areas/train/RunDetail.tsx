@@ -33,7 +33,7 @@ export function RunDetail({ feed }: { feed: RunFeed }) {
     ) : (
       <>
         <a href="/train">All trainings</a>
-        <ProblemLine problem={feed.problem.value} />
+        <ProblemLine problem={feed.problem.value} onRetry={() => void feed.retry()} />
       </>
     );
   }
@@ -57,7 +57,8 @@ export function RunDetail({ feed }: { feed: RunFeed }) {
         <RunActions feed={feed} training={training} />
       </div>
       {running && <Progress value={status === "running" ? feed.progress.value : 0} label={`Progress of ${model}`} />}
-      <ProblemLine problem={feed.problem.value ?? training.problem} />
+      <ProblemLine problem={feed.problem.value} onRetry={() => void feed.retry()} />
+      <ProblemLine problem={training.problem} />
       <div class="run-result">
         {feed.epochs.value.length === 0 ? (
           <Empty title={running ? "No epoch has ended yet" : "No epoch was finished"}>{running ? "The first point of the curves is drawn after the first epoch." : "See the log below."}</Empty>

@@ -1,9 +1,11 @@
 /** What a training reports while it runs: epochs, log, previews. A connection that breaks is resumed. */
-import { signal } from "@preact/signals";
+import { computed, signal } from "@preact/signals";
 import { client, get } from "../../api/client";
 import { events, type StreamEvent } from "../../api/events";
 import { problemOf } from "../../api/problem";
+import { reconnectDelay, sleep } from "../../api/send";
 import type { EpochMetrics, Problem, Training, TrainingPreview } from "../../api/types";
+import { models } from "../../state/service";
 import { logLine } from "./log";
 
 const FLUSH_MS = 250;
@@ -17,14 +19,24 @@ export class RunFeed {
   readonly log = signal<readonly string[]>([]);
   readonly previews = signal<readonly TrainingPreview[]>([]);
   readonly progress = signal(0);
-  readonly problem = signal<Problem | null>(null);
+  /** Of the last load of the training, or of its event stream. */
+  readonly problem = computed(() => this.#loadProblem.value ?? this.#streamProblem.value);
+  readonly #loadProblem = signal<Problem | null>(null);
+  readonly #streamProblem = signal<Problem | null>(null);
   readonly #abort = new AbortController();
+  #following = false;
+  #lastEventId = "";
+  /** Numbers of the newest load, and of the one that is shown: an older response never replaces a newer one. */
+  #lastLoad = 0;
+  #shownLoad = 0;
+  /** The version of which `models` was loaded again. */
+  #announced: string | null = null;
   #pending: StreamEvent[] = [];
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(id: string) {
     this.id = id;
-    void this.#follow();
+    void this.retry();
   }
 
   stop(): void {
@@ -34,28 +46,69 @@ export class RunFeed {
 
   /** Loads the training again: after what was done to it. */
   async reload(): Promise<void> {
-    const path = { params: { path: { job_id: this.id } }, signal: this.#abort.signal };
+    const load = ++this.#lastLoad;
     try {
-      const training = await get(client.GET("/v1/trainings/{job_id}", path));
-      this.training.value = training;
-      this.progress.value = training.progress;
-      this.previews.value = (await get(client.GET("/v1/trainings/{job_id}/previews", path))).data;
+      await this.#load(load);
     } catch (error) {
-      this.problem.value = problemOf(error);
+      if (load < this.#shownLoad || this.#abort.signal.aborted) return;
+      this.#loadProblem.value = problemOf(error);
+      const delay = reconnectDelay(error);
+      if (delay !== null) void this.#loadLater(load, delay);
     }
   }
 
-  async #follow(): Promise<void> {
-    await this.reload();
-    if (this.problem.value !== null) return;
+  /** Loads the training, and follows its events again if they ended with an error. */
+  async retry(): Promise<void> {
+    await Promise.all([this.reload(), this.#follow()]);
+  }
+
+  async #load(load: number): Promise<void> {
+    const path = { params: { path: { job_id: this.id } }, signal: this.#abort.signal };
+    const training = await get(client.GET("/v1/trainings/{job_id}", path));
+    if (load < this.#shownLoad) return;
+    this.#shownLoad = load;
+    this.training.value = training;
+    this.progress.value = training.progress;
+    this.#loadModels(training);
+    const previews = (await get(client.GET("/v1/trainings/{job_id}/previews", path))).data;
+    if (load < this.#shownLoad) return;
+    this.previews.value = previews;
+    this.#loadProblem.value = null;
+  }
+
+  /** Loads the training as soon as the service is available again, unless a newer load has begun. */
+  async #loadLater(load: number, delay: number): Promise<void> {
     try {
-      for await (const event of events(`/v1/jobs/${this.id}/events`, this.#abort.signal)) {
+      await sleep(delay, this.#abort.signal);
+    } catch {
+      return;
+    }
+    if (load === this.#lastLoad) await this.reload();
+  }
+
+  /** Loads the models again, once, if the version of the training is not among them. */
+  #loadModels({ model, version }: Training): void {
+    const known = models.state.peek().data;
+    if (!version || known === null || this.#announced === version) return;
+    if (known.some(({ name, versions }) => name === model && versions.includes(version))) return;
+    this.#announced = version;
+    void models.reload();
+  }
+
+  async #follow(): Promise<void> {
+    if (this.#following) return;
+    this.#following = true;
+    this.#streamProblem.value = null;
+    try {
+      for await (const event of events(`/v1/jobs/${this.id}/events`, this.#abort.signal, this.#lastEventId)) {
+        this.#lastEventId = event.id ?? this.#lastEventId;
         this.#pending.push(event);
         this.#timer ??= setTimeout(() => this.#flush(), FLUSH_MS);
       }
     } catch (error) {
-      this.problem.value = problemOf(error);
+      this.#streamProblem.value = problemOf(error);
     }
+    this.#following = false;
     if (!this.#abort.signal.aborted) this.#flush();
   }
 
