@@ -1,7 +1,8 @@
 /** Takes files: dropped, or chosen as files or as a folder. */
-import { useRef, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import { chosenFiles, droppedFiles, isData } from "../../lib/dropped";
 import { bytes, number } from "../../lib/format";
+import { Newest } from "../../lib/newest";
 import { choose, files } from "./additions";
 
 const ACCEPTED = ".zip,.npz,.gz,.idx,.png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,.tiff";
@@ -11,17 +12,24 @@ export function DropZone({ disabled }: { disabled: boolean }) {
   const file = useRef<HTMLInputElement>(null);
   const folder = useRef<HTMLInputElement>(null);
   const chosen = files.value;
+  const choices = useMemo(() => new Newest(), []);
   const onDrop = async (event: DragEvent) => {
     event.preventDefault();
     setOver(false);
-    if (!disabled && event.dataTransfer) choose(await droppedFiles(event.dataTransfer.items));
+    if (disabled || !event.dataTransfer) return;
+    const isNewest = choices.start();
+    const dropped = await droppedFiles(event.dataTransfer.items);
+    if (isNewest()) choose(dropped);
   };
   const onDragOver = (event: DragEvent) => {
     event.preventDefault();
     setOver(!disabled);
   };
   const onChange = (input: HTMLInputElement) => {
-    if (input.files && input.files.length > 0) choose(chosenFiles(input.files));
+    if (input.files && input.files.length > 0) {
+      choices.start();
+      choose(chosenFiles(input.files));
+    }
     input.value = ""; // so that the same file can be chosen again
   };
   return (

@@ -43,6 +43,9 @@ export function takeFile(data: DataTransfer | null): void {
   else problem.value = localProblem("No file", "That was no file. Drop or paste a picture: PNG, JPEG or WebP.");
 }
 
-async function openExample(): Promise<void> {
-  await open(await (await fetch(example)).blob(), "example.jpg");
+function openExample(): Promise<void> {
+  return open(
+    fetch(example).then((response) => response.blob()),
+    "example.jpg",
+  );
 }

@@ -4,6 +4,7 @@ import { type JobProgress, runForFile } from "../../api/operations";
 import { problemOf } from "../../api/problem";
 import type { Problem } from "../../api/types";
 import type { Value } from "../../components/form/fields";
+import { Newest } from "../../lib/newest";
 import { decodePicture, type Picture, release } from "./pictures";
 import { fieldsFor } from "./request";
 
@@ -44,20 +45,27 @@ let running: AbortController | null = null;
 let enlarged = "";
 let asked = "";
 let opened = 0;
+const opens = new Newest();
 
-/** Shows a picture file in place of the photograph. */
-export async function open(file: Blob, name: string): Promise<void> {
+/** Shows a picture file in place of the photograph, unless a newer one is opened meanwhile. */
+export async function open(source: Blob | Promise<Blob>, name: string): Promise<void> {
+  const isNewest = opens.start();
   opening.value = true;
   problem.value = null;
   try {
+    const file = await source;
     const picture = await decodePicture(file, name);
-    clear();
+    if (!isNewest()) {
+      release(picture);
+      return;
+    }
+    removePhotograph();
     opened++;
     photograph.value = { file, name, picture };
   } catch (error) {
-    problem.value = problemOf(error);
+    if (isNewest()) problem.value = problemOf(error);
   }
-  opening.value = false;
+  if (isNewest()) opening.value = false;
 }
 
 /** Enlarges the photograph by the methods that have no result yet; other options begin anew. */
@@ -82,8 +90,14 @@ export function cancel(): void {
   running = null;
 }
 
-/** Removes the photograph and its enlargements. */
+/** Removes the photograph and its enlargements. A picture that is being opened is not shown, either. */
 export function clear(): void {
+  opens.start();
+  opening.value = false;
+  removePhotograph();
+}
+
+function removePhotograph(): void {
   cancel();
   forgetResults();
   const photo = photograph.peek();

@@ -8,6 +8,7 @@ import { PaintGrid } from "../../components/paint/PaintGrid";
 import { pixelsOfFile, pngOf } from "../../components/paint/picture";
 import { isBlank } from "../../components/paint/pixels";
 import { ProblemLine } from "../../components/ProblemLine";
+import { Newest } from "../../lib/newest";
 import { address, setParams } from "../../router";
 import { useShortcuts } from "../../state/shortcuts";
 import { Inpainter } from "./inpainting";
@@ -42,12 +43,16 @@ export function Easel({ painting, models }: { painting: Painting; models: readon
     { key: "m", label: "Mask brush", run: () => setTool("mask") },
     { key: "Escape", label: "Cancel what runs", run: () => inpainter.cancel() },
   ]);
+  const loads = useMemo(() => new Newest(), []);
   const load = async (file: File) => {
+    const isNewest = loads.start();
     try {
-      painting.replace("pixels", await pixelsOfFile(file, { width, height }));
+      const loaded = await pixelsOfFile(file, { width, height });
+      if (!isNewest()) return;
+      painting.replace("pixels", loaded);
       setProblem(null);
     } catch (error) {
-      setProblem(problemOf(error));
+      if (isNewest()) setProblem(problemOf(error));
     }
   };
   const masks = tool === "mask" || tool === "unmask";

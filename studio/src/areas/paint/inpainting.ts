@@ -27,6 +27,7 @@ export class Inpainter {
   readonly problem: Signal<Problem | null> = signal(null);
   readonly #latest: Latest<InpaintingRequest>;
   readonly #rest = new Debounce(REST_MS);
+  #shownPreview = 0;
 
   constructor() {
     this.#latest = new Latest((body, abort) => this.#run(body, abort));
@@ -54,27 +55,32 @@ export class Inpainter {
 
   async #run(body: InpaintingRequest, signal: AbortSignal): Promise<void> {
     let seen = 0;
+    this.#shownPreview = 0;
     const onProgress = (job: JobProgress) => {
       this.progress.value = job;
       if (job.previews === seen) return;
       seen = job.previews;
-      void this.#preview(job.id, signal);
+      void this.#preview(job.id, seen, signal);
     };
     try {
       const file = await runForFile("inpaintings", { ...body }, "image/png", { signal, onProgress, prefer: "respond-async" });
-      this.grid.value = await createImageBitmap(file);
+      const grid = await createImageBitmap(file);
+      if (signal.aborted) return;
+      this.grid.value = grid;
       this.problem.value = null;
     } catch (error) {
       this.problem.value = problemOf(error);
+    } finally {
+      this.progress.value = null;
     }
-    this.progress.value = null;
   }
 
-  async #preview(id: string, signal: AbortSignal): Promise<void> {
+  async #preview(id: string, number: number, signal: AbortSignal): Promise<void> {
     try {
       const file = await (await request(`/v1/jobs/${id}/preview`, { signal })).blob();
       const grid = await createImageBitmap(file);
-      if (signal.aborted || this.progress.peek()?.id !== id) return; // the result is there already
+      if (signal.aborted || number < this.#shownPreview || this.progress.peek()?.id !== id) return; // the result or a newer preview is there already
+      this.#shownPreview = number;
       this.grid.value = grid;
     } catch {
       // a preview that is gone is no error: the result follows

@@ -1,4 +1,5 @@
 /** The first or the last picture of a film: painted, or loaded from a file. */
+import { useMemo } from "preact/hooks";
 import { problemOf } from "../../api/problem";
 import type { Problem } from "../../api/types";
 import { LoadButton } from "../../components/paint/LoadButton";
@@ -6,6 +7,7 @@ import "../../components/paint/paint-grid.css";
 import { PaintGrid } from "../../components/paint/PaintGrid";
 import type { Painting } from "../../components/paint/painting";
 import { pixelsOfFile } from "../../components/paint/picture";
+import { Newest } from "../../lib/newest";
 
 interface Props {
   name: string;
@@ -18,12 +20,16 @@ const CELL = 5;
 export function FilmEnd({ name, painting, onProblem }: Props) {
   const size = painting.pixels.value;
   const brush = { radius: Math.max(0.6, size.width / 26), erases: false, hard: false };
+  const loads = useMemo(() => new Newest(), []);
   const load = async (file: File) => {
+    const isNewest = loads.start();
     try {
-      painting.replace("pixels", await pixelsOfFile(file, { width: size.width, height: size.height }));
+      const pixels = await pixelsOfFile(file, { width: size.width, height: size.height });
+      if (!isNewest()) return;
+      painting.replace("pixels", pixels);
       onProblem(null);
     } catch (error) {
-      onProblem(problemOf(error));
+      if (isNewest()) onProblem(problemOf(error));
     }
   };
   return (
