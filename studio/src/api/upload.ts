@@ -22,6 +22,7 @@ export async function upload(path: string, form: FormData, options: UploadOption
 
 function send(path: string, form: FormData, { signal, onProgress }: UploadOptions): Promise<Response> {
   return new Promise((resolve, reject) => {
+    signal.throwIfAborted(); // an event `abort` that was before is not heard
     const sent = new XMLHttpRequest();
     const onAbort = () => sent.abort();
     sent.open("POST", path);

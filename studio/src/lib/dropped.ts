@@ -35,17 +35,26 @@ export function nameFor(files: readonly NamedFile[]): string {
   return name.slice(0, 63) || "pictures";
 }
 
-/** Returns the files as one: packed into a ZIP with their paths, unless the service reads them as they are. */
-export async function packed(files: readonly NamedFile[], name: string, onFile: (count: number) => void): Promise<File> {
+/** Returns the files as one: packed into a ZIP with their paths, unless the service reads them as they are. `signal` cancels it. */
+export async function packed(files: readonly NamedFile[], name: string, signal: AbortSignal, onFile: (count: number) => void): Promise<File> {
   const [first] = files;
   if (first !== undefined && isData(files)) return first.file;
   const { downloadZip } = await import("client-zip");
-  const blob = await downloadZip(counted(files, onFile)).blob();
+  const blob = await zipped(downloadZip(counted(files, signal, onFile)), signal);
   return new File([blob], `${name}.zip`, { type: "application/zip" });
 }
 
-function* counted(files: readonly NamedFile[], onFile: (count: number) => void) {
+async function zipped(response: Response, signal: AbortSignal): Promise<Blob> {
+  try {
+    return await response.blob();
+  } finally {
+    signal.throwIfAborted(); // the error of a body that was cancelled is another one
+  }
+}
+
+function* counted(files: readonly NamedFile[], signal: AbortSignal, onFile: (count: number) => void) {
   for (const [index, { path, file }] of files.entries()) {
+    signal.throwIfAborted();
     onFile(index);
     yield { name: path, input: file, lastModified: new Date(file.lastModified) };
   }

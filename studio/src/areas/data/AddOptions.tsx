@@ -2,6 +2,8 @@
 import { fieldError } from "../../api/problem";
 import type { ChoiceField, Field, NumberField, TextField, Value } from "../../components/form/fields";
 import { FieldControl } from "../../components/form/FieldControl";
+import { LoadButton } from "../../components/paint/LoadButton";
+import { bytes } from "../../lib/format";
 import { change, fields, type Fields, labels, problem, source, step } from "./additions";
 
 const KIND: ChoiceField = {
@@ -21,10 +23,11 @@ function share(name: string): NumberField {
 
 export function AddOptions() {
   const shown: Field[] = source.value === "Public set" ? [VALIDATION] : [KIND, RESIZE, VALIDATION, TEST];
-  const failed = shown.some(({ name }) => fieldError(problem.value, name) !== null);
+  const withLabels = source.value === "Files";
+  const failed = [...shown.map(({ name }) => name), ...(withLabels ? ["labels"] : [])].some((name) => fieldError(problem.value, name) !== null);
   return (
     <details open={failed}>
-      <summary>Options</summary>
+      <summary>Options{withLabels && labels.value !== null && `, with the labels of ${labels.value.name}`}</summary>
       <div class="add-options">
         {shown.map((field) => (
           <FieldControl
@@ -35,13 +38,32 @@ export function AddOptions() {
             onChange={(value: Value) => change({ [field.name]: value })}
           />
         ))}
-        {source.value === "Files" && (
-          <label class="field">
-            <span class="field-name">labels of an IDX file</span>
-            <input type="file" disabled={step.value !== null} onChange={(event) => (labels.value = event.currentTarget.files?.[0] ?? null)} />
-          </label>
-        )}
+        {withLabels && <LabelsChoice />}
       </div>
     </details>
+  );
+}
+
+/** The file with the labels: which one is sent, and the choice of another one, or of none. */
+function LabelsChoice() {
+  const file = labels.value;
+  const busy = step.value !== null;
+  const error = fieldError(problem.value, "labels");
+  return (
+    <div class="field" role="group" aria-label="labels of an IDX file">
+      <span class="field-name">labels of an IDX file</span>
+      <p class="muted">{file === null ? "none" : `${file.name}, ${bytes(file.size)}`}</p>
+      <div class="buttons">
+        <LoadButton label="Choose labels" accept="" disabled={busy} onFile={(chosen) => (labels.value = chosen)} />
+        {file !== null && (
+          <button type="button" disabled={busy} aria-label="Remove the labels" onClick={() => (labels.value = null)}>
+            Remove
+          </button>
+        )}
+      </div>
+      <p class="field-error" role={error === null ? undefined : "alert"}>
+        {error}
+      </p>
+    </div>
   );
 }

@@ -50,7 +50,6 @@ export function change(changes: Partial<Fields>): void {
 /** Takes files, and names the dataset after them. */
 export function choose(chosen: readonly NamedFile[]): void {
   files.value = chosen;
-  labels.value = null;
   problem.value = null;
   if (chosen.length > 0) change({ name: nameFor(chosen) });
 }
@@ -59,14 +58,20 @@ export function cancel(): void {
   running?.abort();
 }
 
+function chooseNothing(): void {
+  files.value = [];
+  labels.value = null;
+}
+
 /** Adds the dataset of the form, and shows it. */
 export async function add(): Promise<void> {
   running = new AbortController();
+  const from = source.peek();
   problem.value = null;
   step.value = { text: "Preparing", share: null };
   try {
-    const name = source.value === "Files" ? await sendFiles(running.signal) : await fetchByJob(running.signal);
-    files.value = [];
+    const name = from === "Files" ? await sendFiles(running.signal) : await fetchByJob(running.signal);
+    if (from === "Files") chooseNothing();
     await datasets.reload();
     if (address.peek().area === "data") go("data", { name });
   } catch (error) {
@@ -80,13 +85,13 @@ export async function add(): Promise<void> {
 async function sendFiles(signal: AbortSignal): Promise<string> {
   const { name, kind, resize, validation, test } = fields.peek();
   const chosen = files.peek();
-  const file = await packed(chosen, name || "pictures", (count) => {
+  const labelled = labels.peek();
+  const file = await packed(chosen, name || "pictures", signal, (count) => {
     step.value = { text: `Packing file ${count + 1} of ${chosen.length}`, share: count / chosen.length };
   });
   const form = new FormData();
   for (const [field, value] of Object.entries({ name, kind, resize, validation, test })) form.append(field, String(value));
   form.append("file", file);
-  const labelled = labels.peek();
   if (labelled !== null) form.append("labels", labelled);
   const about = await upload("/v1/datasets", form, {
     signal,

@@ -5,10 +5,11 @@ interface Props {
   label: string;
   accept?: string;
   class?: string;
+  disabled?: boolean;
   onFile: (file: File) => void;
 }
 
-export function LoadButton({ label, accept = "image/*", class: name = "", onFile }: Props) {
+export function LoadButton({ label, accept = "image/*", class: name = "", disabled = false, onFile }: Props) {
   const input = useRef<HTMLInputElement>(null);
   const choose = (event: Event & { currentTarget: HTMLInputElement }) => {
     const file = event.currentTarget.files?.[0];
@@ -17,7 +18,7 @@ export function LoadButton({ label, accept = "image/*", class: name = "", onFile
   };
   return (
     <>
-      <button type="button" class={name} onClick={() => input.current?.click()}>
+      <button type="button" class={name} disabled={disabled} onClick={() => input.current?.click()}>
         {label}
       </button>
       <input ref={input} type="file" accept={accept} hidden aria-label={label} onChange={choose} />
