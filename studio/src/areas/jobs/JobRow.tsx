@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { client, get } from "../../api/client";
 import { problemOf } from "../../api/problem";
 import type { Job, Problem } from "../../api/types";
+import { Confirm } from "../../components/Dialog";
 import { ProblemLine } from "../../components/ProblemLine";
 import { Progress } from "../../components/Progress";
 import { dateTime, duration, number } from "../../lib/format";
@@ -12,6 +13,7 @@ import { JobResult } from "./JobResult";
 export function JobRow({ job }: { job: Job }) {
   const [problem, setProblem] = useState<Problem | null>(null);
   const [acting, setActing] = useState(false);
+  const [asking, setAsking] = useState(false);
   const [picture, setPicture] = useState<string | null>(null);
   const path = { params: { path: { job_id: job.id } } };
   const act = async (action: () => Promise<unknown>) => {
@@ -26,6 +28,7 @@ export function JobRow({ job }: { job: Job }) {
     setActing(false);
   };
   const unfinished = job.finished_at === null;
+  const end = () => void act(() => (unfinished ? get(client.POST("/v1/jobs/{job_id}/cancel", path)) : get(client.DELETE("/v1/jobs/{job_id}", path))));
   return (
     <article class="job" aria-label={`${job.kind} ${job.model}`.trim()} title={job.id}>
       <div class="job-line">
@@ -36,21 +39,28 @@ export function JobRow({ job }: { job: Job }) {
         <p class="job-time muted">{timeOf(job)}</p>
         <div class="buttons job-actions">
           {job.status === "succeeded" && <JobResult job={job} picture={picture} onPicture={setPicture} onProblem={setProblem} />}
-          {unfinished ? (
-            <button type="button" disabled={acting} onClick={() => void act(() => get(client.POST("/v1/jobs/{job_id}/cancel", path)))}>
-              Cancel
-            </button>
-          ) : (
-            <button type="button" class="quiet" disabled={acting} onClick={() => void act(() => get(client.DELETE("/v1/jobs/{job_id}", path)))}>
-              Delete
-            </button>
-          )}
+          <button type="button" class={unfinished ? "" : "quiet"} disabled={acting} onClick={() => (job.kind === "training" ? setAsking(true) : end())}>
+            {unfinished ? "Cancel" : "Delete"}
+          </button>
         </div>
       </div>
       {job.status === "running" && <Progress value={job.progress} label={`Progress of ${job.kind}`} />}
       {unfinished && job.waiting_reason && <p class="muted small">{job.waiting_reason}</p>}
       <ProblemLine problem={problem ?? job.problem} />
       {picture !== null && <img class="job-picture pixelated" src={picture} alt={`Result of ${job.kind}`} />}
+      {asking && (
+        <Confirm
+          title={`${unfinished ? "Cancel" : "Delete"} the training of ${job.model}?`}
+          action={`${unfinished ? "Cancel" : "Delete"} the training`}
+          danger
+          onConfirm={end}
+          onClose={() => setAsking(false)}
+        >
+          {unfinished
+            ? "It cannot be resumed. Its last checkpoint stays, and can be published."
+            : "Its curves, its previews and its checkpoint are removed from the service. Versions that were published stay."}
+        </Confirm>
+      )}
     </article>
   );
 }
