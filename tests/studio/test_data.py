@@ -99,6 +99,29 @@ def test_data(browser: Browser, service: Service, client: httpx.Client, tmp_path
         visited.check_on_a_phone("data")
 
 
+def test_labels(browser: Browser, service: Service, tmp_path: Path) -> None:
+    """The labels that were chosen are named, whatever is chosen after them, until they are
+    removed.
+    """
+    for name in ("labels.idx", "digits.idx"):
+        (tmp_path / name).write_bytes(b"0")
+    with visit(browser, service) as visited:
+        page = visited.open("/data")
+        page.get_by_text("Options", exact=True).click()
+        group = page.get_by_role("group", name="labels of an IDX file")
+        group.locator("input").set_input_files(tmp_path / "labels.idx")
+        page.get_by_label("Files of a dataset").set_input_files(tmp_path / "digits.idx")
+        expect(group).to_contain_text("labels.idx")
+        page.get_by_role("radio", name="URL").check()
+        page.get_by_role("radio", name="Files").check()
+        expect(group).to_contain_text("labels.idx")
+        expect(page.locator("summary")).to_contain_text("labels.idx")
+        visited.check_accessibility()
+        group.get_by_role("button", name="Remove the labels").click()
+        expect(group).to_contain_text("none")
+        expect(page.get_by_text("labels.idx")).to_have_count(0)
+
+
 @pytest.mark.slow
 def test_archives_and_sources(browser: Browser, service: Service, client: httpx.Client, tmp_path: Path) -> None:
     """Pictures of two sizes are resized when that is asked for; an address that may not be fetched

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from core.imaging.pictures import png
 from tests.studio.visits import PHONE, Service, needs_chromium, visit
+from tests.uploads import DIGITS
 from tests.version_files import SHIPPED, import_version, with_card, with_other_weights
 
 pytestmark = needs_chromium
@@ -100,6 +101,39 @@ def test_jobs(browser: Browser, service: Service, client: httpx.Client) -> None:
             row.get_by_role("button", name="Delete").click()
             expect(row).to_have_count(0)
         assert client.get(f"/v1/jobs/{done}").status_code == 404
+
+
+@pytest.fixture
+def training(client: httpx.Client) -> Iterator[str]:
+    """The id of a training that runs for long."""
+    form = {"name": "studio-jobs", "validation": "0.1", "test": "0.1"}
+    client.post("/v1/datasets", data=form, files={"file": DIGITS.read_bytes()}).raise_for_status()
+    recipe = {"config": {"hidden": [16], "latents": 2}, "training": {"epochs": 5000}}
+    body = {"family": "vae", "dataset": "studio-jobs", "name": "studio-jobs", "recipe": recipe}
+    job = str(client.post("/v1/trainings", json=body).raise_for_status().json()["id"])
+    yield job
+    client.post(f"/v1/jobs/{job}/cancel")
+    client.delete("/v1/datasets/studio-jobs")
+
+
+def test_trainings_among_jobs(browser: Browser, service: Service, client: httpx.Client, training: str) -> None:
+    """A training is cancelled, and deleted, after a confirmation only."""
+    with visit(browser, service) as visited:
+        page = visited.open("/jobs")
+        row = page.locator(f"article[title={training}]")
+        dialog = page.get_by_role("dialog")
+        row.get_by_role("button", name="Cancel", exact=True).click()
+        visited.check_accessibility()
+        dialog.get_by_role("button", name="Cancel", exact=True).click()
+        expect(dialog).to_have_count(0)
+        assert client.get(f"/v1/jobs/{training}").json()["status"] in {"queued", "running"}
+        row.get_by_role("button", name="Cancel", exact=True).click()
+        dialog.get_by_role("button", name="Cancel the training").click()
+        expect(row.locator(".job-status")).to_have_text("cancelled")
+        row.get_by_role("button", name="Delete").click()
+        dialog.get_by_role("button", name="Delete the training").click()
+        expect(row).to_have_count(0)
+        assert client.get(f"/v1/jobs/{training}").status_code == 404
 
 
 @pytest.mark.slow
