@@ -5,6 +5,7 @@ The events of a job are read from the job store once for all of its event stream
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ from core.broker.connection import stream_entries
 from core.broker.keys import JOB_UPDATES
 from core.jobs.records import TERMINAL, Event
 from core.jobs.store import JobStore
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5  # least time between two reads of a preview
@@ -133,7 +136,9 @@ class JobEvents:
                 feed.stale = False
                 try:
                     await self._read_new(feed)
-                except (sa.exc.SQLAlchemyError, OSError):
+                except Exception as error:
+                    if not isinstance(error, sa.exc.SQLAlchemyError | OSError):
+                        log.exception("events not read", extra={"job": feed.job_id})
                     feed.stale = True
                     await asyncio.sleep(RETRY_S)
         finally:
@@ -229,19 +234,22 @@ class JobUpdates:
     async def listen(self, connection: redis.asyncio.Redis) -> None:
         """Read the workers' messages about jobs; wake the requests and streams that wait for them.
 
-        Runs until cancelled. If a message is lost, polling the job store finds the change.
+        Runs until cancelled. If a message is lost, or damaged and skipped, polling the job store
+        finds the change.
         """
         last: bytes | str = "$"
         while True:
             try:
                 messages = await connection.xread({JOB_UPDATES: last}, count=256, block=5000)
+                for entry_id, values in stream_entries(messages):
+                    last = entry_id
+                    for job_id in unpack(values[b"ids"]):
+                        self.notify(job_id)
             except (redis.RedisError, OSError):
                 await asyncio.sleep(0.2)
-                continue
-            for entry_id, values in stream_entries(messages):
-                last = entry_id
-                for job_id in unpack(values[b"ids"]):
-                    self.notify(job_id)
+            except Exception:
+                log.exception("message about jobs not read", extra={"message_id": last})
+                await asyncio.sleep(RETRY_S)
 
     async def poll(self) -> None:
         """Poll the job store twice a second for new events; wake the requests and streams of their
@@ -256,6 +264,9 @@ class JobUpdates:
             try:
                 last = await self._threads.read(self._job_store.last_event_numbers, watched) if watched else {}
             except sa.exc.SQLAlchemyError:
+                continue
+            except Exception:
+                log.exception("new events not read")
                 continue
             changed = [job_id for job_id in watched if known.get(job_id) != last.get(job_id, 0)]
             known = {job_id: last.get(job_id, 0) for job_id in watched}

@@ -1,6 +1,7 @@
 """Reads the heartbeats of training workers, and sends the messages that wake them."""
 
 import contextlib
+import logging
 from typing import Any
 
 import redis
@@ -9,6 +10,8 @@ import redis.asyncio
 from core.broker.codec import unpack
 from core.broker.publisher import wake_training_workers
 from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
+
+log = logging.getLogger(__name__)
 
 
 class TrainingWorkers:
@@ -37,7 +40,7 @@ class TrainingWorkers:
     async def live(self) -> dict[str, dict[str, Any]]:
         """Return the heartbeats of live training workers, keyed by worker id.
 
-        Empty while the queue server is unreachable.
+        Empty while the queue server is unreachable. A damaged heartbeat is logged and left out.
         """
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -46,8 +49,15 @@ class TrainingWorkers:
                 (seconds, _), hashes = await pipeline.execute()
         except (redis.RedisError, OSError):
             return {}
-        heartbeats = {name.decode(): unpack(data) for name, data in hashes.items()}
-        return {name: one for name, one in heartbeats.items() if seconds - one["at"] < TRAINER_TIMEOUT_S}
+        heartbeats = {}
+        for name, data in hashes.items():
+            try:
+                heartbeat = unpack(data)
+                if seconds - heartbeat["at"] < TRAINER_TIMEOUT_S:
+                    heartbeats[name.decode()] = heartbeat
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("heartbeat not read", extra={"worker": repr(name), "reason": str(error)})
+        return heartbeats
 
     async def count(self) -> int:
         """Return how many training workers are alive."""

@@ -66,7 +66,7 @@ def test_a_network_that_cannot_fit_is_refused_at_once(client: httpx.Client, data
 
 def test_without_a_training_worker_the_number_of_devices_is_unknown(tmp_path: Path) -> None:
     """Without a live training worker, two GPUs are 503; with one, the number in its heartbeat is
-    the limit.
+    the limit. A damaged heartbeat is left out.
     """
     bare = Stack(tmp_path)
     try:
@@ -77,6 +77,7 @@ def test_without_a_training_worker_the_number_of_devices_is_unknown(tmp_path: Pa
         with httpx.Client(base_url=bare.url, timeout=30) as client, redis.Redis(port=bare.queue_port, db=1) as queue:
             wait_until(lambda: succeeds(lambda: client.get("/healthz").is_success), "the API is up")
             beat = {"state": "ready", "host": "h", "pid": 1, "running": [], "devices": 4}
+            queue.hset(TRAINING_WORKERS, "damaged", b"\xc1")
             for age_s in (None, 60.0):
                 if age_s is not None:
                     queue.hset(TRAINING_WORKERS, "dead", pack({**beat, "at": time.time() - age_s}))

@@ -10,6 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -23,10 +26,13 @@ from api.job_events import (
     OPENING_BURST,
     OPENINGS_PER_SECOND,
     JobEvents,
+    JobUpdates,
     OpeningPace,
     StreamLimit,
     Update,
 )
+from api.store_threads import StoreThreads
+from core.broker.codec import pack
 from core.jobs.records import TRAINING, Event, Job
 from core.jobs.store import JobStore
 from tests.api.attack import connect
@@ -43,6 +49,7 @@ class _Store:
         self.reads = self.looks = 0
         self.there = True
         self.fails = 0
+        self.error: Exception = sa.exc.OperationalError("select", {}, Exception("locked"))
 
     def add(self, status: str) -> None:
         self.rows.append(Event("status", {"status": status}, seq=len(self.rows) + 1))
@@ -51,7 +58,7 @@ class _Store:
         self.reads += 1
         if self.fails:
             self.fails -= 1
-            raise sa.exc.OperationalError("select", {}, Exception("locked"))
+            raise self.error
         return self.rows[seq:]
 
     async def exists(self, _job_id: str) -> bool:
@@ -102,6 +109,79 @@ def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatc
         assert sum(update.preview for update in updates) <= 300
         await asyncio.sleep(0)
         assert not events.feeds
+
+    asyncio.run(run())
+
+
+def test_an_unexpected_error_does_not_end_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the events of a job cannot be read, they are read again later, whatever the error."""
+    monkeypatch.setattr(job_events, "RETRY_S", 0.01)
+
+    async def run() -> None:
+        store = _Store()
+        events = JobEvents(store.read, store.exists, store.preview)
+        store.error, store.fails = ValueError("damaged"), 2
+        store.add("queued")
+        assert await asyncio.wait_for(_heard(events, 0, 1, []), 5) == [1]
+
+    asyncio.run(run())
+
+
+class _Connection:
+    """A connection whose stream of messages about jobs has damaged messages."""
+
+    def __init__(self, *messages: dict[bytes, bytes]) -> None:
+        self.entries = [(b"%d-0" % number, fields) for number, fields in enumerate(messages, 1)]
+
+    async def xread(self, streams: dict[str, bytes | str], **_: int) -> Any:
+        (last,) = streams.values()
+        after = 0 if last == "$" else int(bytes(last).partition(b"-")[0])  # type: ignore[arg-type]
+        if not self.entries[after:]:
+            await asyncio.sleep(60)
+        return [(b"stream", self.entries[after:])]
+
+
+def test_a_damaged_message_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that cannot be read do not keep those after them from waking the requests."""
+    monkeypatch.setattr(job_events, "RETRY_S", 0.01)
+    connection: Any = _Connection({b"ids": b"\xc1"}, {}, {b"ids": pack(7)}, {b"ids": pack([{}])}, {b"ids": pack(["a"])})
+
+    async def run() -> None:
+        store = _Store()
+        updates = JobUpdates(JobStore("sqlite://"), StoreThreads(), JobEvents(store.read, store.exists, store.preview))
+        listening = asyncio.create_task(updates.listen(connection))
+        async with asyncio.timeout(5):
+            await updates.wait("a", 60)
+        assert not listening.done()
+        listening.cancel()
+
+    asyncio.run(run())
+
+
+def test_polling_goes_on_after_an_unexpected_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If the numbers of the last events cannot be read, they are read again, whatever the error."""
+    monkeypatch.setattr(job_events, "POLL_S", 0.01)
+    errors: list[Exception] = [RuntimeError("unexpected"), sa.exc.OperationalError("select", {}, Exception("locked"))]
+    read = JobStore.last_event_numbers
+
+    def read_later(job_store: JobStore, job_ids: set[str]) -> dict[str, int]:
+        if errors:
+            raise errors.pop()
+        return read(job_store, job_ids)
+
+    async def run() -> None:
+        job_store, store, threads = JobStore(f"sqlite:///{tmp_path / 'l.sqlite3'}"), _Store(), StoreThreads()
+        row = _queued("")
+        job_store.insert(row)
+        updates = JobUpdates(job_store, threads, JobEvents(store.read, store.exists, store.preview))
+        with patch.object(JobStore, "last_event_numbers", read_later):
+            polling = asyncio.create_task(updates.poll())
+            async with asyncio.timeout(5):
+                await updates.wait(row.id, 60)
+        assert not polling.done()
+        polling.cancel()
+        threads.shutdown()
+        job_store.engine.dispose()
 
     asyncio.run(run())
 
