@@ -200,6 +200,14 @@ def storage_error(error: OSError) -> ProblemError:
     return OverloadedError(f"the request could not be stored: {reason}; try again later", retry_after_s=30)
 
 
+def database_error(error: sqlalchemy.exc.SQLAlchemyError) -> ProblemError:
+    """Return the error for a database that cannot be used now: 507 if its disk is full, else 503."""
+    if lacks_space(error):
+        detail = f"the job database has no room ({reason_of(error)}); delete ended jobs, or try again later"
+        return FullError(detail, retry_after_s=30)
+    return OverloadedError("the job database cannot be used now; try again later", retry_after_s=5)
+
+
 def request_id_of(request: Request) -> str:
     """Return a request's id, which `RequestMiddleware` has set; empty without the middleware."""
     return str(request.scope.get("reverie_request_id", ""))
@@ -253,14 +261,12 @@ async def handle_database(request: Request, error: sqlalchemy.exc.SQLAlchemyErro
 
     The status is 507 if the disk of the database is full, else 503.
     """
-    request_id, reason = request_id_of(request), reason_of(error)
+    request_id = request_id_of(request)
     if lacks_space(error):
-        log.error("database full", extra={"request_id": request_id, "reason": reason})
-        detail = f"the job database has no room ({reason}); delete ended jobs, or try again later"
-        return FullError(detail, retry_after_s=30).response(request_id)
-    log.error("database not available", exc_info=error, extra={"request_id": request_id})
-    detail = "the job database cannot be used now; try again later"
-    return OverloadedError(detail, retry_after_s=5).response(request_id)
+        log.error("database full", extra={"request_id": request_id, "reason": reason_of(error)})
+    else:
+        log.error("database not available", exc_info=error, extra={"request_id": request_id})
+    return database_error(error).response(request_id)
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:

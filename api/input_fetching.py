@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from operator import methodcaller
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -21,7 +22,7 @@ import httpcore
 import httpx
 import sqlalchemy as sa
 
-from api.errors import FullError, InvalidError, OverloadedError, ProblemError, problem, storage_error
+from api.errors import FullError, InvalidError, OverloadedError, ProblemError, database_error, problem, storage_error
 from api.jobs import JobService
 from api.request_content import Content
 from api.requests import InferenceRequest
@@ -76,7 +77,7 @@ class InputFetcher:
         self._resolver = resolver
         self._pool: httpcore.AsyncConnectionPool | None = None
         self._holder = f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}"
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._running: dict[asyncio.Task[None], Job] = {}
         self._decoding = asyncio.Semaphore(1)  # so that the images of one job at a time are in memory
         self._wakeup = asyncio.Event()
         self.builders: dict[str, Builder] = {}
@@ -132,7 +133,7 @@ class InputFetcher:
         """
         if len(self._running) >= MAX_FETCHES:
             return False
-        owners = Counter(self._running.values())
+        owners = Counter(job.owner for job in self._running.values())
         full = [owner for owner, number in owners.items() if owner and number >= MAX_PER_OWNER]
         lease_s = self._settings.job_lease_s
         try:
@@ -146,7 +147,7 @@ class InputFetcher:
         if job is None:
             return False
         task = asyncio.create_task(self._fetch(job))
-        self._running[task] = job.owner
+        self._running[task] = job
         task.add_done_callback(self._finished)
         return True
 
@@ -156,19 +157,25 @@ class InputFetcher:
         self.wake()
 
     async def _renew_leases(self) -> None:
-        """Renew the leases of the claimed jobs periodically, until cancelled."""
+        """Renew the leases of the jobs that are being fetched periodically, until cancelled.
+
+        The lease of a job that was claimed without the knowledge of this process, because the
+        connection broke before the database's reply, expires.
+        """
         lease_s = self._settings.job_lease_s
         while True:
             await asyncio.sleep(min(1.0, lease_s / 3))
-            if self._running:
-                with contextlib.suppress(sa.exc.SQLAlchemyError):
-                    await self._jobs.write(lambda job_store: job_store.renew_leases(self._holder, lease_s))
+            if job_ids := [job.id for job in self._running.values()]:
+                try:
+                    await self._jobs.write(methodcaller("renew_leases", self._holder, lease_s, job_ids))
+                except Exception:
+                    log.exception("renewing leases")
 
     async def _fetch(self, job: Job) -> None:
         """Fetch the inputs of a claimed job, and queue it for the workers.
 
-        If that is not possible, the job ends as failed; if only a disk or the blob store cannot be
-        used now, the job is requeued, to be claimed again later.
+        If that is not possible, the job ends as failed; if only a disk, the blob store or the
+        database cannot be used now, the job is requeued, to be claimed again later.
         """
         try:
             inference_request = await self._build(job)
@@ -179,6 +186,9 @@ class InputFetcher:
             await self._end(job, error, self._settings.storage_wait_s)
         except ObjectStoreError as error:
             await self._end(job, storage_error(error), self._settings.storage_wait_s)
+        except DATABASE_UNAVAILABLE as error:
+            log.warning("inputs not stored", extra={"job": job.id, "reason": str(getattr(error, "orig", error))})
+            await self._end(job, database_error(error), self._settings.storage_wait_s)
         except ProblemError as error:
             await self._end(job, error)
         except Exception as error:
@@ -285,8 +295,8 @@ class _Progress:
         """Write a message with the number of received bytes of the current file.
 
         `total` is the size of the file in bytes; None if it is unknown. Writes nothing within a
-        second of the last message. Raises _ClaimLostError if the job was cancelled or claimed by
-        another process.
+        second of the last message, nor while the database cannot be used. Raises _ClaimLostError if
+        the job was cancelled or claimed by another process.
         """
         if time.monotonic() - self._written_at < _PROGRESS_S:
             return
@@ -294,7 +304,13 @@ class _Progress:
         text = f"fetching image {self._number} of {self._count} from {self._host}"
         data = {"level": "info", "message": text, "bytes": received, "total_bytes": total}
         event = Event("message", data)
-        if not await self._jobs.write(lambda job_store: job_store.append_events(self._job.claim, [event], 0.0)):
+        try:
+            held = await self._jobs.write(lambda job_store: job_store.append_events(self._job.claim, [event], 0.0))
+        except DATABASE_UNAVAILABLE as error:
+            reason = str(getattr(error, "orig", error))
+            log.warning("progress not written", extra={"job": self._job.id, "reason": reason})
+            return
+        if not held:
             raise _ClaimLostError
         self._jobs.notify(self._job.id)
 

@@ -22,10 +22,11 @@ from api.auth import Caller
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
-from api.input_fetching import InputFetcher
+from api.input_fetching import InputFetcher, _Progress
 from api.jobs import JobService
 from api.request_content import Content
 from api.requests import InferenceRequest
+from api.stored_content import store_content
 from core.blobs import FolderBlobs, open_blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
@@ -38,6 +39,7 @@ from tests.api.helpers import MODEL
 from tests.core.jobs.test_migrate import FIRST, LAST, job_id, load
 from tests.stack import free_port
 
+UNREACHABLE = sa.exc.OperationalError("UPDATE", {}, OSError("connection refused"))
 SMALL: Fields = {"images": np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)}
 LARGE: Fields = {"images": np.zeros((3, 1, 512, 512), np.uint8)}
 
@@ -129,6 +131,76 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
 
     assert LARGE["images"].nbytes > INLINE_BYTES > SMALL["images"].nbytes
     _run(tmp_path, act)
+
+
+def test_a_job_with_urls_waits_for_the_database(tmp_path: Path) -> None:
+    """If the database cannot be used when its images were fetched, the job is queued again with the
+    reason, and its images are fetched again later.
+    """
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        job, _ = await _adopted(job_service)
+        held = replace(job, input_urls={}, items=store_content(Content({}), {}, frozenset()))
+        fetcher = InputFetcher(Settings(state=tmp_path), job_service, open_blobs(f"file://{tmp_path}/b"), tmp_path)
+
+        async def build(_job: Job, _content: Content) -> InferenceRequest:
+            return _ask()
+
+        fetcher.builders["sample"] = build
+        with patch.object(JobStore, "set_inputs", side_effect=UNREACHABLE):
+            await fetcher._fetch(held)
+        waiting = await _waiting(job_store, job)
+        assert "the job database cannot be used now" in str(waiting.blocked_reason)
+
+    _run(tmp_path, act)
+
+
+def test_a_download_goes_on_while_the_database_cannot_be_used(tmp_path: Path) -> None:
+    """An event about the progress of a download that cannot be written does not end the job."""
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        job, _ = await _adopted(job_service)
+        with patch.object(JobStore, "append_events", side_effect=UNREACHABLE):
+            await _Progress(job_service, job, 1).start_file("https://example.org/a.png")
+        assert [event.name for event in job_store.events(job.id)] == ["status"]
+        await _Progress(job_service, job, 1).start_file("https://example.org/a.png")
+        assert [event.name for event in job_store.events(job.id)] == ["status", "message"]
+
+    _run(tmp_path, act)
+
+
+def test_only_leases_of_jobs_that_are_fetched_are_renewed(tmp_path: Path) -> None:
+    """The lease of a job that was claimed, but is not fetched, expires; an error does not end the
+    renewals of the others.
+    """
+    errors: list[Exception] = [ValueError("unexpected"), UNREACHABLE]
+    renew = JobStore.renew_leases
+
+    def renew_later(job_store: JobStore, holder: str, lease_s: float, job_ids: list[str] | None = None) -> list[str]:
+        if errors:
+            raise errors.pop()
+        return renew(job_store, holder, lease_s, job_ids)
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        fetcher = InputFetcher(Settings(state=tmp_path, job_lease_s=0.9), job_service, FolderBlobs(tmp_path), tmp_path)
+        for _ in range(2):
+            job_store.insert(await job_service._new_job(replace(_ask(), input_urls={"image_url": ["https://e.org"]})))
+        fetched, unknown = (job_store.claim_inputs(fetcher._holder, 1.5) for _ in range(2))
+        assert fetched is not None
+        assert unknown is not None
+        task = asyncio.create_task(asyncio.sleep(60))
+        fetcher._running[task] = fetched
+        with patch.object(JobStore, "renew_leases", renew_later):
+            renewal = asyncio.create_task(fetcher._renew_leases())
+            await _waiting(job_store, unknown)
+            assert errors == []
+            found = job_store.get(fetched.id)
+            assert found is not None
+            assert (found.status, found.lease_holder) == ("running", fetcher._holder)
+        for one in (task, renewal):
+            one.cancel()
+
+    _run(tmp_path, act, job_lease_s=0.9)
 
 
 def test_a_job_with_urls_waits_for_its_stored_body(tmp_path: Path) -> None:
