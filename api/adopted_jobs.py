@@ -35,8 +35,9 @@ class AdoptedJobs:
     """Holds the leases of one API process's adopted jobs, and stores their results.
 
     If the process dies, the leases expire and workers run the jobs. `notify` is called with the id
-    of each job that has ended. `pending` has the requests that are still being computed, keyed by
-    the id of their job. `holder` is the name of this process in the leases.
+    of each job that has ended, and `drop` cancels a pending request. `pending` has the requests
+    that are still being computed, keyed by the id of their job. `holder` is the name of this
+    process in the leases.
     """
 
     settings: Settings
@@ -44,6 +45,7 @@ class AdoptedJobs:
     blobs: Blobs
     threads: StoreThreads
     notify: Callable[[str], None]
+    drop: Callable[[PendingRequest], None]
     pending: dict[str, PendingRequest] = field(default_factory=dict)
     holder: str = field(default_factory=lambda: f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}")
 
@@ -56,8 +58,18 @@ class AdoptedJobs:
         """Wait until a pending request ends, and store its result or its error in its job `job`.
 
         If the result cannot be stored now, or no worker can run the request now, the job is
-        requeued for the workers. If the request was cancelled, nothing is written to the job.
+        requeued for the workers. If the request was cancelled, nothing is written to the job. After
+        an unexpected error, the lease of the job expires, and a worker runs the job.
         """
+        try:
+            await self._complete(job, pending)
+        except Exception:
+            log.exception("adopted job not completed", extra={"job": job.id})
+        finally:
+            self.pending.pop(job.id, None)  # so its lease is not renewed any more
+
+    async def _complete(self, job: Job, pending: PendingRequest) -> None:
+        """Wait until a pending request ends, and write its outcome to its job, as `complete` does."""
         reports: list[SliceReport] = []
         size_bytes = 0
         blocked: dict[str, Any] | None = None
@@ -75,7 +87,6 @@ class AdoptedJobs:
         except asyncio.CancelledError:
             if not pending.result.cancelled():
                 raise  # this process stops
-            self.pending.pop(job.id, None)
             return
         if pending.restarts:
             kind = pending.device_kind
@@ -85,7 +96,6 @@ class AdoptedJobs:
         else:  # a worker runs the job again later
             wait_s = self.settings.storage_wait_s
             await self._write_until_done(job.id, self.job_store.defer, job.claim, blocked, wait_s, size_bytes)
-        self.pending.pop(job.id, None)
         self.notify(job.id)
 
     def _store(self, job: Job, fields: Fields, rows: int) -> list[SliceReport]:
@@ -126,11 +136,17 @@ class AdoptedJobs:
                 return
 
     async def renew(self) -> None:
-        """Renew the leases of all adopted jobs, and write their progress to the job store."""
-        if self.pending:
-            await self.threads.write(
-                self.job_store.renew_leases, self.holder, self.settings.job_lease_s, list(self.pending)
-            )
+        """Renew the leases of all adopted jobs, and write their progress to the job store.
+
+        If this process has lost the lease of a job, its pending request is cancelled: the job was
+        cancelled or ended by another process, or was requeued because its lease had expired.
+        """
+        if job_ids := list(self.pending):
+            lease_s = self.settings.job_lease_s
+            renewed = await self.threads.write(self.job_store.renew_leases, self.holder, lease_s, job_ids)
+            for job_id in set(job_ids).difference(renewed):
+                if (lost := self.pending.pop(job_id, None)) is not None:
+                    self.drop(lost)
             progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}
             for job_id, pending in list(self.pending.items()):
                 if pending.restarts:

@@ -65,7 +65,7 @@ class JobService:
         self._threads = StoreThreads()
         self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._updates = JobUpdates(job_store, self._threads, self.job_events)
-        self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
+        self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify, batch_sender.drop)
         self.training_workers = TrainingWorkers(training_queue(settings))
         self.wait_estimates = WaitEstimator(
             job_store.engine, self._threads.read, batch_sender.missing_worker, self.training_workers.count

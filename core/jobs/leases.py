@@ -30,11 +30,13 @@ def _lock(connection: sa.Connection, where: transitions.Condition, *, skip_locke
 class JobLeases(JobQueries):
     """The part of the job store that renews leases, and ends or requeues jobs with expired ones."""
 
-    def renew_leases(self, holder: str, lease_s: float, job_ids: Collection[str] | None = None) -> None:
-        """Extend the leases that `holder` owns; they expire `lease_s` seconds from now.
+    def renew_leases(self, holder: str, lease_s: float, job_ids: Collection[str] | None = None) -> list[str]:
+        """Extend the leases that `holder` owns; return the ids of their jobs.
 
-        With `job_ids`, only the leases of these jobs. So a job expires whose claim the holder does
-        not know about, because the connection broke before the database's reply.
+        They expire `lease_s` seconds from now. With `job_ids`, only the leases of these jobs are
+        extended. So a job expires whose claim the holder does not know about, because the
+        connection broke before the database's reply. A job of `job_ids` whose id is not returned
+        has ended, or was requeued: `holder` does not own its lease any more.
         """
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
         if job_ids is not None:
@@ -42,6 +44,7 @@ class JobLeases(JobQueries):
         with transaction(self.engine) as connection:
             if locked := _lock(connection, held):
                 connection.execute(jobs.update().where(jobs.c.id.in_(locked)).values(lease_until=NOW + lease_s))
+            return locked
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
         """Increase the progress of jobs whose leases `holder` owns, and add an event to each.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from api.adopted_jobs import INLINE_BYTES
+from api.adopted_jobs import INLINE_BYTES, AdoptedJobs
 from api.app import create_app
 from api.auth import Caller
 from api.batching.batch_sender import BatchSender, FailedError
@@ -31,7 +31,9 @@ from core.blobs import FolderBlobs, open_blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
+from core.jobs import transitions
 from core.jobs.records import TERMINAL, Job
+from core.jobs.schema import transaction
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import ObjectStoreError
@@ -131,6 +133,54 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
 
     assert LARGE["images"].nbytes > INLINE_BYTES > SMALL["images"].nbytes
     _run(tmp_path, act)
+
+
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_job_whose_lease_is_lost_is_not_computed(tmp_path: Path, requeued: bool) -> None:
+    """If another process cancels or requeues an adopted job, its pending request is cancelled."""
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        kept, lost = [_ask().pending() for _ in range(2)]
+        jobs = []
+        for call in (kept, lost):
+            job_service._batch_sender.submit(call)
+            jobs.append(await job_service.adopt(_ask(), call))
+        await asyncio.sleep(0.5)
+        assert not lost.result.done()
+        with transaction(job_store.engine) as connection:  # as another process does
+            change = transitions.requeue if requeued else transitions.finish
+            change(connection, transitions.held_by(jobs[1].claim), jobs[1].id, "reason" if requeued else "cancelled")
+        await asyncio.wait({lost.result}, timeout=5)
+        assert lost.result.cancelled()
+        assert job_service._adopted.pending == {jobs[0].id: kept}
+        assert not kept.result.done()
+        found = job_store.get(jobs[1].id)
+        assert found is not None
+        assert found.status == ("queued" if requeued else "cancelled")
+
+    _run(tmp_path, act, job_lease_s=0.8)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "error"),
+    [
+        (AdoptedJobs, "_store", RuntimeError("unexpected")),
+        (JobStore, "record_slices", sa.exc.DataError("INSERT", {}, ValueError("out of range"))),
+    ],
+)
+def test_an_unexpected_error_gives_up_the_lease(tmp_path: Path, owner: type, method: str, error: Exception) -> None:
+    """If the result of an adopted job cannot be written because of an unexpected error, the lease
+    expires and workers can claim the job.
+    """
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        job, call = await _adopted(job_service)
+        with patch.object(owner, method, side_effect=error):
+            call.result.set_result(SMALL)
+            await _waiting(job_store, job)
+        assert [held.id for held in job_store.claim("worker", 3, 8)] == [job.id]
+
+    _run(tmp_path, act, job_lease_s=0.8)
 
 
 def test_a_job_with_urls_waits_for_the_database(tmp_path: Path) -> None:

@@ -286,8 +286,24 @@ def test_only_the_leases_of_known_jobs_are_renewed(tmp_path: Path) -> None:
     job_store.claim("a", 0.1, 1)
     job_store.claim("a", 0.1, 1)
     time.sleep(0.2)
-    job_store.renew_leases("a", 60, [known.id])
+    assert job_store.renew_leases("a", 60, [known.id]) == [known.id]
     assert job_store.reap(3) == [unknown.id]
+
+
+def test_a_lost_lease_is_not_renewed(job_store: JobStore) -> None:
+    """The renewal of leases returns the jobs whose leases it has renewed; not those that were
+    cancelled or requeued, or that another process has claimed.
+    """
+    kept, cancelled, requeued, taken = rows = [job(isolated=True) for _ in range(4)]
+    job_store.insert(*rows)
+    claims = {one.id: one.claim for _ in rows for one in job_store.claim("a", LEASE_S, 1)}
+    job_store.cancel(cancelled.id)
+    job_store.requeue(claims[taken.id], "reason")
+    assert [one.id for one in job_store.claim("b", LEASE_S, 1)] == [taken.id]
+    job_store.requeue(claims[requeued.id], "reason")
+    assert job_store.renew_leases("a", LEASE_S, list(claims)) == [kept.id]
+    assert job_store.renew_leases("a", LEASE_S) == [kept.id]
+    assert job_store.renew_leases("c", LEASE_S, list(claims)) == []
 
 
 def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
