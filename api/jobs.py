@@ -34,7 +34,7 @@ from core.broker.keys import preview_key
 from core.cleanup import Cleanup
 from core.imaging.tiling import photograph_bytes
 from core.jobs.leases import LeaseReaper
-from core.jobs.records import Event, IdempotencyKey, Insertion, Job
+from core.jobs.records import Event, IdempotencyKey, Insertion, Job, new_id
 from core.jobs.store import JobStore
 from core.resources import Kind
 from core.settings import Settings, StatePaths
@@ -172,7 +172,7 @@ class JobService:
         idempotency_key = IdempotencyKey(route, key, inference_request.content.fingerprint, ttl_s)
         pending = self.spread(inference_request)
         with self._dropped_on_error(pending):
-            job = await self._new_job(inference_request)
+            job = await self._new_job(inference_request, pending)
             if pending is not None:
                 job = self._held(job)
             async with self._keeping_inputs(job):
@@ -227,7 +227,7 @@ class JobService:
         The job is inserted as running, because a worker would compute a queued job a second time.
         """
         inference_request.device_kind = pending.device_kind
-        job = self._held(await self._new_job(inference_request))
+        job = self._held(await self._new_job(inference_request, pending))
         async with self._keeping_inputs(job):
             await self._threads.write(self._job_store.insert, job)
         self._complete(job, pending)
@@ -252,13 +252,15 @@ class JobService:
         """
         self.counts[status] = self.counts.get(status, 0) + 1
 
-    async def _new_job(self, inference_request: InferenceRequest) -> Job:
+    async def _new_job(self, inference_request: InferenceRequest, pending: PendingRequest | None = None) -> Job:
         """Return the record of a new job, not yet inserted; put large inputs into the blob store.
 
+        With `pending`, the job gets the id of this request, under which workers store previews.
         Raises FullError or OverloadedError if the inputs cannot be stored.
         """
         operation = inference_request.operation
         job = Job(
+            id=pending.id if pending else new_id(),
             kind=operation.path,
             owner=inference_request.caller.name,
             model=inference_request.entry.name,
@@ -390,9 +392,8 @@ class JobService:
         Returns None if the job has no preview, if it has expired, or if the queue server is
         unreachable.
         """
-        pending = self._adopted.pending.get(job_id)
         try:
-            png: Any = await self._redis.get(preview_key(pending.id if pending else job_id))
+            png: Any = await self._redis.get(preview_key(job_id))
         except (redis.RedisError, OSError):
             return None
         return png if isinstance(png, bytes) else None

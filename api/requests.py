@@ -32,6 +32,7 @@ from core.catalog.operations import Operation
 from core.catalog.registry import ModelOperation, ModelVersion
 from core.catalog.validation import InvalidOptionsError
 from core.imaging.tiling import Photograph
+from core.jobs.records import new_id
 from core.outbound.addresses import parse_url
 from core.settings import Settings
 from core.webhooks.records import Webhook
@@ -118,6 +119,7 @@ class InferenceRequest:
     def pending(self, *, png: bool = False) -> PendingRequest:
         """Return the record of this request for the batch scheduler.
 
+        Its id is a job id: if the request becomes a job, this is the id of the job.
         `png`: workers return images as PNG files, not as pixels.
         """
         return PendingRequest(
@@ -134,6 +136,7 @@ class InferenceRequest:
             self.caller.limits,
             self.deadline_at,
             self.traceparent,
+            id=new_id(),
         )
 
 

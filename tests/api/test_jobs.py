@@ -21,6 +21,7 @@ from api.app import create_app
 from api.auth import Caller
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
+from api.dependencies import JOB_ID
 from api.errors import FullError, ProblemError
 from api.input_fetching import InputFetcher, _Progress
 from api.jobs import JobService
@@ -53,13 +54,7 @@ def _ask() -> InferenceRequest:
 
 
 def _call(inference_request: InferenceRequest) -> PendingRequest:
-    request = PendingRequest(
-        inference_request.entry,
-        inference_request.operation.method,
-        inference_request.options,
-        inference_request.seed,
-        inference_request.rows,
-    )
+    request = inference_request.pending()
     request.result = asyncio.get_running_loop().create_future()
     return request
 
@@ -132,6 +127,19 @@ def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> Non
         assert ((await job_service.result(done))["images"] == fields["images"]).all()
 
     assert LARGE["images"].nbytes > INLINE_BYTES > SMALL["images"].nbytes
+    _run(tmp_path, act)
+
+
+def test_an_adopted_job_has_the_id_of_its_request(tmp_path: Path) -> None:
+    """Workers store previews under the id of the request; every API process finds them by the id of
+    the job.
+    """
+
+    async def act(job_service: JobService, _job_store: JobStore) -> None:
+        job, call = await _adopted(job_service)
+        assert job.id == call.id
+        assert JOB_ID.fullmatch(job.id)
+
     _run(tmp_path, act)
 
 
