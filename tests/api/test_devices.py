@@ -26,7 +26,12 @@ def training_body(**more: Any) -> dict[str, Any]:
 def dataset(stack: Stack) -> None:
     """A dataset to train on, and a training worker that has reported its devices."""
     add_digits(stack, "device-digits")
-    wait_until(lambda: limits(stack.url) == {1}, "a training worker has counted its devices")
+    body = training_body(gpus=2, dry_run=True)
+
+    def counted() -> bool:
+        return httpx.post(f"{stack.url}/v1/trainings", json=body).status_code != 503
+
+    wait_until(counted, "a training worker has counted its devices")
 
 
 def limits(url: str) -> set[int]:
