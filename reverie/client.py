@@ -24,7 +24,7 @@ from reverie.errors import ProblemError, UnreachableError
 from reverie.methods import ApiMethods
 from reverie.methods.base import Steps
 from reverie.records import TERMINAL, Event
-from reverie.requests import CONNECT_TIMEOUT_S, ApiRequest, Delay, path_of
+from reverie.requests import CONNECT_TIMEOUT_S, ApiRequest, Delay, path_of, printable_url
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -49,7 +49,8 @@ class Client(ApiMethods):
         By default these are the environment variables `REVERIE_URL` and `REVERIE_KEY`, and without
         them http://127.0.0.1:8000 and no key. A request times out if the service sends nothing for
         `timeout_s` seconds; a method may take longer. `retries` is the number of times that a
-        request may be sent again. Raises ValueError if `url` is not an HTTP address.
+        request may be sent again. Raises ValueError if `url` is not an HTTP address, or if `key` has
+        other characters than printable ASCII.
         """
         super().__init__(retries)
         self._http = httpx.Client(**_http_settings(url, key, timeout_s))
@@ -135,7 +136,8 @@ class AsyncClient(ApiMethods):
         By default these are the environment variables `REVERIE_URL` and `REVERIE_KEY`, and without
         them http://127.0.0.1:8000 and no key. A request times out if the service sends nothing for
         `timeout_s` seconds; a method may take longer. `retries` is the number of times that a
-        request may be sent again. Raises ValueError if `url` is not an HTTP address.
+        request may be sent again. Raises ValueError if `url` is not an HTTP address, or if `key` has
+        other characters than printable ASCII.
         """
         super().__init__(retries)
         self._http = httpx.AsyncClient(**_http_settings(url, key, timeout_s))
@@ -287,17 +289,21 @@ def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[s
     """Return the keyword arguments for `httpx.Client` and `httpx.AsyncClient`.
 
     If `url` or `key` is None, the environment variable `REVERIE_URL` or `REVERIE_KEY` is used, then
-    `DEFAULT_URL` or no key. Raises ValueError if the URL is not an HTTP address.
+    `DEFAULT_URL` or no key. White space around the key is removed. Raises ValueError if the URL is
+    not an HTTP address, or if the key has other characters than printable ASCII.
     """
     url = url or os.environ.get("REVERIE_URL") or DEFAULT_URL
-    key = os.environ.get("REVERIE_KEY") if key is None else key
+    key = (os.environ.get("REVERIE_KEY", "") if key is None else key).strip()
+    if not (key.isascii() and key.isprintable()):  # the message must not quote the key
+        raise ValueError("the API key has a character that is not printable ASCII; copy the key again")
     example = f"write an address such as {DEFAULT_URL}"
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is not a valid URL ({error}); {example}") from error
+        reason = "" if "@" in url else f" ({error})"  # which quotes a part of the URL
+        raise ValueError(f"{printable_url(url)!r} is not a valid URL{reason}; {example}") from None
     if address.scheme not in {"http", "https"} or not address.host:
-        raise ValueError(f"{url!r} is not an HTTP address; {example}")
+        raise ValueError(f"{printable_url(url)!r} is not an HTTP address; {example}")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
     # to the object store of large results; httpx does not send the key to another host

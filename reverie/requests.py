@@ -3,6 +3,7 @@
 import email.utils
 import io
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -242,3 +243,18 @@ def deadline_after(seconds: float | None) -> float | None:
 def path_of(*segments: str) -> str:
     """Return the URL path of a resource: `/v1` and the percent-encoded `segments`."""
     return "/".join(("/v1", *(quote(segment, safe="@") for segment in segments)))
+
+
+def printable_url(url: httpx.URL | str) -> str:
+    """Return a URL as text for messages: without user name, password, query and fragment.
+
+    These may be secrets, for example the signature in a link to an object store. Of a text that is
+    no HTTP address, everything between the scheme and the last `@` is removed.
+    """
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL:
+        address = httpx.URL()
+    if address.scheme in {"http", "https"} and address.host:
+        return str(address.copy_with(userinfo=b"", query=None, fragment=None))
+    return re.sub(r"^([a-z]+://)?.*@", r"\1", str(url), flags=re.DOTALL | re.IGNORECASE)

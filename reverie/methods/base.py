@@ -19,7 +19,7 @@ import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
 from reverie.records import Job, SavedFile
-from reverie.requests import ApiRequest, ByteProgress, Delay, Download, path_of
+from reverie.requests import ApiRequest, ByteProgress, Delay, Download, path_of, printable_url
 
 if TYPE_CHECKING:
     from reverie.client import AsyncClient, Client
@@ -102,7 +102,7 @@ class BaseMethods:
             except httpx.TransportError as error:
                 if attempt > self._retries or not request.may_retry(error):
                     reason = str(error) or type(error).__name__
-                    raise UnreachableError(f"no response from {error.request.url}: {reason}") from error
+                    raise UnreachableError(f"no response from {printable_url(error.request.url)}: {reason}") from error
                 yield Delay.before_retry(attempt)
                 continue
             if not response.is_error:

@@ -164,3 +164,40 @@ def test_an_invalid_address_is_rejected(url: str) -> None:
     """An invalid URL raises ValueError with an example of a valid one, before a request is sent."""
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:8000"):
         Client(url)
+
+
+@pytest.mark.parametrize("url", ["http://user:PASSW@localhost:port", "http://user:PAS/SW@host", "user:PASSW@host"])
+def test_no_message_has_the_password_of_a_url(url: str) -> None:
+    """Messages about an invalid URL leave out its user name and password."""
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:8000") as invalid:
+        Client(url)
+    assert "PAS" not in str(invalid.value)
+    assert "user" not in str(invalid.value)
+    assert invalid.value.__suppress_context__ or invalid.value.__context__ is None
+
+
+def test_no_message_has_the_password_of_an_unreachable_address() -> None:
+    """The message that a service is not reachable has the URL without password and query."""
+    port = free_port()
+    with (
+        Client(f"http://user:PASSW@127.0.0.1:{port}", retries=0) as client,
+        pytest.raises(UnreachableError, match=f"http://127.0.0.1:{port}/v1/jobs: ") as unreachable,
+    ):
+        client.jobs()
+    assert "PASSW" not in str(unreachable.value)
+
+
+@pytest.mark.parametrize("key", ["SECRET\n", "SECRET\r\n", " SECRET "])
+def test_white_space_around_a_key_is_removed(proxy: FaultyProxy, key: str) -> None:
+    """A key that was read from a file may end with a line break."""
+    with Client(proxy.url, key=key) as client:
+        client.models()
+    assert proxy.seen[-1].headers["authorization"] == "Bearer SECRET"
+
+
+@pytest.mark.parametrize("key", ["SECR\nET", "SECRÉT", "SECRET\x7f"])
+def test_an_invalid_key_is_not_quoted(key: str) -> None:
+    """A key that cannot be sent raises ValueError; the message does not have the key."""
+    with pytest.raises(ValueError, match="not printable ASCII") as invalid:
+        Client("http://localhost", key=key)
+    assert "SECR" not in str(invalid.value)
