@@ -202,10 +202,13 @@ class BaseMethods:
     def _wait_for_success(self, accepted: httpx.Response, on_progress: JobProgress | None) -> Steps[Job]:
         """Wait until the job that a 202 response describes has succeeded; return the job.
 
-        `on_progress` is called with the job each time it is read. Raises JobFailedError if the job
-        failed or was cancelled.
+        `on_progress` is called with the job in the response, and then each time the job is read.
+        Raises JobFailedError if the job failed or was cancelled.
         """
-        job = yield from self._wait(accepted.json()["id"], None, on_progress)
+        job = Job(accepted.json())
+        if on_progress is not None:
+            on_progress(job)
+        job = yield from self._wait(job.id, None, on_progress)
         if job.status != "succeeded":
             raise JobFailedError(job)
         return job

@@ -92,7 +92,8 @@ class DatasetMethods(BaseMethods):
         `upload_dataset`; otherwise only `validation` and `shared` can be set. The method waits for
         the job that downloads the file, and calls `on_progress` with the job. `webhook` is a URL,
         or a mapping of `url` and `events`, to which the service sends a signed request when the job
-        ends. Raises JobFailedError if the job fails or is cancelled.
+        ends. Raises JobFailedError if the job fails or is cancelled, and UnreachableError if the
+        connection breaks before the response: the service may have started the job then.
         """
         fields: dict[str, Any] = {
             "source_url" if is_url(source) else "source": source,
@@ -106,7 +107,8 @@ class DatasetMethods(BaseMethods):
             "webhook": webhook_body(webhook) if webhook else None,
         }
         body = {field: value for field, value in fields.items() if value is not None}
-        response = yield from self._send(ApiRequest("POST", "/v1/datasets", json=body))
+        # the route takes no Idempotency-Key, so a retry could start a second job
+        response = yield from self._send(ApiRequest("POST", "/v1/datasets", json=body, retry_if_lost=False))
         if response.status_code != 202:
             return Dataset(response.json())
         yield from self._wait_for_success(response, on_progress)

@@ -159,16 +159,35 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def estimate(
-        self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
+        self,
+        family: str,
+        dataset: str,
+        name: str,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+        webhook: Webhook | None = None,
+        on_progress: JobProgress | None = None,
     ) -> Steps[Mapping[str, Any]]:
         """Estimate the memory and time of a training from a few timed steps (a dry run).
 
         The result has, among others, the number of `parameters`, and the `memory_bytes` and
-        `seconds` that the whole training would take. Raises InvalidError for an invalid recipe.
+        `seconds` that the whole training would take. A dry run is a job, which the method waits for
+        if it takes long; `on_progress` is called with the job each time it is read. After
+        `deadline_s` seconds the service stops it. `webhook` is a URL, or a mapping of `url` and
+        `events`, to which the service sends a signed request when the dry run ends. Raises
+        InvalidError for an invalid recipe, DeadlineExceededError or JobFailedError after the
+        deadline, and UnreachableError if the connection breaks before the response: the service may
+        have started the dry run then.
         """
-        body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
-        request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
-        return dict((yield from self._send_and_wait(request)).json())
+        body: dict[str, Any] = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}}
+        body |= {"dry_run": True} | ({} if webhook is None else {"webhook": webhook_body(webhook)})
+        headers, deadline = {"Accept": JSON}, deadline_after(deadline_s)
+        # a dry run ignores an Idempotency-Key, so a retry could start a second one
+        request = ApiRequest(
+            "POST", "/v1/trainings", json=body, headers=headers, deadline=deadline, retry_if_lost=False
+        )
+        return dict((yield from self._send_and_wait(request, on_progress)).json())
 
     @ClientMethod
     def trainings(

@@ -28,6 +28,7 @@ from reverie.requests import ApiRequest, Upload, deadline_after
 Picture: TypeAlias = bytes | str | os.PathLike[str]
 
 SEED_LIMIT = 2**63
+_JOB_FIELDS = ("webhook", "image_url", "mask_url")
 
 
 class OperationMethods(BaseMethods):
@@ -35,8 +36,9 @@ class OperationMethods(BaseMethods):
 
     Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
     you give no `seed`, the client draws one. A request that takes long becomes a job, and the
-    method waits for it. With `webhook`, a URL or a mapping of `url` and `events`, the service also
-    sends a signed request there when the job ends. All methods take `deadline_s`: after so many
+    method waits for it; one with a webhook, or with images by URL, always does. With `webhook`, a
+    URL or a mapping of `url` and `events`, the service also sends a signed request there when the
+    job ends. All methods take `deadline_s`: after so many
     seconds the service stops the work, and they raise DeadlineExceededError or, for a job,
     JobFailedError. They also raise InvalidError for options or images that the model does not
     accept, NotFoundError for an unknown model, and JobFailedError if the job fails or is cancelled.
@@ -105,8 +107,7 @@ class OperationMethods(BaseMethods):
 
         `operation` is the last part of the operation's route, such as "samples".
         """
-        headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
-        request = _operation_request(operation, headers, _body(model, images, seed, options), deadline_s)
+        request = _operation_request(operation, _job_headers(), _body(model, images, seed, options), deadline_s)
         response = yield from self._send(request)
         if response.status_code == 202:
             return Job(response.json())
@@ -143,8 +144,8 @@ class OperationMethods(BaseMethods):
         else:
             if "webhook" in fields:
                 fields["webhook"] = json.dumps(fields["webhook"])
-            headers, upload = {"Accept": media_type}, Upload({"image": Path(image)})
-            deadline = deadline_after(deadline_s)
+            headers = {"Accept": media_type, **(_job_headers() if _is_always_job(fields) else {})}
+            upload, deadline = Upload({"image": Path(image)}), deadline_after(deadline_s)
             request = ApiRequest(
                 "POST", "/v1/upscales", params=fields, headers=headers, upload=upload, deadline=deadline
             )
@@ -314,8 +315,11 @@ def _operation_request(
 ) -> ApiRequest:
     """Return the request of an operation.
 
-    If the codes in its body are a path, the request uploads the file at this path.
+    If the request always becomes a job, it has the headers of one. If the codes in its body are a
+    path, the request uploads the file at this path.
     """
+    if _is_always_job(body):
+        headers = {**headers, **_job_headers()}
     path, deadline, codes = f"/v1/{operation}", deadline_after(deadline_s), body.get("codes")
     if not isinstance(codes, str | os.PathLike):
         return ApiRequest("POST", path, json=body, headers=headers, deadline=deadline)
@@ -323,6 +327,22 @@ def _operation_request(
     params = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in fields.items()}
     upload = Upload({"codes": Path(codes)})
     return ApiRequest("POST", path, params=params, headers=headers, upload=upload, deadline=deadline)
+
+
+# See docs/decisions.md#the-client-draws-the-seed-and-the-idempotency-key
+def _is_always_job(fields: Mapping[str, Any]) -> bool:
+    """Return whether the service makes a job of every request with these fields.
+
+    It does if they have a webhook, or URLs of images.
+    """
+    return any(fields.get(name) for name in _JOB_FIELDS)
+
+
+def _job_headers() -> dict[str, str]:
+    """Return the headers of a request that becomes a job at once, and one job with all its
+    retries.
+    """
+    return {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
 
 
 def _base64(image: Picture) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,16 @@ from PIL import Image
 from core.imaging.pictures import png
 from reverie import AsyncClient, Client
 from reverie.cli import main
+from reverie.errors import UnreachableError
 from tests.api.helpers import ENLARGE, MODEL, TINY, encode_image
+from tests.reverie.faulty_proxy import FaultyProxy
 from tests.stack import Stack
 from tests.waiting import wait_until
 from tests.webhooks.pictures import FileServer
 from tests.webhooks.receiver import Receiver
 from tests.webhooks.test_jobs import verified
+
+SHORT = {"config": {"hidden": [16], "latents": 2}, "training": {"epochs": 2, "batch_size": 10}}
 
 
 @pytest.fixture
@@ -30,6 +34,13 @@ def client(hooked: Stack) -> Iterator[Client]:
     """A client of the service that may connect to this machine."""
     with Client(hooked.url) as connected:
         yield connected
+
+
+@pytest.fixture
+def proxy(hooked: Stack) -> Iterator[FaultyProxy]:
+    """A faulty proxy in front of that service."""
+    with FaultyProxy(hooked.url).open() as line:
+        yield line
 
 
 def npz() -> bytes:
@@ -88,6 +99,66 @@ def test_pictures_may_be_urls(
     with pytest.raises(ValueError, match="by URL, or none"):
         client.encodings(MODEL, [digit, f"{files.url}/digit.png"])
     wait_until(lambda: len(receiver.requests) == 3, "the webhooks of the upscales have arrived")
+
+
+def test_a_request_that_always_makes_a_job_makes_one(
+    client: Client, proxy: FaultyProxy, files: FileServer, receiver: Receiver, digit: bytes, tmp_path: Path
+) -> None:
+    """If the 202 is lost, the retry of a request with a webhook or URLs finds the job by its key."""
+    half = np.zeros((1, 8, 8), np.uint8)
+    half[:, 4:] = 255
+    small = png(np.full((1, 8, 8), 100, np.uint8))
+    large = encode_image(Image.fromarray(np.full((20, 30, 3), 90, np.uint8)))
+    files.files = {"/digit.png": digit, "/mask.png": png(half), "/large.png": large}
+    np.savez(tmp_path / "codes.npz", codes=np.zeros((1, 2)))
+    (tmp_path / "large.png").write_bytes(large)
+    url, out, hook = files.url, tmp_path / "out.png", receiver.url
+    with Client(proxy.url) as proxied:
+        calls: list[Callable[[], object]] = [
+            lambda: proxied.run("samples", MODEL, webhook=hook),
+            lambda: proxied.save(out, "samples", MODEL, webhook=hook),
+            lambda: proxied.decodings(MODEL, tmp_path / "codes.npz", webhook=hook),
+            lambda: proxied.encodings(MODEL, [f"{url}/digit.png"]),
+            lambda: proxied.inpaintings(TINY, [small], f"{url}/mask.png"),
+            lambda: proxied.upscales(f"{url}/large.png", out, model=ENLARGE),
+            lambda: proxied.upscales(tmp_path / "large.png", out, model=ENLARGE, webhook=hook),
+        ]
+        for call in calls:
+            before, proxy.faults = {job.id for job in client.jobs(limit=None)}, ["lose"]
+            proxy.seen.clear()
+            call()
+            posts = [seen.headers for seen in proxy.seen if seen.method == "POST"]
+            assert len(posts) == 2
+            assert len({headers["idempotency-key"] for headers in posts}) == 1
+            assert len({job.id for job in client.jobs(limit=None)} - before) == 1
+        proxy.seen.clear()
+        proxied.samples(MODEL, webhook=None)
+        assert "idempotency-key" not in proxy.seen[-1].headers
+    wait_until(lambda: len(receiver.requests) == 4, "one webhook for each job")
+
+
+def test_a_request_for_a_job_without_a_key_is_not_retried(
+    client: Client, proxy: FaultyProxy, files: FileServer, receiver: Receiver
+) -> None:
+    """Fetched datasets and dry runs take no key; if their response is lost, the client raises."""
+    files.files = {"/some.npz": npz()}
+    with Client(proxy.url) as proxied:
+        proxy.faults = ["lose"]
+        with pytest.raises(UnreachableError):
+            proxied.fetch_dataset(f"{files.url}/some.npz", "once", webhook=receiver.url)
+        assert len(proxy.seen) == 1
+        (job,) = client.jobs(kind="dataset", limit=1)
+        assert client.wait(job.id).status == "succeeded"
+        proxy.seen.clear()
+        proxy.faults = ["lose"]
+        with pytest.raises(UnreachableError):
+            proxied.estimate("vae", "once", "once", recipe=SHORT)
+        assert len(proxy.seen) == 1
+        estimate = proxied.estimate("vae", "once", "once", recipe=SHORT, webhook=receiver.url, deadline_s=60)
+    assert estimate["parameters"] > 0
+    wait_until(lambda: len(receiver.requests) == 2, "the webhooks of the dataset and of the dry run")
+    assert json.loads(receiver.requests[-1]["body"])["data"]["kind"] == "estimate"
+    client.delete_dataset("once")
 
 
 def test_a_dataset_by_url_and_its_webhook(client: Client, files: FileServer, receiver: Receiver) -> None:
