@@ -30,8 +30,8 @@ app.add_typer(jobs.app, name="jobs")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of the process.
 
-    The exit status is 0 for success; 1 if the command was rejected or failed; 2 for wrong
-    arguments; 130 after Ctrl-C.
+    The exit status is 0 for success; 1 if the command was rejected or failed, or the job that it
+    follows failed or was cancelled; 2 for wrong arguments; 130 after Ctrl-C.
     """
     try:
         app(args=argv, prog_name="reverie")

@@ -1,6 +1,5 @@
 """Define the commands `reverie sample`, `decode`, `upscale`, `me`, `families` and `train`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,14 +16,15 @@ from reverie.cli.context import (
     Shared,
     WebhookEvents,
     WebhookUrl,
+    operation_options,
     output_path,
     parse_options,
+    read_recipe,
     webhook_option,
 )
-from reverie.cli.jobs import follow_job, print_job
-from reverie.cli.output import ProgressBar, compact_json, format_size
+from reverie.cli.jobs import cancelling_bar, follow_job, print_job
+from reverie.cli.output import compact_json, format_size
 from reverie.methods.base import is_url
-from reverie.records import Job
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def sample(
 
     reverie sample vae-mnist -n 64 --seed 3 -o digits.png
     """
-    fields = {**parse_options(options), "count": count, "deadline_s": deadline, "seed": seed}
+    fields = {**operation_options(options), "count": count, "deadline_s": deadline, "seed": seed}
     fields |= webhook_option(webhook, webhook_events)
     _save_images(context, out, "samples", model, fields, f"{count} samples of ")
 
@@ -69,7 +69,8 @@ def decode(
 
     reverie decode vae-mnist-2d 0.5,-1.2 -0.3,0.8 -o digits.png
     """
-    fields = {**parse_options(options), "codes": _codes_of(codes), "count": count, "deadline_s": deadline, "seed": seed}
+    fields = {**operation_options(options), "codes": _codes_of(codes), "count": count}
+    fields |= {"deadline_s": deadline, "seed": seed}
     fields |= webhook_option(webhook, webhook_events)
     _save_images(context, out, "decodings", model, fields, "decoded by ")
 
@@ -83,8 +84,8 @@ def _save_images(
     """
     cli = context.obj
     path = out or Path(f"{model.partition('@')[0]}.png")
-    with output_path(path) as target, ProgressBar(cli.output, model) as bar:
-        saved = cli.client.save(target, operation, model, on_progress=bar.update_from_job, **fields)
+    with output_path(path) as target, cancelling_bar(cli, model) as on_progress:
+        saved = cli.client.save(target, operation, model, on_progress=on_progress, **fields)
     cli.print_saved(path, saved, label)
 
 
@@ -128,11 +129,12 @@ def upscale(
         raise typer.BadParameter(f"{picture}: there is no such file", param_hint="PICTURE")
     large = f"{file.stem or 'picture'}-large.png"
     path = out or (Path(large) if is_url(picture) else file.with_name(large))
-    fields = parse_options(options) | {name: value for name, value in [("scale", scale), ("method", method)] if value}
+    fields = operation_options(options)
+    fields |= {name: value for name, value in [("scale", scale), ("method", method)] if value}
     fields["deadline_s"] = deadline
     fields |= webhook_option(webhook, webhook_events)
-    with output_path(path) as target, ProgressBar(cli.output, file.name) as bar:
-        saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=bar.update_from_job, **fields)
+    with output_path(path) as target, cancelling_bar(cli, file.name) as on_progress:
+        saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=on_progress, **fields)
     cli.print_saved(path, saved, "upscaled by ")
 
 
@@ -198,11 +200,13 @@ def train(
     """
     cli, output = context.obj, context.obj.output
     model = name or f"{family}-{dataset}"
-    changes = parse_options(options, json.loads(recipe.read_bytes()) if recipe else {})
+    changes = parse_options(options, read_recipe(recipe) if recipe else {})
     if seed is not None:
         changes["seed"] = seed
+    job_fields: dict[str, Any] = {"recipe": changes, "deadline_s": deadline, **webhook_option(webhook, webhook_events)}
     if dry_run:
-        estimate = cli.client.estimate(family, dataset, model, recipe=changes)
+        with cancelling_bar(cli, f"dry run {model}") as on_progress:
+            estimate = cli.client.estimate(family, dataset, model, on_progress=on_progress, **job_fields)
         if output.as_json:
             output.print_json(estimate)
             return
@@ -210,9 +214,9 @@ def train(
         output.print_line(f"memory      {format_size(estimate['memory_bytes'])}")
         output.print_line(f"time        {estimate['seconds']:.0f} s")
         return
-    fields: dict[str, Any] = {"recipe": changes, "serve": serve, "shared": shared, "deadline_s": deadline}
-    job: Job = cli.client.train(family, dataset, model, **fields, **webhook_option(webhook, webhook_events))
+    job = cli.client.train(family, dataset, model, serve=serve, shared=shared, **job_fields)
     if follow:
         output.print_message(f"{job.id}: Ctrl-C stops watching; the training continues")
-        job = follow_job(cli, job)
-    print_job(cli, job)
+        follow_job(cli, job)
+    else:
+        print_job(cli, job)

@@ -114,7 +114,8 @@ def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None
     """Return a nested dictionary of the options that `assignments` such as "a.b=value" set.
 
     A value is JSON, or else a string. The options are added to `base`, which is changed in place;
-    None stands for an empty dictionary. Raises typer.BadParameter for an assignment without "=".
+    None stands for an empty dictionary. Raises typer.BadParameter for an assignment without "=", and
+    for a part of an option that has no parts.
     """
     options = {} if base is None else base
     for assignment in assignments or ():
@@ -127,24 +128,56 @@ def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None
             value = text
         *parents, name = path.split(".")
         target = options
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                detail = f"{assignment}: {'.'.join(parents[:depth])} is set to {json.dumps(target)} and has no parts"
+                raise typer.BadParameter(detail, param_hint="--set")
         target[name] = value
     return options
 
 
+# What commands set by arguments and options of their own, and parameters of the client's methods.
+_OWN_FIELDS = {"model", "count", "seed", "deadline_s", "webhook", "codes"}
+_NO_OPTIONS = {"path", "operation", "images", "image", "on_progress"}
+
+
+def operation_options(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of an operation that `assignments` such as "name=value" set.
+
+    Raises typer.BadParameter for an invalid assignment, and for a name that is no option.
+    """
+    options = parse_options(assignments)
+    for name in sorted(options.keys() & (_OWN_FIELDS | _NO_OPTIONS)):
+        reason = "is set by an argument or option of the command" if name in _OWN_FIELDS else "is no option of a model"
+        raise typer.BadParameter(f"{name} {reason}", param_hint="--set")
+    return options
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file of `--recipe`; raise typer.BadParameter if it has none."""
+    try:
+        recipe = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--recipe") from error
+    if not isinstance(recipe, dict):
+        detail = f'{path}: write a JSON object, such as {{"training": {{"epochs": 5}}}}'
+        raise typer.BadParameter(detail, param_hint="--recipe")
+    return recipe
+
+
 @contextmanager
-def output_path(path: Path) -> Iterator[Path]:
+def output_path(path: Path, suffix: str = ".png") -> Iterator[Path]:
     """Return a context manager with the path to which a command writes its result.
 
-    If `path` is `-`, that is a temporary file, which is copied to standard output at the end of the
-    block; otherwise it is `path`.
+    If `path` is `-`, that is a temporary file with this suffix, which is copied to standard output
+    at the end of the block; otherwise it is `path`.
     """
     if str(path) != "-":
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder, "result.png")
+        temporary = Path(folder, f"result{suffix}")
         yield temporary
         with temporary.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)

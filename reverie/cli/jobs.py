@@ -1,6 +1,8 @@
 """Define the commands `reverie jobs …` for jobs of every kind, trainings included."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +11,16 @@ import typer
 from reverie.cli.context import CliContext, CommandContext, OutputPath, output_path
 from reverie.cli.models import format_version
 from reverie.cli.output import ProgressBar, format_metrics
-from reverie.errors import JobFailedError
+from reverie.errors import ConflictError, GoneError, JobFailedError, NotFoundError, ReverieError, UnreachableError
+from reverie.methods.base import JobProgress
 from reverie.records import Event, Job
 
 INTERRUPTED = 130
 QUEUE_POLL_S = 1.0
 # Jobs whose results can be saved as a picture.
 PICTURE_KINDS = {"samples", "manifold", "decodings", "reconstructions", "interpolations", "inpaintings", "upscales"}
+# Jobs that publish a version of a model.
+VERSION_KINDS = {"training", "publication"}
 
 app = typer.Typer(help="List jobs, newest first; with a command, manage them.", invoke_without_command=True)
 
@@ -45,17 +50,22 @@ def _show_job(context: CommandContext, job_id: JobId) -> None:
 
 @app.command("watch")
 def _watch_job(context: CommandContext, job_id: JobId) -> None:
-    """Show a job's progress until it ends. Ctrl-C stops watching; the job continues."""
-    print_job(context.obj, follow_job(context.obj, context.obj.client.job(job_id)))
+    """Show a job's progress until it ends. Ctrl-C stops watching; the job continues.
+
+    The exit status is 1 if the job fails or is cancelled.
+    """
+    follow_job(context.obj, context.obj.client.job(job_id))
 
 
 @app.command("result")
 def _save_result(context: CommandContext, job_id: JobId, out: OutputPath = None) -> None:
-    """Save a job's result as a .png, .npz or .json file."""
+    """Save a job's result as a .png, .npz or .json file; a picture is PNG by default, else JSON."""
     cli = context.obj
-    suffix = ".png" if out is None and cli.client.job(job_id).kind in PICTURE_KINDS else ".json"
+    suffix = ""
+    if out is None or str(out) == "-":
+        suffix = ".png" if cli.client.job(job_id).kind in PICTURE_KINDS else ".json"
     path = out or Path(f"{job_id}{suffix}")
-    with output_path(path) as target:
+    with output_path(path, suffix) as target:
         saved = cli.client.save_result(job_id, target)
     cli.print_saved(path, saved, "")
 
@@ -64,12 +74,12 @@ def _save_result(context: CommandContext, job_id: JobId, out: OutputPath = None)
 def _save_previews(
     context: CommandContext,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The training's id, such as job_01a2….")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to. [default: JOB]")] = Path(),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write to. [default: JOB]")] = None,
 ) -> None:
     """Save the previews of a training: a file EPOCH.png for each epoch that has a preview."""
     cli = context.obj
     epochs = cli.client.training_previews(job_id)
-    folder = Path(job_id) if out == Path() else out
+    folder = out or Path(job_id)
     folder.mkdir(parents=True, exist_ok=True)
     for epoch in epochs:
         (folder / f"{epoch}.png").write_bytes(cli.client.training_preview(job_id, epoch))
@@ -112,7 +122,7 @@ def _resume_training(context: CommandContext, job_id: JobId) -> None:
 @app.command("publish")
 def _publish_training(context: CommandContext, job_id: JobId) -> None:
     """Publish the last checkpoint of a paused, failed or cancelled training as a version."""
-    print_job(context.obj, follow_job(context.obj, context.obj.client.publish(job_id)))
+    follow_job(context.obj, context.obj.client.publish(job_id))
 
 
 @app.command("curves")
@@ -130,10 +140,63 @@ def _delete_job(context: CommandContext, job_id: JobId) -> None:
     context.obj.client.delete_job(job_id)
 
 
-def follow_job(cli: CliContext, job: Job) -> Job:
-    """Show the events of a job until it ends; return the ended job.
+@contextmanager
+def cancelling_bar(cli: CliContext, title: str) -> Iterator[JobProgress]:
+    """Return a context manager that shows the progress of a request in a bar with a title.
 
-    Ctrl-C ends the program with exit status 130; the job continues.
+    Its value is the function to call with the job, if the request becomes one. Ctrl-C in the block
+    ends the program with exit status 130 and cancels the job, as the service cancels a synchronous
+    request whose client disconnects. A job with a webhook continues.
+    """
+    job: Job | None = None
+    with ProgressBar(cli.output, title) as bar:
+
+        def update(current: Job) -> None:
+            nonlocal job
+            if job is not None:  # the first one is new; its place in the queue is not known yet
+                bar.update_from_job(current)
+            job = current
+
+        try:
+            yield update
+        except KeyboardInterrupt:
+            if job is not None:
+                _stop_waiting(cli, bar, job)
+            raise typer.Exit(INTERRUPTED) from None
+        except UnreachableError:
+            if job is not None:
+                bar.print_message(_continues(job))
+            raise
+
+
+def _stop_waiting(cli: CliContext, bar: ProgressBar, job: Job) -> None:
+    """Cancel a job for whose result the program waited, unless it has a webhook; print what becomes
+    of it.
+    """
+    if job.body.get("webhook"):
+        bar.print_message(_continues(job))
+        return
+    try:
+        cli.client.cancel(job.id)
+    except ConflictError:
+        bar.print_message(f"{job.id} has ended; its result, if it has one: reverie jobs result {job.id}")
+    except ReverieError as error:
+        bar.print_message(f"{job.id} was not cancelled ({error}); cancel it with: reverie jobs cancel {job.id}")
+    else:
+        bar.print_message(f"{job.id} was cancelled")
+
+
+def _continues(job: Job) -> str:
+    """Return a sentence that says how to watch a job, and how to save its result."""
+    watch = f"{job.id} continues; watch it with: reverie jobs watch {job.id}"
+    return watch if job.kind in VERSION_KINDS else f"{watch}, and save its result with: reverie jobs result {job.id}"
+
+
+def follow_job(cli: CliContext, job: Job) -> None:
+    """Show the events of a job until it ends, and print the ended job.
+
+    Ctrl-C ends the program with exit status 130; the job continues. Raises JobFailedError if the
+    job failed or was cancelled.
     """
     title = f"{job.kind} {job.model}"
     with ProgressBar(cli.output, f"{title} {job.status}") as bar:
@@ -141,10 +204,15 @@ def follow_job(cli: CliContext, job: Job) -> Job:
             _show_queue(cli, bar, job)
             for event in cli.client.events(job.id):
                 _show_event(bar, title, event)
+            job = cli.client.wait(job.id)
         except KeyboardInterrupt:
-            bar.print_message(f"{job.id} continues; watch it with: reverie jobs watch {job.id}")
+            bar.print_message(_continues(job))
             raise typer.Exit(INTERRUPTED) from None
-    return cli.client.wait(job.id)
+    if job.status != "succeeded":
+        raise JobFailedError(job)
+    print_job(cli, job)
+    if job.kind in VERSION_KINDS and not cli.output.as_json:
+        _print_version(cli, job)
 
 
 def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
@@ -172,16 +240,26 @@ def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
 
 
 def print_job(cli: CliContext, job: Job) -> None:
-    """Print the status of a job, and of a training or publication also the version it published.
-
-    Raises JobFailedError if the job failed.
-    """
-    if job.status == "failed":
-        raise JobFailedError(job)
+    """Print the status of a job."""
     cli.print_record(job, f"{job.id} {job.status}")
-    if cli.output.as_json or job.kind not in {"training", "publication"} or job.status != "succeeded":
+
+
+def _print_version(cli: CliContext, job: Job) -> None:
+    """Print the version that a training or publication has published, and its metrics.
+
+    If the job's result has expired, or the version was deleted, that is printed instead.
+    """
+    try:
+        number = cli.client.result(job.id)["version"]
+    except GoneError:
+        cli.output.print_line(f"the result has expired; see: reverie models versions {job.model}")
         return
-    number = cli.client.result(job.id)["version"]
-    version = next(one for one in cli.client.versions(job.model) if one.version == number)
+    try:
+        version = next((one for one in cli.client.versions(job.model) if one.version == number), None)
+    except NotFoundError:
+        version = None
+    if version is None:
+        cli.output.print_line(f"{job.model}@{number} was deleted")
+        return
     cli.output.print_line(format_version(version))
     cli.output.print_figures(version.card)
