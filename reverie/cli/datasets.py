@@ -16,9 +16,12 @@ from reverie.cli.context import (
     output_path,
     webhook_option,
 )
+from reverie.cli.jobs import cancelling_bar
 from reverie.cli.output import ProgressBar
 from reverie.methods.base import is_url
+from reverie.methods.datasets import NAMED_DATASETS
 from reverie.records import Dataset
+from reverie.requests import printable_url
 
 SPLITS = ("train", "validation", "test")
 
@@ -53,11 +56,18 @@ def _add_dataset(
 ) -> None:
     """Upload a dataset, or add one that the service fetches by URL or by name.
 
+    A file can have --labels. A dataset that the service fetches is a job, so it can have --webhook.
+
     reverie datasets add digits.zip
     """
     cli = context.obj
     path = Path(source)
-    if path.exists() and not is_url(source):
+    fetched = is_url(source) or (source in NAMED_DATASETS and not path.is_file())
+    _check_source(source, path, fetched=fetched)
+    if not fetched:
+        if webhook or webhook_events:
+            detail = "an upload is no job; it works for a URL, and for " + " and ".join(NAMED_DATASETS)
+            raise typer.BadParameter(detail, param_hint="--webhook")
         total = path.stat().st_size or 1
         with ProgressBar(cli.output, f"{path.name}: uploading") as bar:
             dataset = cli.client.upload_dataset(
@@ -74,9 +84,12 @@ def _add_dataset(
                 ),
             )
     else:
+        if labels is not None:
+            detail = "it works for an uploaded file; to use labels, download the pictures and add the file"
+            raise typer.BadParameter(detail, param_hint="--labels")
         if is_url(source) and name is None:
             name = Path(urlsplit(source).path).name.partition(".")[0]
-        with ProgressBar(cli.output, f"{source}: fetching") as bar:
+        with cancelling_bar(cli, f"{printable_url(source)}: fetching") as on_progress:
             dataset = cli.client.fetch_dataset(
                 source,
                 name,
@@ -85,11 +98,26 @@ def _add_dataset(
                 validation=validation,
                 test=test,
                 shared=shared,
-                on_progress=bar.update_from_job,
+                on_progress=on_progress,
                 **webhook_option(webhook, webhook_events),
             )
     splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
     cli.print_record(dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
+
+
+def _check_source(source: str, path: Path, *, fetched: bool) -> None:
+    """Raise typer.BadParameter if a source is neither a file nor `fetched` by the service.
+
+    `path` is the source as a path.
+    """
+    if fetched or (path.exists() and not path.is_dir()):
+        return
+    if path.is_dir():
+        detail = f"{source} is a folder; pack its pictures in a ZIP file"
+    else:
+        known = ", ".join(NAMED_DATASETS)
+        detail = f"{printable_url(source)}: there is no such file; other sources are an http or https URL, {known}"
+    raise typer.BadParameter(detail, param_hint="SOURCE")
 
 
 def _format_shape(dataset: Dataset) -> str:

@@ -19,6 +19,9 @@ from reverie.methods.base import (
 from reverie.records import Dataset, DatasetImage, SavedFile
 from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
+# Datasets that the service fetches by name.
+NAMED_DATASETS = ("mnist", "fashion-mnist")
+
 
 class DatasetMethods(BaseMethods):
     """Client methods that list, upload, fetch, share and delete datasets.

@@ -394,6 +394,13 @@ def test_options_are_json_or_strings() -> None:
         (["train", "vae", "digits", "--recipe", "list.json"], "write a JSON object"),
         (["train", "vae", "digits", "--recipe", "a.png"], "is not JSON"),
         (["train", "vae", "digits", "--recipe", "flat.json", "--set", "training.epochs=2"], "training is set to 3"),
+        (["datasets", "add", "nowhere.zip"], "there is no such file"),
+        (["datasets", "add", "mnst"], "there is no such file"),
+        (["datasets", "add", "folder"], "is a folder"),
+        (["datasets", "add", "a.png", "--webhook", "http://localhost"], "an upload is no job"),
+        (["datasets", "add", "a.png", "--webhook-event", "job.failed"], "an upload is no job"),
+        (["datasets", "add", "mnist", "--labels", "a.png"], "it works for an uploaded file"),
+        (["datasets", "add", "http://localhost/a.zip", "--labels", "a.png"], "it works for an uploaded file"),
     ],
 )
 def test_an_option_without_effect_is_wrong_usage(run: Run, tmp_path: Path, words: list[str], message: str) -> None:

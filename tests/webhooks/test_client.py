@@ -20,9 +20,10 @@ from reverie.cli import main
 from reverie.errors import UnreachableError
 from tests.api.helpers import ENLARGE, MODEL, TINY, encode_image
 from tests.reverie.faulty_proxy import FaultyProxy
+from tests.reverie.interrupts import interrupt_waiting
 from tests.stack import Stack
 from tests.waiting import wait_until
-from tests.webhooks.pictures import FileServer
+from tests.webhooks.pictures import FileServer, endless
 from tests.webhooks.receiver import Receiver
 from tests.webhooks.test_jobs import verified
 
@@ -209,3 +210,37 @@ def test_the_command_line_has_them_too(
     assert run("upscale", "nowhere.png")[0] == 2
     assert run("sample", MODEL, "--webhook-event", "job.failed")[0] == 2
     assert run("sample", MODEL, "--webhook", "ftp://example.com")[0] == 1
+
+
+def test_ctrl_c_cancels_a_job_without_a_webhook(
+    client: Client, proxy: FaultyProxy, files: FileServer, receiver: Receiver
+) -> None:
+    """If a command is interrupted, its job with a webhook continues, and the command says how to
+    get the result; any other job, such as a download of a dataset, is cancelled.
+    """
+    files.files = {"/endless.zip": endless}
+    status, err, job_id = interrupt_waiting(proxy, "datasets", "add", f"{files.url}/endless.zip")
+    assert (status, err.splitlines()[-1]) == (130, f"{job_id} was cancelled")
+    assert client.job(job_id).status == "cancelled"
+    proxy.seen.clear()
+    slow = ["--set", "steps=40", "--set", "seconds=0.05", "-o", "-"]
+    status, err, job_id = interrupt_waiting(proxy, "sample", TINY, *slow, "--webhook", receiver.url)
+    assert status == 130
+    assert f"{job_id} continues" in err
+    assert f"reverie jobs result {job_id}" in err
+    assert client.wait(job_id).status == "succeeded"
+
+
+def test_a_dry_run_has_a_webhook(
+    hooked: Stack, client: Client, receiver: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train --dry-run --webhook` sends the webhook when the dry run ends."""
+    (tmp_path / "dry.npz").write_bytes(npz())
+    client.upload_dataset("dry", tmp_path / "dry.npz")
+    small = ("--set", "config.hidden=[16]", "--set", "training.epochs=2", "--set", "training.batch_size=10")
+    with pytest.raises(SystemExit) as end:
+        main(["--url", hooked.url, "train", "vae", "dry", *small, "--dry-run", "--webhook", receiver.url])
+    assert not end.value.code
+    assert capsys.readouterr().out.startswith("parameters")
+    wait_until(lambda: receiver.requests, "the webhook has arrived")
+    client.delete_dataset("dry")
