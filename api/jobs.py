@@ -331,8 +331,9 @@ class JobService:
         """Delete the stored inputs of a job if the block, which inserts the job, fails.
 
         They are kept if the database cannot be read: the job may be inserted although the reply was
-        lost. Inputs without a job are deleted periodically, and so may be gone when the job is inserted.
-        Then the job is deleted again and OverloadedError is raised, so that the client retries.
+        lost. Inputs without a job are deleted periodically, and so may be gone when the job is
+        inserted. Then the job is deleted again and OverloadedError is raised, so that the client
+        retries.
         """
         try:
             yield

@@ -159,9 +159,8 @@ class WorkerMonitor:
         With `kind`, only workers of this device kind count.
         """
         oldest = time.monotonic() - RETURN_S
-        self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return any(
             WorkerState("", "", one, models, catalog).may_load(ref)
-            for one, models, catalog in self._seen
-            if kind in (ANY_KIND, one) and (catalog is None or ref in catalog)
+            for (one, models, catalog), seen in self._seen.items()
+            if seen > oldest and kind in (ANY_KIND, one) and (catalog is None or ref in catalog)
         )

@@ -89,6 +89,11 @@ async def _adopted(job_service: JobService) -> tuple[Job, PendingRequest]:
     return await job_service.adopt(inference_request, call), call
 
 
+def _fetcher(job_service: JobService, folder: Path) -> InputFetcher:
+    """Return a fetcher of images by URL, with a blob store of its own."""
+    return InputFetcher(Settings(state=folder), job_service, open_blobs(f"file://{folder}/b"), folder)
+
+
 async def _waiting(job_store: JobStore, job: Job) -> Job:
     """Wait until a job is queued again without a charged attempt; return it."""
     async with asyncio.timeout(10):
@@ -199,7 +204,7 @@ def test_a_job_with_urls_waits_for_the_database(tmp_path: Path) -> None:
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, _ = await _adopted(job_service)
         held = replace(job, input_urls={}, items=store_content(Content({}), {}, frozenset()))
-        fetcher = InputFetcher(Settings(state=tmp_path), job_service, open_blobs(f"file://{tmp_path}/b"), tmp_path)
+        fetcher = _fetcher(job_service, tmp_path)
 
         async def build(_job: Job, _content: Content) -> InferenceRequest:
             return _ask()
@@ -269,7 +274,7 @@ def test_a_job_with_urls_waits_for_its_stored_body(tmp_path: Path) -> None:
     async def act(job_service: JobService, job_store: JobStore) -> None:
         job, _ = await _adopted(job_service)
         held = replace(job, input_urls={}, items_blob="jobs/a/items")
-        fetcher = InputFetcher(Settings(state=tmp_path), job_service, open_blobs(f"file://{tmp_path}/b"), tmp_path)
+        fetcher = _fetcher(job_service, tmp_path)
         error = ObjectStoreError(errno.EIO, "the object store failed (GenericError)")
         with patch.object(FolderBlobs, "get", side_effect=error):
             await fetcher._fetch(held)
