@@ -113,8 +113,17 @@ studio/node_modules/.dev: studio/package-lock.json studio/.npmrc | $(VENV)/.serv
 	$(NPM_CI)
 	@touch studio/node_modules/.serve $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
-	$(PIP) --require-hashes -r $<
+# What only development needs is fetched while the rest is installed (with --jobs 2): pip spends most of its time
+# reading the lists of releases, on one core. `.SECONDARY`: that the folder is gone later is no reason to fetch again.
+WHEELS := $(VENV)/wheels
+.SECONDARY: $(WHEELS)/.complete
+$(WHEELS)/.complete: requirements/dev.lock | $(BIN)/python
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest $(WHEELS) -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve $(WHEELS)/.complete
+	$(PIP) --require-hashes --no-index --find-links $(WHEELS) -r $<
+	@rm -r $(WHEELS)
 	@touch $@
 
 # 150 MB that only the long tests need; without it they skip what is tested against SeaweedFS, and say so

@@ -16,8 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+FORKING = multiprocessing.get_context("forkserver")
+"""Starts processes that have imported the packages of a `Stack`, by multiprocessing's interface."""
+
+FORKING.set_forkserver_preload(["tests.preloaded"])
 
 
 class ForkedProcess:
@@ -28,7 +30,7 @@ class ForkedProcess:
         self._log = log
         # read when numpy and torch are imported, so the first process of the server decides
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self._process = _CONTEXT.Process(target=_run, args=(module, folder, environment, log), name=module)
+        self._process = FORKING.Process(target=_run, args=(module, folder, environment, log), name=module)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

@@ -1,6 +1,5 @@
 """The store of datasets, which are added atomically and not deleted while they are used."""
 
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import SPLITS, Datasets, InUseError, NameTakenError
 from tests.api.helpers import decode_image
 from tests.datasets import write
+from tests.forked import FORKING
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
@@ -114,7 +114,7 @@ def _race(folder: Path, number: int) -> bool | None:
 
 def test_one_of_many_concurrent_additions_succeeds(datasets: Datasets) -> None:
     """Of processes that add different arrays under one name, one succeeds."""
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with FORKING.Pool(4) as pool:
         outcomes = pool.starmap(_race, [(datasets.folder, number) for number in range(8)])
     assert sorted(outcomes, key=str) == [False] * 3 + [None] * 4 + [True]
     assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == ["digits"]

@@ -2,7 +2,6 @@
 several.
 """
 
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from core.jobs.store import JobStore
 from core.resources import Ownership, ResourceStore
 from core.settings import Settings
 from core.startup import StartupError, check_database
+from tests.forked import FORKING
 from tests.postgresql import PostgreSQL, programs
 
 DUMPS = Path(__file__).parent / "databases"
@@ -212,7 +212,7 @@ def test_four_processes_open_one_database(tmp_path: Path, request: pytest.Fixtur
         server: PostgreSQL = request.getfixturevalue("postgresql")
         urls += [server.create() for _ in range(rounds)]
     urls += [load(dump, tmp_path / f"{number}{dump}.sqlite3") for dump in (FIRST, LAST) for number in range(5)]
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with FORKING.Pool(4) as pool:
         for url in urls:
             pool.map(open_and_close, [url] * 4, chunksize=1)
     for url in urls:
@@ -252,7 +252,7 @@ def test_the_database_file_of_earlier_releases_is_renamed(tmp_path: Path) -> Non
     )
     subprocess.run([sys.executable, "-c", program, str(old)], check=False)
     assert old.with_name("ledger.sqlite3-wal").stat().st_size > 0
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with FORKING.Pool(4) as pool:
         pool.map(open_and_close, [f"sqlite:///{new}"] * 8, chunksize=1)
     job_store = JobStore(f"sqlite:///{new}")
     job = job_store.get(job_id(2))
