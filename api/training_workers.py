@@ -5,8 +5,8 @@ import logging
 from typing import Any
 
 import redis
-import redis.asyncio
 
+from core.broker.address import QueueAddress
 from core.broker.codec import unpack
 from core.broker.publisher import wake_training_workers
 from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
@@ -23,7 +23,7 @@ class TrainingWorkers:
 
     def start(self) -> None:
         """Create the Redis client, which connects when it sends its first command."""
-        self._redis = redis.asyncio.Redis.from_url(self._url, socket_timeout=15, socket_connect_timeout=2)
+        self._redis = QueueAddress.parse(self._url).async_client(socket_timeout=15, socket_connect_timeout=2)
 
     async def stop(self) -> None:
         """Close the connections to the Redis database."""

@@ -20,7 +20,7 @@ from core.catalog.rollout import (
     missing_workers,
     slow_workers,
 )
-from core.catalog.versions import VersionActiveError
+from core.catalog.versions import VersionActiveError, VersionRemovedError
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,15 @@ async def activate_version(state: AppState, entry: ModelVersion) -> str:
     """Wait until the workers have loaded a version, then activate it.
 
     Workers that have not loaded it in time are stopped; returns a sentence that says so, or "" if
-    there are none. Raises ConflictError if a worker cannot load it or another version is chosen
-    meanwhile, and OverloadedError if no worker has loaded it in time; then it does not become
-    active.
+    there are none. Raises ConflictError if a worker cannot load it, if it is being deleted, or if
+    another version is chosen meanwhile; and OverloadedError if no worker has loaded it in time.
+    Then it does not become active.
     """
     versions = state.versions
-    await asyncio.to_thread(versions.stage, entry.name, entry.version)
+    try:
+        await asyncio.to_thread(versions.stage, entry.name, entry.version)
+    except VersionRemovedError as error:
+        raise ConflictError(f"{error}; GET /v1/models/{entry.name}/versions lists the others") from error
     try:
         reason = await _wait_until_loaded(state, entry)
         active = await asyncio.to_thread(versions.activate_candidate, entry.name, entry.version)

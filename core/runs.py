@@ -157,22 +157,17 @@ class SharedRuns(Runs):
         """
         made = {}
         for name in CHECKPOINT_FILES:
-            # the training replaces its files by new ones: a second name keeps this one
             copy = folder / f".{name}.{uuid4().hex}"
             try:
-                if name == "metrics.jsonl":  # which is not replaced but grows
-                    copy.write_bytes((folder / name).read_bytes())
-                else:
-                    os.link(folder / name, copy)
+                if not _keep(folder / name, copy):
+                    continue
                 sha256 = digest_of(copy)
                 if name in old and old[name]["sha256"] == sha256 and self._blobs.exists(old[name]["blob_key"]):
                     made[name] = old[name]
                     continue
                 key, size = f"{PREFIX}/{job_id}/checkpoint/{uuid4().hex}/{name}", copy.stat().st_size
-                made[name] = {"job_id": job_id, "name": name, "blob_key": key, "sha256": sha256, "bytes": size}
                 self._blobs.take(key, copy)
-            except FileNotFoundError:
-                continue
+                made[name] = {"job_id": job_id, "name": name, "blob_key": key, "sha256": sha256, "bytes": size}
             finally:
                 copy.unlink(missing_ok=True)
         return made
@@ -259,9 +254,9 @@ class SharedRuns(Runs):
                     raise OSError(f"{name} of the checkpoint does not have the digest that was recorded for it")
             if (folder / "state.pt").exists() and _step(folder / "progress.json") >= _step(parts.get("progress.json")):
                 return
+            self._restore_previews(job_id, folder)  # first: nothing is restored to a folder with the checkpoint
             for name in reversed([name for name in CHECKPOINT_FILES if name in parts]):
                 parts[name].replace(folder / name)
-            self._restore_previews(job_id, folder)
         finally:
             for part in parts.values():
                 part.unlink(missing_ok=True)
@@ -270,7 +265,8 @@ class SharedRuns(Runs):
         (folder / "previews").mkdir(exist_ok=True)
         stored = self._previews(job_id)
         for name in self._blobs.sizes(f"{stored}/previews"):
-            (folder / "previews" / name).write_bytes(self._blobs.get(f"{stored}/previews/{name}"))
+            with contextlib.suppress(FileNotFoundError):
+                (folder / "previews" / name).write_bytes(self._blobs.get(f"{stored}/previews/{name}"))
         with contextlib.suppress(FileNotFoundError):
             (folder / _PREVIEW).write_bytes(self._blobs.get(f"{stored}/{_PREVIEW}"))
 
@@ -294,9 +290,23 @@ class SharedRuns(Runs):
 
 def _unclaimed(claim: Claim) -> sa.Select[tuple[str]]:
     """Return the query for the id of a claim's job; it has no row if the job was claimed again."""
-    # whoever claims the job increments the token; a pause does so too
-    same = (jobs.c.token == claim.token) | ((jobs.c.token == claim.token + 1) & (jobs.c.status == "paused"))
-    return sa.select(jobs.c.id).where((jobs.c.id == claim.job_id) & same)
+    # Whoever takes the job from the worker (a pause, a deadline, the reaper) increments the token, and the next claim
+    # increments it again.
+    taken = (jobs.c.token == claim.token + 1) & (jobs.c.status != "running")
+    return sa.select(jobs.c.id).where((jobs.c.id == claim.job_id) & ((jobs.c.token == claim.token) | taken))
+
+
+def _keep(file: Path, copy: Path) -> bool:
+    """Create `copy`, which keeps the present content of a run's file; return False if there is no
+    such file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if file.name == "metrics.jsonl":  # which grows
+            copy.write_bytes(file.read_bytes())
+        else:  # the training replaces it by a new file
+            os.link(file, copy)
+        return True
+    return False
 
 
 def _token(key: str) -> int:

@@ -24,13 +24,13 @@ from core.storage import ObjectStoreError
 
 log = logging.getLogger(__name__)
 
-_PART_BYTES = 8 << 20  # of a multipart upload; smaller blobs are one request
+_PART_BYTES = 8 << 20  # of an upload or download in parts; smaller blobs are one request
 _MOST_PARTS = 9000  # S3 allows 10 000
 _CONCURRENT_PARTS = 4
 _PAGE = 1000  # objects of a listing or deletion; S3 sends so many at once
-_STREAM_BYTES = 4 << 20
 _UPLOAD_TIMEOUT_S = 3600.0
-# A retry follows errors of the server and of the network. Waiting threads are those of requests.
+# A retry follows errors of the server and of the network. Waiting threads are those of requests. The request's time-out
+# covers its whole body, so large objects are read and written in parts.
 _RETRY_TIMEOUT_S, _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 20, 5, 60
 _OPTIONS = ("endpoint", "region")
 _FULL = ("StorageFull", "QuotaExceeded", "507 Insufficient Storage")
@@ -76,13 +76,13 @@ class S3Blobs(Blobs):
 
     def put(self, key: str, data: bytes) -> None:
         """Upload `data`, in parts if it is large."""
-        with _os_errors(key):
+        with _os_errors(key, writing=True):
             obstore.put(self._store, check_key(key), data, chunk_size=_PART_BYTES, max_concurrency=_CONCURRENT_PARTS)
 
     def take(self, key: str, file: Path, media: str = "") -> None:
         """Upload a file, in parts if it is large. An upload that takes over an hour is aborted."""
         attributes = {"Content-Type": media} if media else None
-        with _os_errors(key), file.open("rb") as content:
+        with _os_errors(key, writing=True), file.open("rb") as content:
             size = os.fstat(content.fileno()).st_size
             part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
             source = _parts(content, part_bytes) if size > part_bytes else content.read()
@@ -110,15 +110,19 @@ class S3Blobs(Blobs):
             return bytes(obstore.get(self._store, check_key(key), options=options).bytes())  # type: ignore[arg-type]
 
     def copy_to(self, key: str, file: Path) -> None:
-        """Download an object in pieces. Raises OSError if it ends early."""
+        """Download an object, in parts if it is large.
+
+        Raises OSError if it ends early or is replaced meanwhile.
+        """
         with _os_errors(key), file.open("wb") as target:
-            result = obstore.get(self._store, check_key(key))
-            for piece in result.stream(_STREAM_BYTES):
-                target.write(piece)
-            if target.tell() != result.meta["size"]:
-                raise ObjectStoreError(
-                    errno.EIO, f"the object store sent {target.tell()} of {result.meta['size']} bytes"
-                )
+            meta = obstore.head(self._store, check_key(key))
+            for start in range(0, meta["size"], _PART_BYTES):
+                options: dict[str, object] = {"range": (start, min(start + _PART_BYTES, meta["size"]))}
+                if meta["e_tag"]:
+                    options["if_match"] = meta["e_tag"]
+                target.write(obstore.get(self._store, check_key(key), options=options).bytes())  # type: ignore[arg-type]
+            if target.tell() != meta["size"]:
+                raise ObjectStoreError(errno.EIO, f"the object store sent {target.tell()} of {meta['size']} bytes")
 
     def delete(self, prefix: str) -> None:
         """Delete all objects below `prefix`, with one request per thousand objects."""
@@ -206,10 +210,12 @@ def _parts(content: IO[bytes], part_bytes: int) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _os_errors(key: str) -> Iterator[None]:
+def _os_errors(key: str, *, writing: bool = False) -> Iterator[None]:
     """Convert obstore's errors in the block to OSError; the text of the original is logged.
 
-    The message may reach clients, so it has neither the address nor the bucket.
+    With `writing`, "not found" is a failure of the store (it has lost a part of the upload), and
+    not FileNotFoundError. The message may reach clients, so it has neither the address nor the
+    bucket.
     """
     try:
         yield
@@ -218,6 +224,9 @@ def _os_errors(key: str) -> Iterator[None]:
             raise  # a local file
         if "NoSuchBucket" in str(error):
             raise ObjectStoreError(errno.EIO, "there is no such bucket") from error
+        if writing:
+            log.warning("object store failed", extra={"key": key, "reason": str(error)[:2000]})
+            raise ObjectStoreError(errno.EIO, "the object store has lost a part of an upload") from error
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key) from error
     except OSError:
         raise

@@ -63,16 +63,8 @@ def import_state(settings: Settings) -> dict[str, int]:
     """
     paths, blobs = StatePaths(settings.state.resolve()), open_blobs(settings.blobs)
     engine = JobStore(settings.database).engine
-    counts = {"versions": 0, "datasets": 0, "runs": 0}
-    local, shared = Versions(paths.checkpoints), open_versions(settings, engine, blobs)
-    for file in sorted(paths.checkpoints.glob(f"*/*/{FILE}")):
-        name, version = file.parent.parent.name, file.parent.name
-        if not shared.exists(name, version):
-            shared.publish(_copy(file, paths), name, version)
-            counts["versions"] += 1
-    for name, pointer in local.pointers().items():
-        if "serves" in pointer and shared.exists(name, pointer["serves"]):
-            shared.pin(name, pointer["serves"])
+    versions = SharedVersions(paths.checkpoints, engine, blobs, _cache(settings, blobs))
+    counts = {"versions": _import_versions(paths, versions), "datasets": 0, "runs": 0}
     old, datasets = Datasets(paths.datasets), open_datasets(settings, engine, blobs)
     for description in old.listing(limit=sys.maxsize):
         name = description["name"]
@@ -90,6 +82,26 @@ def import_state(settings: Settings) -> dict[str, int]:
             counts["runs"] += runs.upload(Claim(folder.name, token), folder)
     engine.dispose()
     return counts
+
+
+def _import_versions(paths: StatePaths, shared: SharedVersions) -> int:
+    """Copy the versions of the state folder, and which of them are active; return their number.
+
+    Numbers of deleted versions are kept from being used again.
+    """
+    copied = 0
+    for folder in sorted(paths.checkpoints.glob("*/*")):
+        name, version = folder.parent.name, folder.name
+        if not (folder / FILE).exists():
+            if version.isdecimal():
+                shared.mark_used(name, version)
+        elif not shared.exists(name, version):
+            shared.publish(_copy(folder / FILE, paths), name, version)
+            copied += 1
+    for name, pointer in Versions(paths.checkpoints).pointers().items():
+        if "serves" in pointer and shared.exists(name, pointer["serves"]):
+            shared.pin(name, pointer["serves"])
+    return copied
 
 
 def _copy(file: Path, paths: StatePaths) -> Path:

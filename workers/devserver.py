@@ -106,7 +106,7 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> configpar
     programs = {
         "inference": _program([*run, "workers.inference"], 20, 30, numprocs=workers, process_name=names),
         "training": _program([*run, "workers.training"], 25, 40, _TRAINING_DELAY_S),
-        "api": _program([*run, "api"], 30, int(settings.shutdown_grace_s) + 5),
+        "api": _program([*run, "api"], 30, int(settings.shutdown_delay_s + settings.shutdown_grace_s) + 5),
         "ready": _program(ready, 40, 1, autorestart="false", startsecs=0),
     }
     if queue:

@@ -9,6 +9,7 @@ without a row, which the cleanup deletes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from core.catalog.checkpoint_file import read_metadata
 from core.catalog.versions import FILE, VersionActiveError, Versions
 from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import instance, transaction, version_pointers, versions
+from core.log import best_effort
 
 PREFIX = "versions"  # of the keys of blobs
 
@@ -124,7 +126,8 @@ class SharedVersions(Versions):
                 deleted = _is_version(name, version) & (versions.c.status == _DELETED)
                 if connection.scalar(sa.select(versions.c.name).where(deleted)) is None:
                     continue
-            self._blobs.delete(f"{PREFIX}/{name}/{version}")
+            # if this fails, the cleanup deletes the blob, which belongs to no version
+            best_effort(partial(self._blobs.delete, f"{PREFIX}/{name}/{version}"))
 
     def discard_interrupted(self, older_than_s: float) -> None:
         """Delete versions that have been hidden for more than `older_than_s` seconds."""
@@ -156,6 +159,12 @@ class SharedVersions(Versions):
                     return version
         raise RuntimeError(f"no version number of {name} could be reserved in {_TRIES} tries")
 
+    def mark_used(self, name: str, version: str) -> None:
+        """Keep a version number from being reserved, unless there is such a version."""
+        row = {"name": name, "version": version, "status": _DELETED, "changed_at": NOW}
+        with transaction(self._engine) as connection:
+            connection.execute(dialect_insert(connection, versions).values(row).on_conflict_do_nothing())
+
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:  # noqa: ARG002 - of the folder's
         """Return an empty list: only a store in a folder has partial files.
 
@@ -170,6 +179,12 @@ class SharedVersions(Versions):
             needed = sa.select(versions.c.blob_key).where(versions.c.status.in_((_PUBLISHED, _HIDDEN)))
             known = set(connection.scalars(needed))
         return [key for key in keys if key not in known]
+
+    def is_removed(self, name: str, version: str) -> bool:
+        """Return whether the row of a version says that it is hidden or deleted."""
+        removed = _is_version(name, version) & versions.c.status.in_((_HIDDEN, _DELETED))
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(versions.c.name).where(removed)) is not None
 
     def exists(self, name: str, version: str) -> bool:
         """Return whether a version was published and is not deleted."""

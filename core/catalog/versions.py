@@ -30,6 +30,10 @@ class VersionActiveError(ValueError):
     """Raised if a version cannot be deleted because it is active or the candidate."""
 
 
+class VersionRemovedError(ValueError):
+    """Raised if a version cannot become active because it is hidden or deleted."""
+
+
 # See docs/decisions.md#a-file-names-the-active-version
 class Versions:
     """The model versions that were trained or imported here, and which of them are active.
@@ -62,9 +66,11 @@ class Versions:
     def stage(self, name: str, version: str) -> None:
         """Make a version the candidate of its model: workers load it before it becomes active.
 
-        It replaces an earlier candidate.
+        It replaces an earlier candidate. Raises VersionRemovedError if the version is hidden or
+        deleted.
         """
         with self._update_pointer(name) as pointer:
+            self._check_not_removed(name, version)
             pointer["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
@@ -77,8 +83,12 @@ class Versions:
                 del pointer["next"]
 
     def activate(self, name: str, version: str) -> None:
-        """Make a version active; if it was the candidate, the model has no candidate any more."""
+        """Make a version active; if it was the candidate, the model has no candidate any more.
+
+        Raises VersionRemovedError if the version is hidden or deleted.
+        """
         with self._update_pointer(name) as pointer:
+            self._check_not_removed(name, version)
             pointer["serves"] = version
             if pointer.get("next") == version:
                 del pointer["next"]
@@ -101,10 +111,16 @@ class Versions:
         """Make a version active if no version of the model was made active before; else do nothing.
 
         Otherwise the newest version would be active, and a version that is published later would
-        replace this one.
+        replace this one. Does nothing if the version is hidden or deleted.
         """
         with self._update_pointer(name) as pointer:
-            pointer.setdefault("serves", version)
+            if "serves" not in pointer and not self.is_removed(name, version):
+                pointer["serves"] = version
+
+    def _check_not_removed(self, name: str, version: str) -> None:
+        """Raise VersionRemovedError if a version is hidden or deleted."""
+        if self.is_removed(name, version):
+            raise VersionRemovedError(f"{name}@{version} was deleted, or is being deleted")
 
     @contextlib.contextmanager
     def _update_pointer(self, name: str) -> Iterator[dict[str, str]]:
@@ -228,6 +244,11 @@ class Versions:
     def path(self, name: str, version: str) -> Path:
         """Return the path of a version's checkpoint file, whether it exists or not."""
         return self.folder / name / version / FILE
+
+    def is_removed(self, name: str, version: str) -> bool:
+        """Return whether a version that this service made is hidden or deleted."""
+        folder = self.path(name, version).parent
+        return (folder / HIDDEN).exists() or (folder / DELETED).exists()
 
     def exists(self, name: str, version: str) -> bool:
         """Return whether a version exists that requests may use."""

@@ -7,7 +7,6 @@ blob in their folder: a marker, which is written again before each file, keeps t
 the later ones are uploaded.
 """
 
-import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from core.blobs import Blobs
 from core.datasets.store import DESCRIPTION, NAME, Datasets, InUseError, NameTakenError
 from core.jobs.database import NOW, dialect_insert
 from core.jobs.schema import dataset_uses, datasets, transaction
+from core.log import best_effort
 from core.resources import NameOwnedError
 
 PREFIX = "datasets"  # of the keys of blobs
@@ -69,13 +69,12 @@ class SharedDatasets(Datasets):
                 if new:
                     confirm(connection=connection)
         except NameOwnedError:
-            self._blobs.delete(prefix)
+            self._discard(prefix)
             raise
         if new:
-            with contextlib.suppress(OSError):  # otherwise the cleanup deletes the marker
-                self._blobs.delete(f"{prefix}/{_MARKER}")
+            self._discard(f"{prefix}/{_MARKER}")
             return description, True
-        self._blobs.delete(prefix)  # another process was faster
+        self._discard(prefix)  # another process was faster
         if (existing := self.get(name)) is None:
             raise NameTakenError(name)  # and it was deleted again
         return _same(existing, description, name), False
@@ -115,8 +114,12 @@ class SharedDatasets(Datasets):
                 raise InUseError(sorted(users))
             connection.execute(datasets.delete().where(datasets.c.name == name))
         for prefix in {file["key"].rpartition("/")[0] for file in row.files.values()}:
-            self._blobs.delete(prefix)
+            self._discard(prefix)
         return True
+
+    def _discard(self, prefix: str) -> None:
+        """Delete blobs that no row names; if that fails, the cleanup deletes them later."""
+        best_effort(lambda: self._blobs.delete(prefix))
 
     def use(self, name: str, user: str) -> bool:
         """Protect a dataset from deletion while the job `user` uses it, until `release` is called.

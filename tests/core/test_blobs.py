@@ -1,12 +1,15 @@
 """Blob stores in a folder and in an S3 bucket behave alike."""
 
+import contextlib
 import errno
 import logging
 import os
 import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import httpx
 import pytest
@@ -19,6 +22,8 @@ from core.jobs.store import JobStore
 from core.s3_blobs import S3Blobs
 from core.settings import Settings
 from core.startup import StartupError, check_blobs
+from core.storage import ObjectStoreError
+from tests.http_servers import serving
 from tests.object_store import CREDENTIALS, client, moto_endpoint, new_bucket, new_store
 
 DAY_S = 86_400.0
@@ -161,6 +166,48 @@ def test_an_upload_in_parts_is_one_object_or_nothing(endpoint: str, tmp_path: Pa
     assert not client(endpoint).list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
+def test_a_download_may_take_longer_than_a_request(tmp_path: Path) -> None:
+    """The time-out of a request is for one part of a large object, and not for all of it."""
+    content = os.urandom(1 << 20)
+
+    class Slow(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._send_headers(200, len(content))
+
+        def do_GET(self) -> None:
+            first, last = 0, len(content) - 1
+            if wanted := self.headers["Range"]:
+                first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+            part = content[first : last + 1]
+            self._send_headers(206 if wanted else 200, len(part), f"bytes {first}-{last}/{len(content)}")
+            with contextlib.suppress(OSError):  # the client may give up
+                for start in range(0, len(part), 1 << 17):
+                    self.wfile.write(part[start : start + (1 << 17)])
+                    time.sleep(0.15)
+
+        def _send_headers(self, status: int, size: int, content_range: str = "") -> None:
+            self.send_response(status)
+            headers = {"Content-Length": str(size), "ETag": '"1"', "Last-Modified": formatdate(0, usegmt=True)}
+            for name, value in ({**headers, "Content-Range": content_range} if content_range else headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    with (
+        serving(server),
+        patch.object(s3_blobs, "_REQUEST_TIMEOUT_S", 1),
+        patch.object(s3_blobs, "_PART_BYTES", 1 << 18),
+    ):
+        blobs = S3Blobs(f"s3://bucket?endpoint=http://127.0.0.1:{server.server_port}", retries=0)
+        blobs.copy_to("a", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+
+
 def test_the_number_of_requests_does_not_follow_the_number_of_objects() -> None:
     """Sizes, times and deletions of many objects take one or two requests."""
     s3 = open_blobs(new_store())  # in moto's server, whose log has them
@@ -205,6 +252,9 @@ def test_errors_are_os_errors_that_name_no_address() -> None:
     with pytest.raises(OSError, match="the object store failed") as raised:
         blobs.put("a", b"x")
     assert "127.0.0.1" not in str(raised.value)
+    lost = Mock(side_effect=FileNotFoundError("Object at location a not found: NoSuchUpload"))
+    with patch("obstore.put", lost), pytest.raises(ObjectStoreError, match="lost a part of an upload"):
+        blobs.put("a", b"x")
     full = SimpleNamespace(put=lambda *_arguments, **_options: (_ for _ in ()).throw(RuntimeError("XMinioStorageFull")))
     with patch("obstore.put", full.put), pytest.raises(OSError, match="is full") as raised:
         blobs.put("a", b"x")

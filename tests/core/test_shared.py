@@ -3,9 +3,11 @@ and runs.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +22,7 @@ from core.blob_cache import BlobCache, digest_of
 from core.blobs import FolderBlobs
 from core.catalog.registry import Registry
 from core.catalog.shared_versions import SharedVersions
-from core.catalog.versions import FILE, VersionActiveError, Versions
+from core.catalog.versions import FILE, VersionActiveError, VersionRemovedError, Versions
 from core.cleanup import Cleanup
 from core.datasets.shared_store import SharedDatasets
 from core.datasets.store import Datasets, InUseError, NameTakenError
@@ -31,6 +33,7 @@ from core.resources import NameOwnedError, ResourceStore
 from core.runs import CHECKPOINT_FILES, SharedRuns
 from core.settings import Settings, StatePaths
 from core.shared import import_state
+from core.storage import ObjectStoreError
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.waiting import wait_until
 
@@ -141,6 +144,39 @@ def test_a_version_that_is_active_is_not_deleted(hosts: list[Host]) -> None:
     b.versions.unhide("m", ["1", "2"], pointer)
     assert a.versions.pointers() == {"m": {"serves": "1"}}
     assert [file.version for file in a.versions.published()] == ["1", "2"]
+
+
+def test_a_version_that_is_deleted_meanwhile_does_not_become_active(hosts: list[Host]) -> None:
+    """Once a version is hidden, no process makes it the candidate or active."""
+    a, b = hosts
+    for _ in range(3):
+        a.publish()
+    a.versions.activate("m", "2")
+    a.versions.hide("m", ["1"])
+    for _ in ("hidden", "deleted"):
+        for act in (b.versions.stage, b.versions.activate):
+            with pytest.raises(VersionRemovedError, match="m@1 was deleted"):
+                act("m", "1")
+        assert b.versions.pointers() == {"m": {"serves": "2"}}
+        a.versions.discard("m", ["1"])
+    a.publish("n")
+    a.versions.hide("n", ["1"])
+    b.versions.pin("n", "1")
+    assert "n" not in b.versions.pointers()
+
+
+def test_a_deletion_succeeds_although_blobs_cannot_be_deleted(hosts: list[Host]) -> None:
+    """The cleanup deletes the blobs, which belong to nothing any more."""
+    a, b = hosts
+    a.array("squares", 7)
+    a.publish()
+    with patch.object(a.blobs, "delete", side_effect=ObjectStoreError(errno.EIO, "no connection")):
+        assert a.datasets.delete("squares")
+        a.versions.hide("m", ["1"])
+        a.versions.discard("m", ["1"])
+    assert b.datasets.get("squares") is None
+    assert not b.versions.exists("m", "1")
+    assert set(b.datasets.orphans()) | set(b.versions.orphans()) == set(a.blobs.keys(""))
 
 
 def test_an_interrupted_deletion_is_finished_by_another_host(hosts: list[Host]) -> None:
@@ -342,6 +378,79 @@ def test_a_worker_that_lost_its_claim_does_not_replace_a_checkpoint(hosts: list[
     assert len(a.blobs.keys(f"runs/{claim.job_id}/checkpoint")) == len(CHECKPOINT_FILES)
 
 
+@pytest.mark.parametrize("how", ["deadline", "paused and cancelled", "failed by the reaper"])
+def test_the_last_checkpoint_of_a_training_that_was_ended_is_stored(hosts: list[Host], how: str) -> None:
+    """A worker whose training was ended by another process uploads its last checkpoint."""
+    a, b = hosts
+    deadline_at = time.time() + 0.2 if how == "deadline" else None
+    a.job_store.insert(job(kind=TRAINING, model="m", deadline_at=deadline_at))
+    (held,) = a.job_store.claim("w", 0.1 if how == "failed by the reaper" else LEASE_S, kinds=(TRAINING,))
+    claim, run = held.claim, a.paths.run(held.id)
+    _write_run(run, 1, b"weights 1")
+    if how == "deadline":
+        wait_until(lambda: b.job_store.end_overdue() == [claim.job_id], "the deadline has passed", 5)
+    elif how == "paused and cancelled":
+        assert b.job_store.pause(claim.job_id)
+        b.job_store.cancel(claim.job_id)
+    else:
+        wait_until(b.job_store.touch_lapsed, "the lease has expired", 5)
+        b.job_store.reap(1, [claim.job_id])
+    ended = b.job_store.get(claim.job_id)
+    assert ended is not None
+    assert ended.ended
+    assert a.runs.upload(claim, run)
+    assert b.runs.has_checkpoint(claim.job_id)
+
+
+def test_previews_are_restored_although_the_first_try_failed(hosts: list[Host]) -> None:
+    """A training that is resumed after an error of the object store keeps its earlier previews."""
+    a, b = hosts
+    claim = _training(a)
+    run, other = (host.paths.run(claim.job_id) for host in hosts)
+    for step in (1, 2, 3):
+        _write_run(run, step, b"weights %d" % step)
+        assert a.runs.upload(claim, run)
+    b.job_store.requeue(claim, "its lease expired")
+    (held,) = b.job_store.claim("other", LEASE_S, kinds=(TRAINING,))
+    other.mkdir(parents=True)
+    get = b.blobs.get
+
+    def failing(key: str, *part: int) -> bytes:
+        if key.endswith("previews/2.png"):
+            raise ObjectStoreError(errno.EIO, "no connection")
+        return get(key, *part)
+
+    with patch.object(b.blobs, "get", failing), pytest.raises(ObjectStoreError):
+        b.runs.restore(claim.job_id, other)
+    assert b.runs.restore(claim.job_id, other)
+    _write_run(other, 4, b"weights 4")
+    assert b.runs.upload(held.claim, other)
+    assert sorted(a.runs.preview_sizes(claim.job_id)) == [1, 2, 3, 4]
+
+
+def test_an_upload_that_the_store_loses_replaces_no_checkpoint(hosts: list[Host]) -> None:
+    """The error is raised, and the earlier checkpoint stays."""
+    a, b = hosts
+    claim = _training(a)
+    run, other = (host.paths.run(claim.job_id) for host in hosts)
+    _write_run(run, 1, b"weights 1")
+    assert a.runs.upload(claim, run)
+    shutil.rmtree(run)  # blobs in a folder are hard links
+    _write_run(run, 2, b"weights 2")
+    take = a.blobs.take
+
+    def losing(key: str, file: Path) -> None:
+        if key.endswith("state.pt"):
+            raise FileNotFoundError(errno.ENOENT, "no such upload", key)
+        take(key, file)
+
+    with patch.object(a.blobs, "take", losing), pytest.raises(FileNotFoundError):
+        a.runs.upload(claim, run)
+    other.mkdir(parents=True)
+    assert b.runs.restore(claim.job_id, other)
+    assert (other / "state.pt").read_bytes() == b"weights 1"
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["before the upload", "during the upload"])
 def test_a_worker_that_lost_its_claim_changes_no_preview(hosts: list[Host], late: bool) -> None:
     """A worker whose job was resumed elsewhere neither replaces nor deletes the previews made
@@ -482,7 +591,10 @@ def test_the_state_folder_of_one_host_is_imported(tmp_path: Path, database: str)
     old = Versions(paths.checkpoints)
     old.publish(host.made(), "m", old.reserve("m", []))
     old.publish(host.made(), "m", old.reserve("m", []))
+    old.publish(host.made(), "m", old.reserve("m", []))
     old.activate("m", "1")
+    old.hide("m", ["3"])
+    old.discard("m", ["3"])
     datasets = Datasets(paths.datasets)
     with datasets.scratch_folder() as folder:
         (folder / "made").mkdir()
@@ -497,6 +609,7 @@ def test_the_state_folder_of_one_host_is_imported(tmp_path: Path, database: str)
         assert import_state(settings)["versions"] == 0
     assert host.versions.pointers() == {"m": {"serves": "1"}}
     assert [file.version for file in host.versions.published()] == ["1", "2"]
+    assert host.versions.reserve("m", []) == "4"  # the number of a deleted version is not used again
     assert host.datasets.users("squares") == ["job_1"]
     assert host.runs.has_checkpoint(claim.job_id)
     assert (paths.checkpoints / "m" / "1" / FILE).exists()

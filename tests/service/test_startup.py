@@ -22,12 +22,13 @@ import httpx
 import pytest
 import redis
 
+from api.server import EXIT_S
 from core import startup
 from core.settings import Settings
 from tests.forked import ForkedProcess
 from tests.stack import ROOT, Stack, free_port, succeeds
 from tests.waiting import wait_until
-from workers.devserver import queue_command
+from workers.devserver import configuration, queue_command
 
 PROGRAMS = {
     "api": ["api"],
@@ -104,6 +105,13 @@ def queue_server(folder: Path, *options: str) -> Iterator[str]:
             yield url
         finally:
             process.kill()
+
+
+def test_requests_may_end_before_the_api_is_killed() -> None:
+    """The supervisor waits as long as an API process may take: its delay, its grace period, and 4 s."""
+    settings = Settings(shutdown_delay_s=7.5, shutdown_grace_s=20)
+    waits_s = configuration(settings, queue=True, workers=1)["program:api"]["stopwaitsecs"]
+    assert float(waits_s) > 7.5 + 20 + EXIT_S
 
 
 # --- state folder, database, settings ---

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.catalog.versions import FILE
+from core.catalog.versions import FILE, VersionRemovedError
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import NameTakenError
 from core.jobs.records import Job, import_key
@@ -73,7 +74,8 @@ class AuxiliaryJobs:
             self._publisher.confirm_owner(job, shared=job.request.get("shared"))
             versions.publish(file, name, version)
         if active is None:
-            versions.activate(name, version)
+            with suppress(VersionRemovedError):  # deleted by a client meanwhile
+                versions.activate(name, version)
         self._context.complete(job, {"model": name, "version": version}, version)
 
     def publish(self, job: Job) -> None:

@@ -70,7 +70,8 @@ class LocalFolders:
         """Remove the folders of a job, unless a process of this host uses them.
 
         If the job is queued, they are kept, because this host may run it next. A run folder is also
-        kept while its checkpoint is later than that in the blob store and the job has not ended.
+        kept while its checkpoint is later than that in the blob store and may still be needed; if
+        no worker runs the training, it is uploaded now. Raises OSError if that fails.
         """
         if not self._context.shared:
             return
@@ -82,8 +83,20 @@ class LocalFolders:
             if not folder.exists() or in_use(run / LOCK) or in_use(scratch / LOCK):
                 continue
             with suppress(BlockingIOError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                if folder == scratch or job is None or job.ended or self._context.runs.is_stored(job_id, run):
+                if folder == scratch or job is None or not self._is_needed(job, run):
                     remove_tree(folder)
+
+    def _is_needed(self, job: Job, run: Path) -> bool:
+        """Return whether the checkpoint in a run folder may be needed and is nowhere else.
+
+        The last upload of a paused, cancelled or failed training may have failed: it is repeated.
+        """
+        runs = self._context.runs
+        if job.status == "succeeded" or runs.is_stored(job.id, run):
+            return False
+        if job.status == "running":  # elsewhere
+            return True
+        return not runs.upload(job.claim, run) and not job.ended
 
 
 def training_of(job: Job) -> str:

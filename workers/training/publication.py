@@ -19,6 +19,7 @@ from core.catalog.rollout import (
     missing_workers,
     slow_workers,
 )
+from core.catalog.versions import VersionRemovedError
 from core.files import write_durably
 from core.jobs.records import Job
 from core.log import best_effort
@@ -152,12 +153,16 @@ class VersionPublisher:
         After `timeout_s` seconds, workers that have not loaded the version are stopped, and the
         version becomes active on the others; an event says so. Returns "", or the reason why the
         version did not become active: a worker could not load it, no worker has loaded it and the
-        model has another active version, `active`, or another version has been chosen meanwhile.
+        model has another active version, `active`, or it was deleted or another version has been
+        chosen meanwhile.
         Raises WorkerStoppingError if this worker stops, and ClaimLostError if this worker's claim
         on the job is lost; then the version does not become active.
         """
         versions = self._context.versions
-        versions.stage(job.model, version)
+        try:
+            versions.stage(job.model, version)
+        except VersionRemovedError:
+            return "it was deleted meanwhile"
         try:
             problem = self._roll_out(job, version, active)
         except ClaimLostError:
@@ -216,7 +221,7 @@ class VersionPublisher:
                 text = f"waiting, at most {self.timeout_s:.0f} s, for version {version} to be loaded: {missing}"
                 self._context.append_events(job, [message_event(text)], PROGRESS)
             time.sleep(0.1)
-        return workers, ""
+        return workers, load_error(workers, ref)
 
     def _unstage_unless_running(self, job: Job, version: str) -> None:
         """Unstage a version, unless another worker has claimed the job and activates it."""

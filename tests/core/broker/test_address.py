@@ -9,6 +9,7 @@ import contextlib
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import pytest
 import redis
 from kombu.connection import Connection
 
+from api.training_workers import TrainingWorkers
 from core.broker.address import QueueAddress, next_database
+from core.broker.codec import pack
 from core.broker.pipelined_connection import PipelinedConnection
+from core.catalog.recipes import TRAINING_WORKERS
 from core.settings import Settings
 from tests.stack import free_port, succeeds
 from tests.waiting import wait_until
@@ -50,16 +54,25 @@ def check_all_clients(url: str) -> None:
     """
     address = QueueAddress.parse(url)
 
+    async def close_sentinels(client: redis.asyncio.Redis) -> None:
+        if address.sentinels:  # redis-py leaves their connections open
+            pool: Any = client.connection_pool
+            for one in pool.sentinel_manager.sentinels:
+                await one.aclose()
+
     async def write() -> None:
         pipelined = PipelinedConnection(url)
         async with address.async_client() as client:
             await client.lpush("written", "asyncio")
-            if address.sentinels:  # redis-py leaves their connections open
-                pool: Any = client.connection_pool
-                for one in pool.sentinel_manager.sentinels:
-                    await one.aclose()
+            await client.hset(TRAINING_WORKERS, "w", pack({"at": time.time()}))
+            await close_sentinels(client)
         await pipelined.command("LPUSH", "written", "pipelined")
         pipelined.close()
+        training_workers = TrainingWorkers(url)
+        training_workers.start()
+        assert await training_workers.count() == 1
+        await close_sentinels(training_workers._redis)
+        await training_workers.stop()
 
     asyncio.run(write())
     with address.client(socket_timeout=5) as client:

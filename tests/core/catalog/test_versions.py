@@ -9,7 +9,7 @@ import pytest
 
 from core.catalog.cards import REQUIRED_FIELDS
 from core.catalog.rollout import drain_reason, has_loaded, is_loaded, load_error, missing_workers, slow_workers
-from core.catalog.versions import Versions
+from core.catalog.versions import VersionRemovedError, Versions
 
 
 def test_cards_need_what_models_say() -> None:
@@ -35,6 +35,24 @@ def test_a_staged_version_serves_once_it_is_activated(tmp_path: Path) -> None:
     versions.pin("m", "1")
     versions.unstage("m", "2")
     assert versions.pointers() == {"m": {"serves": "2"}}
+
+
+def test_a_deleted_version_does_not_become_active(tmp_path: Path) -> None:
+    """Once a version is hidden, it is not made the candidate or active; a shipped version may be."""
+    versions = Versions(tmp_path / "made")
+    for number in ("1", "2"):
+        (tmp_path / "file").write_bytes(b"content")
+        versions.publish(tmp_path / "file", "m", number)
+    versions.activate("m", "2")
+    versions.hide("m", ["1"])
+    for _ in ("hidden", "deleted"):
+        for act in (versions.stage, versions.activate):
+            with pytest.raises(VersionRemovedError, match="m@1 was deleted"):
+                act("m", "1")
+        assert versions.pointers() == {"m": {"serves": "2"}}
+        versions.discard("m", ["1"])
+    versions.stage("shipped", "1")
+    assert versions.pointers()["shipped"] == {"next": "1"}
 
 
 def test_each_caller_gets_a_number_of_its_own(tmp_path: Path) -> None:

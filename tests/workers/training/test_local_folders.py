@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from core.files import locked
 from core.jobs.records import TRAINING, Claim, Job
 from core.settings import Settings
+from core.storage import ObjectStoreError
 from tests.deferred_jobs import claimable_from
 from tests.object_store import CREDENTIALS, new_store
 from tests.training_jobs import claimed_job
@@ -126,6 +129,25 @@ def test_folders_that_a_killed_worker_left_are_removed(shared_trainer: TrainingW
         finally:
             shared_trainer.stop()
             working.join()
+
+
+def test_a_checkpoint_whose_upload_failed_is_uploaded_later(shared_trainer: TrainingWorker) -> None:
+    """While the object store fails, the folder of a training that failed or was paused is kept; then
+    its checkpoint is uploaded.
+    """
+    store, blobs, runs = shared_trainer.context.job_store, shared_trainer.context.blobs, shared_trainer.context.runs
+    failed, paused = (Folders(shared_trainer, stored=False) for _ in range(2))
+    assert store.finish(failed.job.claim, problem={"status": 500})
+    assert store.pause(paused.job.id)
+    with patch.object(type(blobs), "take", side_effect=ObjectStoreError(errno.EIO, "no connection")):
+        shared_trainer.folders.remove_unneeded()
+    for folders in (failed, paused):
+        assert folders.run.exists()
+        assert not runs.has_checkpoint(folders.job.id)
+    shared_trainer.folders.remove_unneeded()
+    for folders in (failed, paused):
+        assert runs.has_checkpoint(folders.job.id)
+        assert folders.kept() == (False, False)
 
 
 def test_a_publication_keeps_the_run_folder_of_its_training(shared_trainer: TrainingWorker) -> None:

@@ -299,7 +299,8 @@ def test_a_slow_worker_is_stopped_when_a_version_becomes_active(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If only some workers have loaded a version in time, the others are stopped, an event names
-    them, and the version becomes active. If none has, it does not become active.
+    them, and the version becomes active. If none has, or one reports an error, it does not become
+    active.
     """
     monkeypatch.setattr(trainer.publisher, "timeout_s", 0.3)
     stopped: list[str] = []
@@ -308,6 +309,12 @@ def test_a_slow_worker_is_stopped_when_a_version_becomes_active(
     workers = {"slow": slow, "fast": {**slow, "capacity": {"m@2": {}}}}
     trainer.context.inference_workers = lambda: workers  # type: ignore[method-assign]
     job = claimed_job(trainer, row())
+    workers["broken"] = {**slow, "refused": {"m@2": "ValueError: too few weights"}}
+    trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
+    texts = [one.data["message"] for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+    assert "not active: ValueError: too few weights" in texts[-1]
+    assert (stopped, trainer.context.versions.pointers().get("m", {})) == ([], {})
+    del workers["broken"]
     trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
     texts = [one.data["message"] for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     assert stopped == ["slow"]
