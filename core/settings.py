@@ -228,7 +228,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, le=10)
     """A row that has crashed its worker this many times fails."""
     result_ttl_s: float = Field(86_400.0, gt=0)
-    """Time that a finished job and its result are kept."""
+    """Time that the result of a finished job is kept; its row is kept seven times as long."""
     idempotency_key_ttl_s: float = Field(86_400.0, gt=0)
     """Time that an Idempotency-Key is remembered."""
     disk_quota_bytes: int = Field(20 << 30, ge=1 << 20)
