@@ -141,8 +141,8 @@ class Settings(BaseSettings):
     all.
     """
     pinned_models: str = ""
-    """Models that a worker loads first and never unloads: names separated by commas, `*` for any
-    text.
+    """Models that a worker loads first, and whose active versions and candidates it never unloads:
+    names separated by commas, `*` for any text.
     """
     time_slice_s: float = Field(0.04, gt=0, le=5)
     """Time slice: a worker yields to other long work after this many seconds."""

@@ -273,6 +273,17 @@ class Registry:
         staged = [self._entries.get(name, {}).get(pointer.get("next", "")) for name, pointer in self._pointers.items()]
         return [entry for entry in staged if entry is not None]
 
+    def is_current(self, entry: ModelVersion) -> bool:
+        """Return whether a version is its model's active version or candidate.
+
+        The folders are not read again. Returns False if the version does not exist any more.
+        """
+        versions = self._entries.get(entry.name, {})
+        if entry.version not in versions:
+            return False
+        candidate = self._pointers.get(entry.name, {}).get("next")
+        return entry.version in (self._active_version(entry.name, versions), candidate)
+
     def is_made(self, entry: ModelVersion) -> bool:
         """Return whether this service made a version; the others are files of the operator."""
         return entry.shared is not None or (self._made is not None and entry.path.is_relative_to(self._made.folder))

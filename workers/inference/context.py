@@ -75,7 +75,7 @@ class InferenceContext:
         versions = open_versions(settings, self.job_store.engine, self.blobs)
         self.registry = Registry(settings.checkpoints, versions)
         self.watchdog = Watchdog(settings.stall_s)
-        self.model_cache = ModelCache(settings, self._finish_step)
+        self.model_cache = ModelCache(settings, self._finish_step, self.registry.is_current)
         self.models = parse_patterns(settings.models)
         self.device_kind = device_kind(self.model_cache.device, settings.threads)
         described = json.dumps([self.device_kind, self.models]).encode()

@@ -40,16 +40,23 @@ class NoRoomError(Exception):
 class ModelCache:
     """The models that a worker has in memory, within a budget of bytes.
 
-    To free memory for another model, the least recently used models are unloaded, except those that
-    the setting `pinned_models` names.
+    To free memory for another model, the least recently used models are unloaded, except the pinned
+    ones: the active version and the candidate of each model that the setting `pinned_models` names.
     """
 
-    def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        advance: Callable[[], object] = lambda: None,
+        is_current: Callable[[ModelVersion], bool] = lambda _: True,
+    ) -> None:
         """Choose the device and make the folder of extra models importable; load nothing yet.
 
         `advance` is called after each step of an operation, that is, each call of a model's method.
+        `is_current` returns whether a version is its model's active version or candidate.
         """
         self._advance = advance
+        self._is_current = is_current
         self.device = device_of(settings.device)
         self._settings = settings
         self._pinned = parse_patterns(settings.pinned_models)
@@ -137,8 +144,12 @@ class ModelCache:
         return max(0, self._settings.memory_budget_bytes - self._used_bytes())
 
     def is_pinned(self, version: ModelVersion) -> bool:
-        """Return whether the setting `pinned_models` names a version's model."""
-        return matches(self._pinned, version.name)
+        """Return whether a version must stay in memory once it is loaded.
+
+        That is so if the setting `pinned_models` names its model and it is the model's active
+        version or candidate. Versions that were replaced or deleted can be unloaded.
+        """
+        return matches(self._pinned, version.name) and self._is_current(version)
 
     def largest(self, ref: str, method: str) -> int:
         """Return the largest batch size of the method of a loaded model, in rows.
@@ -176,8 +187,7 @@ class ModelCache:
     def _make_room(self, ref: str, size_bytes: int) -> None:
         """Unload the least recently used models until `size_bytes` fit in the memory budget.
 
-        Models that the setting `pinned_models` names stay. Raises NoRoomError if they leave too
-        little memory for the model `ref`.
+        Pinned versions stay. Raises NoRoomError if they leave too little memory for the model `ref`.
         """
         unpinned = [one for one, held in self._held.items() if not self.is_pinned(held.entry)]
         pinned_bytes = self._used_bytes() - sum(self._held[one].size_bytes for one in unpinned)

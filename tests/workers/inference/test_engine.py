@@ -14,6 +14,7 @@ import models
 from core.broker.codec import MARGINS, BatchSlice, Outcome
 from core.catalog.cards import Card
 from core.catalog.registry import ModelVersion, Registry
+from core.catalog.versions import Versions
 from core.settings import Settings
 from models.kit.row_streams import RowStreams
 from tests.families.faulty import RAISES, REFUSES
@@ -166,6 +167,33 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
         held.get(replace(large, name="other"), "sample")
     assert list(held.capacity()) == ["vae-mnist-2d@1"]
     models.__path__.remove(str(families))
+
+
+def test_replaced_versions_of_a_pinned_model_are_unloaded(tmp_path: Path) -> None:
+    """With a memory budget for two versions, the candidate of a pinned model takes the place of the
+    version that was replaced; the active version stays, although it was used least recently.
+    """
+    name, made = "vae-mnist-2d", Versions(tmp_path / "made")
+    shipped = Path(__file__).parents[3] / "checkpoints" / name / "1" / "model.safetensors"
+    for version in "123":
+        made.path(name, version).parent.mkdir(parents=True)
+        made.path(name, version).symlink_to(shipped)
+    made.activate(name, "2")
+    share_plans(tmp_path, tmp_path)
+    registry = Registry(tmp_path / "none", made)
+    one, two, three = (registry.find(f"{name}@{version}") for version in "123")
+    assert one is not None
+    assert two is not None
+    assert three is not None
+    size = ModelCache(Settings(state=tmp_path)).get(one, "sample").size_bytes
+    settings = Settings(state=tmp_path, memory_budget_bytes=2 * size, pinned_models="vae-*")
+    held = ModelCache(settings, is_current=registry.is_current)
+    held.get(two, "sample")
+    held.get(one, "sample")
+    made.stage(name, "3")
+    registry.scan()
+    held.get(three, "sample")
+    assert list(held.capacity()) == [f"{name}@2", f"{name}@3"]
 
 
 class Tiler:
