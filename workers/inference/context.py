@@ -26,7 +26,7 @@ from core.jobs.store import JobStore
 from core.log import best_effort
 from core.settings import Settings
 from core.shared import open_versions
-from core.storage import reason_of
+from core.storage import ObjectStoreError, reason_of
 from workers.inference import engine
 from workers.inference.device_kind import device_kind
 from workers.inference.engine import Options, SliceResult, Slices, State
@@ -111,8 +111,8 @@ class InferenceContext:
 
         If the model is not in memory, its checkpoint is loaded. If the operation has no batch sizes
         (batch plan) yet, they are chosen. Raises CannotRunError if this worker may not load the
-        version, does not have its file, or lacks memory for it; and any exception that loading
-        raises.
+        version, cannot read its file on this host, or lacks memory for it; ObjectStoreError if the
+        object store cannot be used now; and any other exception that loading raises.
         """
         if not self.may_load(name):
             raise CannotRunError(f"REVERIE_MODELS of the worker leaves out {name}")
@@ -126,6 +126,10 @@ class InferenceContext:
             return self.model_cache.get(model_version, method)
         except NoRoomError as error:
             raise CannotRunError(str(error)) from error
+        except ObjectStoreError:
+            raise  # the store is the same for all workers
+        except OSError as error:  # such as a full disk or a missing file, which another host may not have
+            raise CannotRunError(f"the worker cannot read {name}@{version}: {reason_of(error)}") from error
 
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
