@@ -159,13 +159,16 @@ class JobClaims(JobQueries):
             connection.execute(result_chunks.insert().values(job_id=job_id, first_row=0, data=result))
             return True
 
-    def requeue(self, claim: Claim, reason: str) -> None:
+    def requeue(self, claim: Claim, reason: str, *, any_device_kind: bool = False) -> None:
         """Return a claimed job to its queue, where it can be claimed at once; the claim ends.
 
-        `reason` is a text for the job's event. Writes nothing if the claim is no longer valid.
+        `reason` is a text for the job's event. With `any_device_kind`, workers of each device kind
+        can claim the job; it must have no results yet, because workers of one kind compute all
+        rows. Writes nothing if the claim is no longer valid.
         """
+        change: dict[str, Any] = {"device_kind": None} if any_device_kind else {}
         with transaction(self.engine) as connection:
-            transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
+            transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason, **change)
 
     def waiting_kinds(self, older_than_s: float) -> list[tuple[str, str, str | None]]:
         """Return each (model, version, device kind) for which inference jobs wait for a worker.

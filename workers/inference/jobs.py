@@ -187,15 +187,18 @@ class JobRunner:
     def _give_back(self, claimed: list[Job], reason: str) -> None:
         """Return claimed jobs to their queue, because this worker cannot run their model version.
 
-        The worker claims no jobs of that version for the next `_LACKING_S` seconds. `reason` is
-        logged; clients read in the jobs' events only that another worker will run the jobs.
+        The worker claims no jobs of that version for the next `_LACKING_S` seconds. Jobs that have
+        not begun can be claimed by workers of any device kind: no worker of this one may be able to
+        run them. `reason` is logged; clients read in the jobs' events only that another worker will
+        run the jobs.
         """
         log.warning("job given back", extra={"jobs": [job.id for job in claimed], "reason": reason})
         self._lacking[claimed[0].model, claimed[0].version] = time.monotonic() + _LACKING_S
         ref = f"{claimed[0].model}@{claimed[0].version}"
         for job in claimed:
             detail = f"its worker cannot run {ref} now; the job waits for a worker that can"
-            self._context.job_store.requeue(job.claim, detail)
+            begun = job.next_row > 0 or job.continuation is not None
+            self._context.job_store.requeue(job.claim, detail, any_device_kind=not begun)
 
     def _reports(
         self, jobs: list[Job], slices: list[BatchSlice], result: list[Outcome] | engine.SliceResult

@@ -33,6 +33,22 @@ def test_a_job_stays_on_the_kind_of_its_first_claim(job_store: JobStore) -> None
     assert (second.id, second.next_row) == (first.id, 30)
 
 
+def test_a_job_returned_for_any_kind_leaves_its_kind(job_store: JobStore) -> None:
+    """A claimed job that is returned for any device kind is claimed by a worker of another kind; a
+    claim that is no longer valid changes nothing.
+    """
+    job_store.insert(job())
+    (first,) = claimed(job_store, CPU)
+    job_store.requeue(first.claim, "for a worker of this kind")
+    assert claimed(job_store, GPU) == []
+    job_store.requeue(first.claim, "late", any_device_kind=True)
+    assert claimed(job_store, GPU) == []
+    (second,) = claimed(job_store, CPU)
+    job_store.requeue(second.claim, "for any worker", any_device_kind=True)
+    (third,) = claimed(job_store, GPU)
+    assert (third.id, third.device_kind) == (first.id, "gpu")
+
+
 def test_a_worker_claims_its_models_only(job_store: JobStore) -> None:
     """Jobs of other models, of versions that the worker lacks, and of other device kinds stay
     queued.

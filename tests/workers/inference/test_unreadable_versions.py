@@ -23,7 +23,7 @@ from workers.inference import model_loader
 from workers.inference.batches import BatchRunner
 from workers.inference.context import InferenceContext
 from workers.inference.jobs import JobRunner
-from workers.inference.model_cache import ModelCache
+from workers.inference.model_cache import ModelCache, NoRoomError
 from workers.inference.model_loader import ModelLoader
 
 ERROR = ObjectStoreError(errno.EIO, "the object store failed (GenericError)")
@@ -77,6 +77,27 @@ def test_a_job_waits_for_a_worker_that_has_its_version(context: InferenceContext
     reasons = [event.data.get("reason", "") for event in context.job_store.events(waiting.id)]
     assert "the job waits for a worker that can" in reasons[-1]
     assert not any("checkpoint" in reason for reason in reasons)
+
+
+def test_a_job_that_has_not_begun_is_left_to_any_device_kind(context: InferenceContext) -> None:
+    """A job that its worker has no room for can be claimed by a worker of another device kind."""
+    waiting = run_job(context, error=NoRoomError("no room"))
+    assert (waiting.status, waiting.device_kind) == ("queued", None)
+    other = context.job_store.claim("other", 30.0, 1, scope=ClaimScope("other kind"))
+    assert [one.id for one in other] == [waiting.id]
+
+
+def test_a_job_that_has_begun_stays_on_its_device_kind(context: InferenceContext) -> None:
+    """A job with results that its worker has no room for waits for a worker of its device kind."""
+    kind = context.device_kind
+    job = Job(kind="samples", model="vae-mnist-2d", version="1", method="sample", rows=2, next_row=1, device_kind=kind)
+    context.job_store.insert(job)
+    with patch.object(ModelCache, "get", side_effect=NoRoomError("no room")):
+        JobRunner(context).run()
+    waiting = context.job_store.get(job.id)
+    assert waiting is not None
+    assert (waiting.status, waiting.device_kind, waiting.next_row) == ("queued", kind, 1)
+    assert context.job_store.claim("other", 30.0, 1, scope=ClaimScope("other kind")) == []
 
 
 @pytest.mark.parametrize("error", LOCAL_ERRORS, ids=lambda error: errno.errorcode[error.errno])
