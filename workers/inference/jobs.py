@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 
 CLAIM_LIMIT = 32  # most small jobs that share a forward pass
 
+_INPUT_MISSING = {
+    "type": "about:blank",
+    "title": "Input missing",
+    "status": 500,
+    "detail": "the input of the job is missing in the blob store; send the request again",
+}
+
 _LACKING_S = 60.0  # a version that this worker cannot run is not tried again for so long
 
 
@@ -152,9 +159,10 @@ class JobRunner:
 
         A time slice is the time that a worker gives to one batch before it receives the next
         message. A job whose inputs or model cannot be read now, or whose result cannot be stored,
-        has no report; it returns to its queue for a later try. If this worker cannot run the
-        version, all jobs return to their queue, so that another worker claims them. If the model
-        cannot be loaded for another reason, the report of each job is a problem.
+        has no report; it returns to its queue for a later try. The report of a job whose input was
+        deleted is a problem. If this worker cannot run the version, all jobs return to their queue,
+        so that another worker claims them. If the model cannot be loaded for another reason, the
+        report of each job is a problem.
         """
         if not claimed:
             return []
@@ -165,7 +173,7 @@ class JobRunner:
             state = None if first.continuation is None else unpack(first.continuation)
             # a state belongs to so many rows, whatever another worker's plan says
             most_rows = model.plans[method].largest if state is None else len(next(iter(state.values())))
-            jobs, slices = self._read_inputs(claimed, most_rows)
+            jobs, slices, failed = self._read_inputs(claimed, most_rows)
         except CannotRunError as error:
             self._give_back(claimed, str(error))
             return []
@@ -177,12 +185,12 @@ class JobRunner:
             log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
             return [SliceReport(job.claim, problem=unloadable_problem(error)) for job in claimed]
         if not slices:
-            return []
+            return failed
         result, _ = context.run(model, method, options, slices, state, isolated=first.isolated)
         if isinstance(result, engine.SliceResult):
             context.publish_previews(slices, result)
         log.info("jobs", extra={"method": method, "request_ids": [one.request_id for one in slices]})
-        return self._reports(jobs, slices, result)
+        return failed + self._reports(jobs, slices, result)
 
     def _give_back(self, claimed: list[Job], reason: str) -> None:
         """Return claimed jobs to their queue, because this worker cannot run their model version.
@@ -226,23 +234,24 @@ class JobRunner:
                 self._defer(job, error, len(data))
         return reports
 
-    def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
-        """Return the jobs whose inputs can be read, and the rows to run of each, with inputs.
+    def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice], list[SliceReport]]:
+        """Return the jobs whose inputs can be read, the rows to run of each, and reports of failures.
 
-        Each `BatchSlice` has at most `most_rows` rows. A job whose inputs cannot be read now is
-        left out and goes back to its queue for a later try. Raises FileNotFoundError if an input
-        was deleted.
+        Each `BatchSlice` has at most `most_rows` rows, with their inputs. A job whose input was
+        deleted is left out; its report has the problem. A job whose inputs cannot be read now is
+        left out and goes back to its queue for a later try.
         """
-        jobs, slices = [], []
+        jobs, slices, failed = [], [], []
         for job in claimed:
             try:
                 slices.append(self._next_slice(job, most_rows))
                 jobs.append(job)
             except FileNotFoundError:
-                raise
+                log.warning("input missing", extra={"job": job.id, "blob": job.items_blob})
+                failed.append(SliceReport(job.claim, problem=_INPUT_MISSING))
             except OSError as error:
                 self._defer(job, error)
-        return jobs, slices
+        return jobs, slices, failed
 
     def _next_slice(self, job: Job, most_rows: int) -> BatchSlice:
         """Return the next rows of a job to be run, at most `most_rows`, with their inputs."""
