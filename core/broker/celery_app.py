@@ -58,6 +58,8 @@ def configuration() -> dict[str, Any]:
         "task_serializer": "msgpack",
         "accept_content": ["msgpack"],
         "task_ignore_result": True,
+        # a name: only a worker imports it
+        "worker_consumer": "workers.inference.consumer:Consumer",
         "worker_pool": "solo",
         "worker_concurrency": 1,
         "worker_prefetch_multiplier": 1,
