@@ -482,6 +482,8 @@ class BatchSender:
             others = set(self._scheduler.fleet.kinds(ref)) - {batch.key[4]}
             rejected_s = max(REJECTION_S, self._settings.device_wait_s + _MOVE_S) if others else REJECTION_S
             self._monitor.reject(worker_id, ref, rejected_s)
+            if others:  # workers of the kind reject it one after another, each when it has tried to read it
+                self._monitor.extend_rejections(ref, batch.key[4], rejected_s)
             self._scheduler.fleet = self._monitor.fleet()
         if self._scheduler.fleet.kinds(ref):
             self._requeue(batch, isolate=False)

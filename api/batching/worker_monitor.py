@@ -134,6 +134,19 @@ class WorkerMonitor:
         """
         self._rejections[worker_id, ref] = time.monotonic() + for_s
 
+    def extend_rejections(self, ref: str, kind: str, for_s: float) -> None:
+        """Let the present rejections of a version by workers of a device kind last `for_s` seconds.
+
+        The seconds count from now. So all of these workers reject the version together for so long,
+        however much earlier the first of them has rejected it.
+        """
+        now = time.monotonic()
+        for (worker_id, rejected), until in self._rejections.items():
+            heartbeat = self._heartbeats.get(worker_id)
+            same_kind = heartbeat is not None and heartbeat.payload.get("device_kind", ANY_KIND) == kind
+            if rejected == ref and until > now and same_kind:
+                self._rejections[worker_id, ref] = now + for_s
+
     def fleet(self) -> Fleet:
         """Return the live workers that receive batches; the same object while nothing changes.
 

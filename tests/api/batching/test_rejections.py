@@ -178,6 +178,32 @@ def test_a_request_leaves_a_kind_whose_workers_reject_it(tmp_path: Path) -> None
     asyncio.run(run())
 
 
+def test_a_request_leaves_a_kind_whose_workers_reject_it_one_after_another(tmp_path: Path) -> None:
+    """The first worker of its kind gets no batch of the version again before the request has moved
+    to another kind, although the second worker rejects it 3 s later.
+    """
+    kinds = {"a": "cpu", "b": "cpu", "c": "gpu"}
+    workers = {name: {"device_kind": kind, "group": kind} for name, kind in kinds.items()}
+
+    async def run() -> None:
+        bench = _Bench(tmp_path, 10.0, **workers)
+        request = bench.submit()
+        assert request.device_kind == "cpu"
+        await bench.reject(bench.batch(), "a")
+        batch, now = bench.batch(), time.monotonic()
+        assert batch.target.name == "b"
+        for later_s in (3.0, 6.0, 9.0, 12.0, 14.0, 17.0):
+            with patch.object(time, "monotonic", lambda at=now + later_s: at):
+                bench.workers(**workers)
+                if later_s == 3:
+                    await bench.reject(batch, "b")
+                bench.sender._replace_kinds()
+                assert (request.device_kind == "cpu") is (later_s < 13), later_s
+        assert (request.device_kind, request.restarts) == ("gpu", 1)
+
+    asyncio.run(run())
+
+
 def test_a_result_that_cannot_be_joined_is_an_error(tmp_path: Path) -> None:
     """The request fails with the reason, instead of waiting for ever."""
 
