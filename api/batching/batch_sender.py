@@ -632,7 +632,9 @@ class BatchSender:
         Only batches that no worker has reported within the heartbeat time-out are checked. Such a
         batch is lost if the worker that started it is dead, if no worker reads the queue to which
         it was sent any more, or if two of these checks in a row find that queue empty or a worker
-        that has started the batch and does not run it any more.
+        that has started the batch and does not run it any more. A batch with progress is not lost
+        if its worker has exited cleanly: the worker has finished its time slice, and has left the
+        batch on the bulk queue of the target or of the target's group.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -648,12 +650,17 @@ class BatchSender:
                     # is known after one more time-out
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
-            died = batch.worker is not None and batch.worker not in live
-            unread = bool(live) and not self._scheduler.fleet.has_target(batch.target)
             # a worker that continues a long operation has put its batch on a queue again
-            queued = batch.worker is None or batch.progress > 0
-            if queued and not (died or unread) and await self._redis.llen(queue_key(batch.sent_to, batch.target.name)):
-                continue  # may still be on the queue
+            continued = batch.progress > 0
+            died = batch.worker is not None and batch.worker not in live
+            if continued and batch.worker is not None and self._monitor.has_exited(batch.worker):
+                died = False
+            targets = {batch.target.name, *([batch.target.group] if continued else [])}
+            unread = bool(live) and not any(self._scheduler.fleet.has_target(name) for name in targets)
+            if (batch.worker is None or continued) and not (died or unread):
+                lengths = await self._lengths([queue_key(batch.sent_to, name) for name in targets])
+                if any(lengths):
+                    continue  # may still be on the queue
             batch.missed_checks += 1
             if (died or unread or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
                 self._resend(batch, died=died)

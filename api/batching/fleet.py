@@ -156,9 +156,9 @@ class Fleet:
         kinds = self.kinds(ref)
         return bool(kinds) if kind == ANY_KIND else kind in kinds
 
-    def has_target(self, target: Target) -> bool:
-        """Return whether a worker still reads the queues of a target."""
-        return target.name in self._ids or target.name in self._sizes
+    def has_target(self, name: str) -> bool:
+        """Return whether a worker still reads the queues of a target, a worker id or a group."""
+        return name in self._ids or name in self._sizes
 
     @property
     def groups(self) -> Mapping[str, int]:

@@ -85,6 +85,13 @@ class WorkerMonitor:
         oldest = time.monotonic() - self._timeout_s
         return {name: heartbeat.payload for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
+    def has_exited(self, worker_id: str) -> bool:
+        """Return whether a worker has exited cleanly: it has deleted its heartbeat.
+
+        The last heartbeat of a worker that was killed stays, for about `FORGET_S` seconds.
+        """
+        return worker_id not in self._heartbeats
+
     def silent(self) -> list[str]:
         """Return the ids of workers whose heartbeat has not changed for `FORGET_S` seconds.
 

@@ -1,4 +1,4 @@
-"""What an API process does when a worker rejects a batch, and when a device kind is lost."""
+"""What an API process does when a worker rejects or loses a batch, and when a kind is lost."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from api.batching.requests import InFlightBatch, PendingRequest
 from api.errors import OverloadedError
 from core.blobs import open_blobs
 from core.broker.codec import pack
+from core.broker.keys import queue_key
 from core.catalog.registry import Registry
 from core.settings import Settings
 from tests.api.helpers import MODEL
@@ -59,6 +60,11 @@ class _Bench:
     async def reject(self, batch: InFlightBatch, worker: str, *, lacks: bool = True) -> None:
         """Report that a worker has rejected a batch."""
         body = {"batch": batch.id, "worker": worker, "kind": "rejected", "lacks": lacks, "reason": "it is not here"}
+        await self.sender._handle_completion(pack(body))
+
+    async def report_progress(self, batch: InFlightBatch, worker: str) -> None:
+        """Report that a worker has run a batch for a time slice, and has put it on a queue again."""
+        body = {"batch": batch.id, "worker": worker, "kind": "progress", "done": 0.25}
         await self.sender._handle_completion(pack(body))
 
 
@@ -237,3 +243,62 @@ def test_a_batch_that_its_worker_started_and_lost_is_sent_again(tmp_path: Path) 
         assert bench.sender.resent == 1
 
     _run(tmp_path, check, a={"running": []})
+
+
+@pytest.mark.parametrize("target", ["g", "a"])
+def test_a_long_batch_whose_worker_has_exited_is_not_lost(tmp_path: Path, target: str) -> None:
+    """The worker has left it on the queue of its group. If it is not there, it is sent again; the
+    worker has not died with it.
+    """
+    assert ENTRY is not None
+    loaded = {"capacity": {ENTRY.ref: {"sample": [8, 8]}}} if target == "a" else {}
+
+    async def check(bench: _Bench) -> None:
+        bench.submit()
+        batch, now = bench.batch(), time.monotonic()
+        assert batch.target.name == target
+        await bench.report_progress(batch, "a")
+        asked: list[str] = []
+
+        async def lengths(keys: list[str]) -> list[int]:
+            asked.extend(keys)
+            return [int(key == queue_key("bulk", "g") and queued) for key in keys]
+
+        with (
+            patch.object(time, "monotonic", lambda: now + 2),
+            patch.object(bench.sender, "_lengths", lengths),
+        ):
+            bench.workers(b={"running": []})
+            queued = True
+            for _ in range(3):
+                await bench.sender._check_in_flight()
+            assert batch.id in bench.sender._scheduler.in_flight
+            assert set(asked) == {queue_key("bulk", "g"), queue_key("bulk", target)}
+            queued = False
+            for _ in range(2):
+                await bench.sender._check_in_flight()
+        assert bench.sender.resent == 1
+        assert (batch.slices[0].attempts, batch.slices[0].isolated) == (0, False)
+
+    _run(tmp_path, check, a=loaded, b={})
+
+
+def test_a_long_batch_whose_worker_was_killed_is_sent_again(tmp_path: Path) -> None:
+    """The worker's last heartbeat stays; the batch runs alone then, and the attempt counts."""
+
+    async def check(bench: _Bench) -> None:
+        bench.submit()
+        batch, now = bench.batch(), time.monotonic()
+        await bench.report_progress(batch, "a")
+        killed = {"beat": 1, "running": [batch.id]}
+        bench.workers(a=killed, b={"running": []})
+        with (
+            patch.object(time, "monotonic", lambda: now + 2),
+            patch.object(bench.sender, "_lengths", lambda keys: asyncio.sleep(0, [1] * len(keys))),
+        ):
+            bench.workers(a=killed, b={"running": []})
+            await bench.sender._check_in_flight()
+        assert bench.sender.resent == 1
+        assert (batch.slices[0].attempts, batch.slices[0].isolated) == (1, True)
+
+    _run(tmp_path, check, a={"beat": 1}, b={})
