@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0  # between two tries to connect
 
 
+# See docs/decisions.md#inference-workers-reconnect-every-second
 class Consumer(consumer.Consumer):  # type: ignore[misc] # celery is not typed
     """A consumer that tries every `RETRY_S` seconds to connect to the queue server, until it can.
 
