@@ -45,7 +45,7 @@ def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_inputs(url: str, folder: Path) -> None:
-    (folder / "openapi.json").write_bytes(httpx.get(f"{url}/openapi.json").content)
+    (folder / "openapi.json").write_bytes(httpx.get(f"{url}/openapi.json", timeout=60).content)
     Image.new("RGB", (12, 10), "red").save(folder / "picture.png")
     pixels = np.random.default_rng(1).integers(0, 256, (60, 14, 14), np.uint8)
     np.savez(folder / "digits.npz", images=pixels)

@@ -79,7 +79,7 @@ def test_every_operation_is_shown(browser: Browser, stack: Stack, tmp_path: Path
     """Every operation of `/openapi.json` is shown; without API keys there is no "Authorize"
     button.
     """
-    description = httpx.get(f"{stack.url}/openapi.json").json()
+    description = httpx.get(f"{stack.url}/openapi.json", timeout=60).json()
     operations = [described for methods in description["paths"].values() for described in methods.values()]
     expected = {f"operations-{described['tags'][0]}-{described['operationId']}" for described in operations}
     webhooks = [described for methods in description["webhooks"].values() for described in methods.values()]
