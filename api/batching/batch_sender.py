@@ -652,9 +652,11 @@ class BatchSender:
                     continue
             # a worker that continues a long operation has put its batch on a queue again
             continued = batch.progress > 0
-            died = batch.worker is not None and batch.worker not in live
-            if continued and batch.worker is not None and self._monitor.has_exited(batch.worker):
-                died = False
+            died = (
+                batch.worker is not None
+                and batch.worker not in live
+                and not (continued and self._monitor.has_exited(batch.worker))
+            )
             targets = {batch.target.name, *([batch.target.group] if continued else [])}
             unread = bool(live) and not any(self._scheduler.fleet.has_target(name) for name in targets)
             if (batch.worker is None or continued) and not (died or unread):

@@ -154,9 +154,8 @@ class VersionPublisher:
         version becomes active on the others; an event says so. Returns "", or the reason why the
         version did not become active: a worker could not load it, no worker has loaded it and the
         model has another active version, `active`, or it was deleted or another version has been
-        chosen meanwhile.
-        Raises WorkerStoppingError if this worker stops, and ClaimLostError if this worker's claim
-        on the job is lost; then the version does not become active.
+        chosen meanwhile. Raises WorkerStoppingError if this worker stops, and ClaimLostError if
+        this worker's claim on the job is lost; then the version does not become active.
         """
         versions = self._context.versions
         try:
