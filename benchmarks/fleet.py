@@ -4,11 +4,12 @@ jobs.
     python benchmarks/fleet.py heavy [--write]     # rows/s of a heavy model with one and with two workers
     python benchmarks/fleet.py small [--write]     # a small decoder with 1 + 1 and with 2 + 2 processes
     python benchmarks/fleet.py owners [--write]    # single samples beside two jobs of 50 000
-    python benchmarks/fleet.py workers [--write]   # capacity with one to four workers, for docs/operations.md
+    python benchmarks/fleet.py workers [--write]   # capacity by number of workers, for docs/operations.md
 
 Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker
 that does not take part is stopped by SIGSTOP. With `--write` the figures are added to
-docs/results/fleet.json, of which docs/results/fleet.md and a table in docs/operations.md are made.
+docs/results/fleet.json, beside those of machines with another number of cores;
+docs/results/fleet.md and a table in docs/operations.md are made of it.
 CPU time is that of /proc. `small` and `workers` need `wrk`.
 
 This file has more than 400 lines because its measurements share the service and the page.
@@ -51,15 +52,21 @@ SMALL_MODEL = "vae-mnist-2d"
 HEAVY_LAYERS, HEAVY_ROWS, CLIENTS, SECONDS = 5, 64, 6, 8
 JOB_ROWS, JOBS = 50_000, 2
 
-# Time in which idle workers measure the batch plan of the heavy model.
+# Time in which idle workers load the heavy model and measure its batch plan.
 PLANNING_S = 15
 
 BUSY_S = 25
 
-WORKERS_MEASURED, WORKERS_CLIENTS, SMALL_CLIENTS, SMALL_SECONDS = 4, 12, 64, 4
+SMALL_CLIENTS, SMALL_SECONDS = 64, 4
+
+# of `workers`: the numbers of workers, of which those above 4 need a machine with twice as many
+# cores, and the least number of connections
+WORKERS_MEASURED, WORKERS_CLIENTS = (1, 2, 3, 4, 8, 16), 12
 ROLES = ("api", "queue", "inference")
 
 Figures = dict[str, Any]
+Machines = dict[str, Figures]
+"""Figures by the number of cores of the machine."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -239,16 +246,17 @@ def small(scratch: Path) -> Figures:
     return {"one": one["rate"], "two": two["rate"], "ratio": ratio, "must": 0.95, "costs": [one, two]}
 
 
-def costs_table(one: Figures) -> list[str]:
+def costs_table(machines: Machines) -> list[str]:
     """Return the table of what a request of the small decoder costs in both settings."""
     names = [*ROLES, "client"]
     lines = ["", "CPU time of a request to the small decoder, in µs, and rows in a batch:", ""]
-    lines += ["| processes | " + " | ".join(names) + " | all | rows |", "| --- " + "| ---: " * (len(names) + 2) + "|"]
-    for title, side in zip(("1 + 1", "2 + 2"), one["costs"], strict=True):
-        values = [side[f"{name}_us"] for name in names]
-        lines.append(
-            f"| {title} | {' | '.join(f'{value:.0f}' for value in [*values, sum(values)])} | {side['rows']:.1f} |"
-        )
+    lines += ["| cores | processes | " + " | ".join(names) + " | all | rows |"]
+    lines += ["| ---: | --- " + "| ---: " * (len(names) + 2) + "|"]
+    for cores, one in by_cores(machines):
+        for title, side in zip(("1 + 1", "2 + 2"), one["costs"], strict=True):
+            values = [side[f"{name}_us"] for name in names]
+            shown = " | ".join(f"{value:.0f}" for value in [*values, sum(values)])
+            lines.append(f"| {cores} | {title} | {shown} | {side['rows']:.1f} |")
     return lines
 
 
@@ -324,18 +332,21 @@ def workers(scratch: Path) -> Figures:
     heavy_model(folder)
     (folder / SMALL_MODEL).symlink_to(ROOT / "checkpoints" / SMALL_MODEL)
     stack = running(scratch, 1, checkpoints=str(folder), sync_timeout_s="60")
-    body, rows = {"model": "vae-heavy", "count": HEAVY_ROWS}, []
+    body, rows, started = {"model": "vae-heavy", "count": HEAVY_ROWS}, list[Figures](), 1
     target = load.Target(f"{stack.url}/v1/samples", "fields", SMALL_MODEL)
     try:
         requests_in(stack.url, body, 1, 2)
         load.drive(target, 1, 1)
-        time.sleep(PLANNING_S)
-        for number in range(1, WORKERS_MEASURED + 1):
-            if number > 1:
-                stack.start("inference", f"inference-{number}")
-                wait_until(lambda name=f"inference-{number}": stack.serves(name), "a worker is ready")  # type: ignore[misc]
-            requests_in(stack.url, body, 3, WORKERS_CLIENTS)
-            latencies = requests_in(stack.url, body, SECONDS, WORKERS_CLIENTS)
+        cores = len(os.sched_getaffinity(0))
+        for number in [number for number in WORKERS_MEASURED if number <= max(4, cores // 2)]:
+            while started < number:
+                started += 1
+                stack.start("inference", f"inference-{started}")
+                wait_until(lambda name=f"inference-{started}": stack.serves(name), "a worker is ready")  # type: ignore[misc]
+            time.sleep(PLANNING_S)
+            clients = max(WORKERS_CLIENTS, 3 * number)
+            requests_in(stack.url, body, 3, clients)
+            latencies = requests_in(stack.url, body, SECONDS, clients)
             load.drive(target, SMALL_CLIENTS, 1)
             driven = load.drive(target, SMALL_CLIENTS, SMALL_SECONDS)
             rows.append(
@@ -353,22 +364,23 @@ def workers(scratch: Path) -> Figures:
     return {"rows": rows}
 
 
-def capacity_table(one: Figures) -> str:
+def capacity_table(machines: Machines) -> str:
     """Return the table of capacity for docs/operations.md, between its markers."""
     lines = [
         BEGIN,
-        "| workers | `vae-heavy`, rows/s | p99 | `vae-mnist-2d`, rows/s | p99 |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| cores | workers | `vae-heavy`, rows/s | p99 | `vae-mnist-2d`, rows/s | p99 |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row['workers']} | {row['heavy_rows_per_s']:,.0f} | {row['heavy_p99_ms']:,.0f} ms | "
+        f"| {cores} | {row['workers']} | {row['heavy_rows_per_s']:,.0f} | {row['heavy_p99_ms']:,.0f} ms | "
         f"{row['small_rows_per_s']:,.0f} | {row['small_p99_ms']:.0f} ms |"
+        for cores, one in by_cores(machines)
         for row in one["rows"]
     ]
-    return "\n".join([*lines, "", f"{facts_of(one)}.", END])
+    return "\n".join([*lines, "", *(f"{facts_of(one)}." for _, one in by_cores(machines)), END])
 
 
-def write_capacity(one: Figures) -> None:
+def write_capacity(machines: Machines) -> None:
     """Write the table of capacity into docs/operations.md.
 
     Raises ValueError if the markers are missing.
@@ -377,7 +389,7 @@ def write_capacity(one: Figures) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{OPERATIONS.name} lacks the markers {BEGIN} and {END}")
-    OPERATIONS.write_text(before + capacity_table(one) + after)
+    OPERATIONS.write_text(before + capacity_table(machines) + after)
 
 
 # --- the page ---
@@ -391,30 +403,40 @@ def facts_of(one: Figures) -> str:
     return f"{one['date']}, {one['cpu']}, {one['cores_of_machine']} cores, commit {one['commit']}{note}"
 
 
-def page(results: dict[str, Figures]) -> list[str]:
+def by_cores(machines: Machines) -> list[tuple[str, Figures]]:
+    """Return the figures of all machines with their numbers of cores, the smallest machine first."""
+    return sorted(machines.items(), key=lambda item: int(item[0]))
+
+
+def page(results: dict[str, Machines]) -> list[str]:
     """Return the lines of the page with all figures."""
-    lines = ["# Several workers", "", "| figure | measured | must |", "| --- | --- | --- |"]
-    if one := results.get("heavy"):
+    lines = ["# Several workers", "", "| figure | cores | measured | must |", "| --- | ---: | --- | --- |"]
+    for cores, one in by_cores(results.get("heavy", {})):
         lines.append(
-            f"| `vae-heavy`, one thread a worker, requests of {HEAVY_ROWS} rows: rows/s with 1 and 2 workers | "
-            f"{one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** (API, queue and client used "
+            f"| `vae-heavy`, one thread a worker, requests of {HEAVY_ROWS} rows: rows/s with 1 and 2 workers | {cores} "
+            f"| {one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** (API, queue and client used "
             f"c = {one['cores']:.2f} cores) | ≥ 1.8 × (1 − c/2) = {one['must']:.2f} |"
         )
-    if one := results.get("small"):
+    for cores, one in by_cores(results.get("small", {})):
         lines.append(
             "| small decoder, 64 connections: requests/s with 1 API process + 1 worker, and 2 + 2 | "
-            f"{one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** | ≥ 0.95× |"
+            f"{cores} | {one['one']:.0f} → {one['two']:.0f}, **{one['ratio']:.2f}×** | ≥ 0.95× |"
         )
-    if one := results.get("owners"):
+    for cores, one in by_cores(results.get("owners", {})):
         lines.append(
             f"| single samples, alone and while {JOBS} jobs of {JOB_ROWS:,} samples run ({one['jobs_ended']} ended): "
-            "p50, p99 | "
+            f"p50, p99 | {cores} | "
             f"{one['idle_p50_ms']:.1f}, {one['idle_p99_ms']:.1f} ms → {one['busy_p50_ms']:.1f}, "
             f"{one['busy_p99_ms']:.1f} ms, p99 **{one['ratio']:.2f}×** | ≤ 3× |"
         )
-    lines += costs_table(results["small"]) if "costs" in results.get("small", {}) else []
+    lines += costs_table(results.get("small", {}))
     lines += ["", "Medians of rounds; both sides alternately, on the same processes."]
-    lines += [f"`{name}`: {facts_of(one)}." for name, one in results.items() if name != "workers"]
+    lines += [
+        f"`{name}`: {facts_of(one)}."
+        for name, machines in results.items()
+        if name != "workers"
+        for _, one in by_cores(machines)
+    ]
     return [*lines, "", "Made by `python benchmarks/fleet.py … --write`."]
 
 
@@ -433,11 +455,11 @@ def main() -> None:
     if arguments.write:
         file = RESULTS.with_suffix(".json")
         results = json.loads(file.read_text()) if file.exists() else {}
-        results[arguments.figure] = figures
+        results.setdefault(arguments.figure, {})[str(machine["cores"])] = figures
         file.write_text(json.dumps(results, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text("\n".join(page(results)) + "\n")
         if arguments.figure == "workers":
-            write_capacity(figures)
+            write_capacity(results["workers"])
 
 
 if __name__ == "__main__":

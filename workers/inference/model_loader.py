@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 
+# The share of a busy worker's time in which it loads versions that no request has needed yet.
+_BUSY_SHARE = 0.2
+
 
 @dataclass
 class _Loading:
@@ -48,6 +51,7 @@ class ModelLoader:
         self._loading: _Loading | None = None
         self._tried: set[str] = set()
         self._retry_at: dict[str, float] = {}  # candidates that could not be read, and when they are tried again
+        self._rests_until = 0.0
         self._frozen = False
         self.refused: dict[str, str] = {}
         self.loading: list[str] = []
@@ -58,7 +62,8 @@ class ModelLoader:
 
         A step is reading a checkpoint or a forward pass; without steps left, nothing is done. The
         worker receives messages between two calls. With 0 seconds, the worker is busy: only the
-        batch sizes of operations that were requested are measured.
+        batch sizes of operations that were requested are measured, and versions that are not
+        candidates are loaded in a fifth of the time.
         """
         ends = time.perf_counter() + seconds
         while self._run_step(busy=not seconds) and time.perf_counter() < ends:
@@ -74,15 +79,25 @@ class ModelLoader:
     def _run_step(self, *, busy: bool) -> bool:
         """Run the next step of loading or of measuring batch sizes; return False if none was left.
 
-        With `busy`, only operations that were requested are measured.
+        With `busy`, only operations that were requested are measured, and loading rests in between.
         """
         if self._loading is None:
             self._loading = self._next_version()
-        if self._loading is not None:
+        if self._loading is not None and not (busy and self._rests(self._loading)):
+            started = time.monotonic()
             self._load_step(self._loading)
+            self._rests_until = time.monotonic() + (time.monotonic() - started) * (1 / _BUSY_SHARE - 1)
             return True
         with self._context.watchdog.working("measuring a batch plan"):
             return self._context.model_cache.measure_step(requested_only=busy)
+
+    def _rests(self, loading: _Loading) -> bool:
+        """Return whether a busy worker should put off the next step of loading a version.
+
+        A candidate is not put off: other workers wait for this one. Neither is a version after
+        which a candidate is to be loaded.
+        """
+        return not loading.candidate and time.monotonic() < self._rests_until and self._next_candidate() is None
 
     def _load_step(self, loading: _Loading) -> None:
         """Run one step of loading a version; the error of a candidate is stored in `refused`.
@@ -122,17 +137,23 @@ class ModelLoader:
         loaded models.
         """
         cache = self._context.model_cache
+        if (candidate := self._next_candidate()) is not None:
+            return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
+        for version in self._pending():
+            self._tried.add(version.ref)
+            if cache.is_pinned(version) or cache.fits(version.size_bytes):
+                return _Loading(version, cache.loading(version), candidate=False)
+        return None
+
+    def _next_candidate(self) -> ModelVersion | None:
+        """Return the next candidate to load; None if there is none."""
         may_load = self._context.may_load
         candidates = {one.ref: one for one in self._context.registry.candidates() if may_load(one.ref)}
         self.refused = {ref: reason for ref, reason in self.refused.items() if ref in candidates}
         self._retry_at = {ref: at for ref, at in self._retry_at.items() if at > time.monotonic()}
         for ref, candidate in candidates.items():
-            if ref not in self.refused and ref not in self._retry_at and not cache.holds(candidate):
-                return _Loading(candidate, cache.loading(candidate, candidate=True), candidate=True)
-        for version in self._pending():
-            self._tried.add(version.ref)
-            if cache.is_pinned(version) or cache.fits(version.size_bytes):
-                return _Loading(version, cache.loading(version), candidate=False)
+            if ref not in self.refused and ref not in self._retry_at and not self._context.model_cache.holds(candidate):
+                return candidate
         return None
 
     def _pending(self) -> list[ModelVersion]:
