@@ -17,7 +17,7 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
-.PHONY: help serve studio screenshots test parallel-tests test-slow test-shared test-cluster check studio-check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve studio screenshots test compiled-tests parallel-tests test-slow test-shared test-cluster check studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -35,9 +35,13 @@ screenshots: $(VENV)/.dev studio/node_modules/.dev studio ## make the pictures o
 
 test: ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.dev studio/node_modules/.dev
-	@$(MAKE) --no-print-directory studio
+	@$(MAKE) --no-print-directory --jobs 2 studio compiled-tests
 	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
+
+# each process of pytest would compile all modules of a fresh clone
+compiled-tests: $(VENV)/.dev
+	$(BIN)/python -m pytest --collect-only >/dev/null
 
 parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
