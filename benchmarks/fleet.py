@@ -6,7 +6,7 @@ jobs.
     python benchmarks/fleet.py owners [--write]    # single samples beside two jobs of 50 000
     python benchmarks/fleet.py workers [--write]   # capacity by number of workers, for docs/operations.md
 
-Each takes up to two minutes. Both sides are measured alternately on the same processes: a worker
+Each takes up to three minutes. Both sides are measured alternately on the same processes: a worker
 that does not take part is stopped by SIGSTOP. With `--write` the figures are added to
 docs/results/fleet.json, beside those of machines with another number of cores;
 docs/results/fleet.md and a table in docs/operations.md are made of it.

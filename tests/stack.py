@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import redis
@@ -206,9 +206,9 @@ class Stack:
         file = self.state / "state" / "jobs.sqlite3"
         return self.environment.get("REVERIE_DATABASE_URL") or f"sqlite:///{file}"
 
-    def start(self, part: str, name: str | None = None) -> None:
+    def start(self, part: str, name: str | None = None, **settings: str) -> None:
         """Start a part: `queue`, `inference`, `training` or `api`; `name` distinguishes several
-        workers.
+        workers, and `settings` are those of this process alone.
         """
         # not by `workers.devserver`, whose processes die with the thread that started them
         modules = {"inference": "workers.inference", "training": "workers.training", "api": "api"}
@@ -216,7 +216,7 @@ class Stack:
             command = queue_command(Settings(state=self.state / "state", queue_url=self.queue_url))
         else:
             command = [sys.executable, "-m", modules[part]]
-        environment = dict(self.environment)
+        environment = self.environment | {f"REVERIE_{key.upper()}": value for key, value in settings.items()}
         if part == "inference":  # a training worker would need torch to describe them
             environment.setdefault("REVERIE_EXTRA_MODELS", FAMILIES)
         log_file = self.state / f"{name or part}.log"
@@ -279,12 +279,18 @@ class Stack:
 
         The heartbeat of a worker that was killed remains for some seconds; it does not count.
         """
-        with redis.Redis(port=self.queue_port) as client:
-            heartbeats = {key.decode(): unpack(value) for key, value in client.hgetall(WORKERS).items()}
-        return any(
-            f"-{self.parts[name].pid}-" in key and heartbeat["state"] == "ready"
-            for key, heartbeat in heartbeats.items()
-        )
+        try:
+            return bool(self.heartbeat(name)[1]["state"] == "ready")
+        except LookupError:
+            return False
+
+    def heartbeat(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Return the id and the heartbeat of a worker; raise LookupError if it has sent none."""
+        with redis.Redis(port=self.queue_port) as queue:
+            for worker_id, packed in queue.hgetall(WORKERS).items():
+                if f"-{self.parts[name].pid}-" in worker_id.decode():
+                    return worker_id.decode(), unpack(packed)
+        raise LookupError(name)
 
     @contextlib.contextmanager
     def restarting(self, name: str) -> Iterator[None]:

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import redis
 
-from core.broker.codec import unpack
-from core.broker.keys import WORKERS, drain_key
+from core.broker.keys import drain_key
 from core.imaging.pictures import png
 from tests.stack import Stack
 from tests.waiting import wait_until
@@ -30,12 +29,7 @@ BODY = {"model": "tiny", "seed": 3}
 
 def start(stack: Stack, name: str, models: str, threads: str = "1") -> None:
     """Start a worker for some models and with so many threads."""
-    before = dict(stack.environment)
-    stack.environment |= {"REVERIE_MODELS": models, "REVERIE_THREADS": threads}
-    try:
-        stack.start("inference", name)
-    finally:
-        stack.environment = before
+    stack.start("inference", name, models=models, threads=threads)
 
 
 def second_worker(stack: Stack, threads: str | None = "1") -> None:
@@ -45,7 +39,7 @@ def second_worker(stack: Stack, threads: str | None = "1") -> None:
     process = stack.parts.get("second")
     running = None
     if process is not None and process.poll() is None:
-        found = re.search(r"(\d+)threads?", heartbeat(stack, "second")[1]["device_kind"])
+        found = re.search(r"(\d+)threads?", stack.heartbeat("second")[1]["device_kind"])
         running = found and found[1]
     if running == threads:
         return
@@ -54,7 +48,7 @@ def second_worker(stack: Stack, threads: str | None = "1") -> None:
     if threads is not None:
         start(stack, "second", SECOND, threads)
         wait_until(lambda: stack.serves("second"), "the second worker is ready")
-        kind = heartbeat(stack, "second")[1]["device_kind"]
+        kind = stack.heartbeat("second")[1]["device_kind"]
         wait_until(lambda: _device_kind(stack.url) == kind, "requests for its models go to the second worker")
 
 
@@ -88,15 +82,6 @@ def client(stack: Stack) -> Iterator[httpx.Client]:
         yield opened
 
 
-def heartbeat(stack: Stack, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the id and the heartbeat of a worker."""
-    with redis.Redis(port=stack.queue_port) as queue:
-        for worker_id, packed in queue.hgetall(WORKERS).items():
-            if f"-{stack.parts[name].pid}-" in worker_id.decode():
-                return worker_id.decode(), unpack(packed)
-    raise LookupError(name)
-
-
 def batches(stack: Stack) -> tuple[int, int]:
     """Return the number of batches that each of the two workers has run."""
     first, second = (sum(line.get("event") == "batch" for line in stack.log(name)) for name in ("inference", "second"))
@@ -114,8 +99,8 @@ def test_a_batch_goes_to_a_worker_that_may_load_its_model(stack: Stack, client: 
     of either succeeds.
     """
     second_worker(stack)
-    wait_until(lambda: set(heartbeat(stack, "second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
-    assert all(ref.startswith(("tiny", "faulty")) for ref in heartbeat(stack, "second")[1]["capacity"])
+    wait_until(lambda: set(stack.heartbeat("second")[1]["capacity"]) >= {"tiny@1"}, "tiny is loaded")
+    assert all(ref.startswith(("tiny", "faulty")) for ref in stack.heartbeat("second")[1]["capacity"])
     ids: dict[str, set[str]] = {"tiny": set(), "vae-mnist-2d": set()}
     for model, own in ids.items():
         for seed in range(3):
@@ -153,7 +138,7 @@ def test_a_large_job_is_spread_over_all_workers(stack: Stack, client: httpx.Clie
 
 
 def _has(stack: Stack, name: str, ref: str) -> bool:
-    return ref in heartbeat(stack, name)[1]["capacity"]
+    return ref in stack.heartbeat(name)[1]["capacity"]
 
 
 def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
@@ -161,7 +146,7 @@ def test_a_worker_that_is_asked_to_stop_stops(stack: Stack) -> None:
     and its log has the reason.
     """
     second_worker(stack)
-    worker_id, _ = heartbeat(stack, "second")
+    worker_id, _ = stack.heartbeat("second")
     with redis.Redis(port=stack.queue_port) as queue:
         queue.set(drain_key(worker_id), "it was too slow")
     assert stack.parts["second"].wait(60) == 0
@@ -174,7 +159,7 @@ def test_a_slow_worker_is_stopped_when_a_version_becomes_active(stack: Stack, cl
     other one, and the audit log names the worker. A job that it ran goes on.
     """
     second_worker(stack)
-    worker_id, _ = heartbeat(stack, "second")
+    worker_id, _ = stack.heartbeat("second")
     body = {"model": "tiny", "seed": 4, "options": {"steps": 30, "seconds": 1.0}}
     path = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"}).headers["location"]
     wait_until(lambda: client.get(path).json()["progress"] > 0, "the second worker is busy")
@@ -222,7 +207,7 @@ def test_all_rows_are_of_one_device_kind(stack: Stack, client: httpx.Client) -> 
     request begins again on another kind, with a header that says so; so does a job, with an event.
     """
     second_worker(stack, "2")
-    kinds = [heartbeat(stack, name)[1]["device_kind"] for name in ("inference", "second")]
+    kinds = [stack.heartbeat(name)[1]["device_kind"] for name in ("inference", "second")]
     assert len(set(kinds)) == 2
     image = base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()
     slow = {"model": "faulty", "options": {"seconds": 0.05, "k": 100}, "images": [image]}

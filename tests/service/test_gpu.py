@@ -16,10 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import redis
 
-from core.broker.codec import unpack
-from core.broker.keys import WORKERS
 from core.imaging.pictures import png
 from core.settings import HEARTBEAT_S
 from tests.api.helpers import decode_image, finished_job
@@ -41,12 +38,7 @@ TOLERANCES = {"images": 1.0, "image": 1.0}
 
 def start(stack: Stack, name: str, device: str, **settings: str) -> None:
     """Start an inference worker on a device, and wait until it serves."""
-    before = dict(stack.environment)
-    stack.environment |= {"REVERIE_DEVICE": device, **{f"REVERIE_{key.upper()}": settings[key] for key in settings}}
-    try:
-        stack.start("inference", name)
-    finally:
-        stack.environment = before
+    stack.start("inference", name, device=device, **settings)
     wait_until(lambda: stack.serves(name), f"the worker on {device} is ready", 120)
 
 
@@ -175,7 +167,7 @@ def test_a_large_job_is_spread_over_the_workers_of_a_gpu(stack: Stack, client: h
     body = {"model": "faulty", "seed": 5, "options": {"seconds": 0.01}}
     client.post("/v1/samples", json=body).raise_for_status()
     for name in ("gpu", "second"):
-        wait_until(lambda name=name: "faulty@1" in loaded(stack, name), f"{name} has the model")  # type: ignore[misc]
+        wait_until(lambda name=name: "faulty@1" in stack.heartbeat(name)[1]["capacity"], f"{name} has the model")  # type: ignore[misc]
     time.sleep(3 * HEARTBEAT_S)  # until the API process knows it too
     before = {name: batches(stack, name) for name in ("gpu", "second")}
     job = client.post("/v1/samples", json={**body, "count": 260_000}, headers={"Prefer": "respond-async"})
@@ -185,15 +177,6 @@ def test_a_large_job_is_spread_over_the_workers_of_a_gpu(stack: Stack, client: h
     assert np.array_equal(kept[:5], few)
     wait_until(lambda: all(batches(stack, name) > before[name] + 1 for name in before), "both ran it")
     stack.kill("second")
-
-
-def loaded(stack: Stack, name: str) -> set[str]:
-    """Return the versions that a worker has loaded, as `name@version`."""
-    with redis.Redis(port=stack.queue_port) as queue:
-        for worker_id, packed in queue.hgetall(WORKERS).items():
-            if f"-{stack.parts[name].pid}-" in worker_id.decode():
-                return set(unpack(packed)["capacity"])
-    return set()
 
 
 def batches(stack: Stack, name: str) -> int:
