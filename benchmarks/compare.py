@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 SMALL, HEAVY, HEAVY_WIDTHS = "vae-mnist-2d", "vae-heavy", [4096] * 5
 
-PLANNING_S = 15
-"""Time in which idle workers measure the batch plan of the heavy model."""
+PLANNING_S = 45
+"""Time in which the idle workers of both services measure the batch sizes of the heavy model."""
 
 _SERVE = """
 import json, sys, tempfile
