@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import MEDIA_TYPE, TITLES, problem
+from api.joined_writes import JoinedWrites
 from api.transfer_limits import ProgressCredit, StalledWrites
 from core.settings import Settings
 
@@ -53,7 +54,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the connection's time-outs, the first of which is that of a request's head."""
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport, self.loop)
+        super().connection_made(self._writes)
         limits = self.limits
         self.url = b""
         self._in_head = True  # the head of the next request is not complete
@@ -199,11 +201,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         HttpToolsProtocol.on_message_complete(self)
 
     def on_response_complete(self) -> None:
-        """Start the next pipelined request.
+        """Send the response, and start the next pipelined request.
 
         uvicorn's keep-alive timer is not used, because the watchdog closes idle connections.
         """
         self.server_state.total_requests += 1
+        self._writes.flush()
         if self.transport.is_closing():
             return
         self._idle_since = self.loop.time()
