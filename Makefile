@@ -17,7 +17,7 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
-.PHONY: help serve studio screenshots test compiled-tests parallel-tests test-slow test-shared test-cluster check studio-check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve studio screenshots test compiled-tests parallel-tests test-slow test-shared test-cluster check lint studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -35,8 +35,8 @@ screenshots: $(VENV)/.dev studio/node_modules/.dev studio ## make the pictures o
 
 test: ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.dev studio/node_modules/.dev
-	@$(MAKE) --no-print-directory --jobs 2 studio compiled-tests
-	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
+	@$(MAKE) --no-print-directory --jobs 2 compiled-tests studio lint
+	@$(MAKE) --no-print-directory --jobs 2 studio-check parallel-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
 # each process of pytest would compile all modules of a fresh clone
@@ -47,7 +47,8 @@ parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
 test-slow: $(VENV)/.dev $(VENV)/.seaweedfs studio/node_modules/.dev studio ## the long ones: chaos at full size, figures of the papers
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout 3600
+	$(BIN)/python -m pytest -m "slow and timing" --timeout 3600 $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
 test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network namespaces; needs root): hosts fail, links are cut
 	$(BIN)/python -m pytest -s tests/cluster
@@ -56,7 +57,9 @@ test-shared: $(VENV)/.dev $(VENV)/.seaweedfs ## the tests of the service with Po
 	TEST_DATABASE=postgresql TEST_BLOBS=seaweedfs OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile \
 	  -m "not slow and not timing" tests/service tests/api tests/webhooks tests/clients tests/reverie
 
-check: $(VENV)/.dev studio-check ## linters, types, import contracts; those of Studio, and its unit tests
+check: lint studio-check ## linters, types, import contracts; those of Studio, and its unit tests
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -91,6 +91,7 @@ def _is_measured(stack: Stack) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_the_readme_s_command_is_answered_soon_after_a_start(tmp_path: Path) -> None:
     """The state folder is empty at the first start and used at the second; all shipped models are
     served.

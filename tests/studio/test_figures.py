@@ -18,7 +18,7 @@ from tests.stack import Stack
 from tests.studio.test_plane import wait_for_picture
 from tests.studio.visits import DESK, Service, needs_chromium, visit
 
-pytestmark = [needs_chromium, pytest.mark.slow]
+pytestmark = [needs_chromium, pytest.mark.slow, pytest.mark.timing]
 
 RECORD_AGES = """
 window.ages = [];
