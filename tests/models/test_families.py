@@ -176,11 +176,11 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value[0], together[name][2], rtol=1e-4, atol=1e-4)
         again = run_operation(model, operation, RowStreams.range(11, 0, 3))
-        other = run_operation(model, operation, RowStreams.range(12, 0, 3))
         for name, value in together.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, again[name]), (operation, name)
         if model.operations()[operation]["inputs"]:
+            other = run_operation(model, operation, RowStreams.range(12, 0, 3))
             assert any(not torch.equal(v, other[n]) for n, v in together.items() if isinstance(v, torch.Tensor))
 
 
