@@ -123,6 +123,7 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> None:
     """Each of 10 000 concurrent requests gets 200 or 503 with `Retry-After`, and the service works
     afterwards.

@@ -154,7 +154,10 @@ def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) ->
 
 @pytest.mark.parametrize(
     ("requests", "kills", "limit_s"),
-    [pytest.param(40, 1, 30.0, id="small"), pytest.param(500, 4, 20.0, id="full", marks=pytest.mark.slow)],
+    [
+        pytest.param(40, 1, 30.0, id="small"),
+        pytest.param(500, 4, 20.0, id="full", marks=[pytest.mark.slow, pytest.mark.timing]),
+    ],
 )
 def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: int, limit_s: float) -> None:
     """Synchronous requests get the right response in time although workers are killed; the full
