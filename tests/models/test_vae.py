@@ -121,7 +121,7 @@ def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[st
     }
 
 
-REPEATS = 100
+REPEATS = 200
 
 
 def test_estimators_agree_in_mean_and_differ_in_variance(trained: vae.Model, digits: torch.Tensor) -> None:
@@ -164,7 +164,7 @@ def test_score_function_points_the_same_way() -> None:
     torch.testing.assert_close(gradients["score"], gradients["B"], rtol=0.1, atol=0.15)
 
 
-DRAWS = 100
+DRAWS = 200
 
 
 def test_dreg_points_the_same_way_and_varies_less(trained: vae.Model, digits: torch.Tensor) -> None:
