@@ -17,6 +17,9 @@ NPM_CI := $(NPM) ci --no-audit --no-fund --ignore-scripts --prefer-offline --fet
 STUDIO_SOURCES := $(shell find studio/src -type f -not -name schema.d.ts -not -name openapi.json) \
   $(addprefix studio/,index.html package.json package-lock.json vite.config.ts tsconfig.json)
 
+# files with tests that measure time; pytest need not import the others
+TIMING_TESTS = $$(grep -rl --include '*.py' pytest.mark.timing tests)
+
 .PHONY: help serve studio screenshots test compiled-tests parallel-tests test-slow test-shared test-cluster check lint studio-check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
@@ -37,7 +40,7 @@ test: ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.dev studio/node_modules/.dev
 	@$(MAKE) --no-print-directory --jobs 2 compiled-tests studio lint
 	@$(MAKE) --no-print-directory --jobs 2 studio-check parallel-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $(TIMING_TESTS)
 
 # each process of pytest would compile all modules of a fresh clone
 compiled-tests: $(VENV)/.dev
@@ -48,7 +51,7 @@ parallel-tests: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev $(VENV)/.seaweedfs studio/node_modules/.dev studio ## the long ones: chaos at full size, figures of the papers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout 3600
-	$(BIN)/python -m pytest -m "slow and timing" --timeout 3600 $$(grep -rl --include '*.py' pytest.mark.timing tests)
+	$(BIN)/python -m pytest -m "slow and timing" --timeout 3600 $(TIMING_TESTS)
 
 test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network namespaces; needs root): hosts fail, links are cut
 	$(BIN)/python -m pytest -s tests/cluster

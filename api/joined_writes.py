@@ -14,8 +14,8 @@ JOIN_BYTES = 64 << 10  # from so many bytes on, writes are not delayed
 class JoinedWrites(asyncio.Transport):
     """Sends everything that is written in one iteration of the event loop together.
 
-    Wraps the transport of a connection. All methods but those that write or close are passed on to
-    it.
+    Wraps the transport of a connection. Of a transport's methods it has those that uvicorn's HTTP
+    protocol and ours call.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
