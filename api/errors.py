@@ -6,6 +6,7 @@ Each class of `ProblemError` has one HTTP status and one title.
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from http import HTTPStatus
 from itertools import islice
 from typing import Any, ClassVar, Self
 
@@ -182,6 +183,25 @@ def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | Non
     bounded = {**body, "detail": _shortened(body["detail"], MAX_DETAIL), **({"errors": errors} if errors else {})}
     content = orjson.dumps({**bounded, "request_id": request_id})
     return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def closing_response(status: int, detail: str, request_id: str) -> bytes:
+    """Return the bytes of an HTTP/1.1 response with a problem, after which the connection is closed.
+
+    For requests that are rejected before they reach the application.
+    """
+    phrase = HTTPStatus(status).phrase
+    body = orjson.dumps({**problem(status, TITLES.get(status, phrase), detail), "request_id": request_id})
+    lines = [
+        f"HTTP/1.1 {status} {phrase}",
+        f"content-type: {MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        f"x-request-id: {request_id}",
+        "cache-control: no-store",
+        *(["retry-after: 2"] if status == 503 else []),
+        "connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _shortened(text: Any, limit: int) -> Any:

@@ -9,16 +9,15 @@ is slower than a minimum rate, or which are idle.
 import asyncio
 import heapq
 import logging
-from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 from uuid import uuid4
 
 import httptools
-import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.errors import MEDIA_TYPE, TITLES, problem
+from api.errors import closing_response
 from api.joined_writes import JoinedWrites
 from api.transfer_limits import ProgressCredit, StalledWrites
 from core.settings import Settings
@@ -229,7 +228,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         framing, self._body_framing = self._body_framing, None
         if framing is not None:
             self.cycle.keep_alive = False
-            self.parser = httptools.HttpRequestParser(_BodyCallbacks(self))
+            callbacks = SimpleNamespace(
+                on_body=self.on_body,
+                on_chunk_header=self.on_chunk_header,
+                on_message_complete=self.on_last_message_complete,
+            )
+            self.parser = httptools.HttpRequestParser(callbacks)
             self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
         if rest and not self._rejected:
             self._feed(rest)
@@ -263,14 +267,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             if began:
                 self.transport.abort()
                 return
-        title = TITLES.get(status, HTTPStatus(status).phrase)
-        body = orjson.dumps({**problem(status, title, detail), "request_id": request_id})
-        head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\ncache-control: no-store\r\n"
-            f"{'retry-after: 2' + chr(13) + chr(10) if status == 503 else ''}connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(closing_response(status, detail, request_id))
         self.transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER_S, self.transport.close)
@@ -278,9 +275,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
-        """Close the connection if one of its time-outs has passed; schedule the next check."""
+        """Close the connection if one of its time-outs has passed; schedule the next check.
+
+        Time for which the event loop stalled does not count: nothing was read or sent in it.
+        """
         now = self.loop.time()
-        elapsed_s, self._checked_at = now - self._checked_at, now
+        elapsed_s = min(now - self._checked_at, 1.5 * self.check_interval_s)
+        stalled_s, self._checked_at = now - self._checked_at - elapsed_s, now
+        self._idle_since += stalled_s
+        if self._head_began_at is not None:
+            self._head_began_at += stalled_s
         self._check_writing(elapsed_s)
         if not self._rejected and not self.transport.is_closing():
             if not self._in_head:
@@ -364,27 +368,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return 0, 0.0
         if not self._in_head and not self._idle:
             return (2, self._body_credit.left_s) if self._body_credit.low else None
-        if not self._idle or self._unsent_bytes:
+        if not self._idle or self.transport.get_write_buffer_size():
             return None
         if self._head_began_at is not None:
             return 0, self._head_began_at
         return 1, self._idle_since
 
 
-class _BodyCallbacks:
-    """Callbacks of the parser for the body of a request with an ignored `Upgrade` header."""
-
-    def __init__(self, protocol: LimitedHttpProtocol) -> None:
-        self.on_body = protocol.on_body
-        self.on_chunk_header = protocol.on_chunk_header
-        self.on_message_complete = protocol.on_last_message_complete
-
-
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the header line that frames a body: Transfer-Encoding or Content-Length.
-
-    None if there is neither, or if the length is 0.
-    """
+    """Return the header line that frames a body, Transfer-Encoding or Content-Length; None if there is no body."""
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value

@@ -116,7 +116,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
-        backlog=1024,
+        backlog=limits.max_connections,  # if this queue is full, Linux resets some of the connections that do not fit
     )
     server = Server(config, settings.shutdown_delay_s)
     guard = QueueGuard(settings, server.stop)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -62,6 +63,16 @@ class BareApi:
     def log(self) -> str:
         """The text that the process has written to its log."""
         return (self._folder / "api.log").read_text()
+
+
+@contextlib.contextmanager
+def paused(api: BareApi) -> Iterator[None]:
+    """Stop the API process, as a machine that is out of CPU time or memory does, and let it go on afterwards."""
+    os.kill(api.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(api.process.pid, signal.SIGCONT)
 
 
 def connect(port: int) -> socket.socket:

@@ -132,7 +132,7 @@ def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> No
     async def inference_request(seed: int, gate: asyncio.Semaphore) -> int:
         body = orjson.dumps({"model": MODEL, "seed": seed, "count": 4})
         head = f"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-        async with gate:  # the backlog of the listening socket is 2048
+        async with gate:
             reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
             writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
             await writer.drain()

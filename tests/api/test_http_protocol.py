@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from unittest.mock import Mock
 
 import httpx
 import orjson
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from api.http_protocol import MAX_HEADERS, MAX_PIPELINED
+from api.http_protocol import MAX_HEADERS, MAX_PIPELINED, limited_protocol
 from api.transfer_limits import StalledWrites
+from core.settings import Settings
 from tests.api.attack import (
     MIB,
     STALL_S,
@@ -24,6 +28,7 @@ from tests.api.attack import (
     answer,
     connect,
     cpu_seconds,
+    paused,
     rss_bytes,
     send_all,
     status_of,
@@ -259,6 +264,23 @@ def test_an_idle_connection_is_closed(api: BareApi) -> None:
         assert status_of(answer(early, 10)) == 200
 
 
+def test_time_in_which_the_api_did_not_read_does_not_count(api: BareApi) -> None:
+    """Requests that arrive while the API is stopped for longer than its time-outs get responses."""
+    closing = b"Connection: close\r\n\r\n"
+    with connect(api.port) as new, connect(api.port) as idle, connect(api.port) as uploading:
+        send_all(idle, GET + b"\r\n")
+        send_all(uploading, POST + b"Content-Length: 9\r\nConnection: close\r\n\r\n" + b"x" * 8)
+        assert status_of(idle.recv(1 << 16)) == 200
+        with paused(api):
+            send_all(new, GET + closing)
+            send_all(idle, GET + closing)
+            send_all(uploading, b"x")
+            time.sleep(3)
+        assert status_of(answer(new)) == 200
+        assert status_of(answer(idle)) == 200
+        assert status_of(answer(uploading)) == 400  # not JSON
+
+
 def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
     """A client that stops reading is cut off; a slow one that goes on reading gets all
     responses.
@@ -357,3 +379,45 @@ def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
             connection.close()
         time.sleep(0.5)
         assert httpx.get(f"{api.url}/healthz").status_code == 200
+
+
+def test_connections_wait_for_an_api_that_is_late(tmp_path: Path) -> None:
+    """As many clients as there may be connections can connect while the API is stopped for a moment."""
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    if most < 4096:
+        pytest.skip(f"the kernel lets {most} connections wait, not 4096; see the sysctl net.core.somaxconn")
+    with BareApi(tmp_path) as api, contextlib.ExitStack() as opened:
+        with paused(api):
+            clients = [opened.enter_context(connect(api.port)) for _ in range(2000)]
+            for client in clients:
+                send_all(client, GET + b"Connection: close\r\n\r\n")
+        assert {status_of(answer(client)) for client in clients} == {200}
+
+
+@pytest.mark.parametrize("unsent_bytes", [0, 10])
+def test_a_connection_whose_response_is_not_sent_is_not_closed_for_new_ones(unsent_bytes: int) -> None:
+    """At the limit of connections, the one that has been idle for longest is closed, unless a part of
+    its response is still in the write buffer.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def connections() -> list[Mock]:
+        protocol_type = limited_protocol(Settings(max_connections=8))
+        config = uvicorn.Config(app, http=protocol_type, ws="none", log_config=None, access_log=False)
+        config.load()
+        state, transports = ServerState(), [Mock(asyncio.Transport) for _ in range(9)]
+        for number, transport in enumerate(transports):
+            transport.get_write_buffer_size.return_value = unsent_bytes if number == 0 else 0
+            transport.is_closing.return_value = False
+            protocol = protocol_type(config, state, {})
+            protocol.connection_made(transport)
+            protocol.data_received(GET + b"\r\n")
+            await asyncio.gather(*state.tasks)
+        return transports
+
+    aborted = [transport.abort.called for transport in asyncio.run(connections())]
+    assert aborted.index(True) == (1 if unsent_bytes else 0)
+    assert sum(aborted) == 1

@@ -184,13 +184,15 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
         time.sleep(number / requests * (1 + 5 * (kills - 1)))
         started = time.monotonic()
         body = {"model": "faulty", "seed": 100 + number % 50, "seconds": 0.05}
-        response = httpx.post(f"{chaos.url}/v1/samples", json=body, headers={"Prefer": "wait=30"}, timeout=40)
+        response = shared.post("/v1/samples", json=body, headers={"Prefer": "wait=30"}, timeout=40)
         same = response.status_code == 200 and response.json()["images"] == right[100 + number % 50]["images"]
         return time.monotonic() - started, response.status_code, same
 
     killer = threading.Thread(target=assassin)
     killer.start()
-    with ThreadPoolExecutor(requests) as pool:
+    # one client: to create one for each request takes seconds of CPU time, in which connections are opened but not used
+    limits = httpx.Limits(max_connections=requests)
+    with httpx.Client(base_url=chaos.url, limits=limits) as shared, ThreadPoolExecutor(requests) as pool:
         responses = list(pool.map(inference_request, range(requests)))
     done.set()
     killer.join()
