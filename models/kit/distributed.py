@@ -22,15 +22,17 @@ from models.kit.shapes import Float, Int, Tensor
 class ProcessGroup:
     """The processes that train one model together; this process is one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         """Join the other processes of the training, if torchrun has started several.
 
-        Processes with GPUs communicate by NCCL, others by Gloo.
+        `device` is the device of the training's tensors, of the same type in all processes. Those
+        on GPUs communicate by NCCL, those on CPUs by Gloo, even if there is a GPU.
         """
+        self._device = device
         self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
         if self.world_size > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     @property
     def is_single(self) -> bool:
@@ -121,11 +123,6 @@ class ProcessGroup:
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 distributed.broadcast(tensor, 0)
-
-    @property
-    def _device(self) -> str:
-        """The device of tensors that are communicated."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def shut_down(self) -> None:
         """Wait until all processes call this, then leave the process group.

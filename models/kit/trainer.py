@@ -55,7 +55,7 @@ class Trainer:
         if self.training.compile and WHOLE_MODEL not in self.parameters:
             raise ValueError("only a family with a single loss can be compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
-        self.process_group = ProcessGroup()
+        self.process_group = ProcessGroup(self.device)
         if not self.process_group.is_single:
             self.process_group.check_same("recipe or images", self._identity(images, held_back))
         self.min_batch = smallest_batch(self.model) * self.process_group.world_size

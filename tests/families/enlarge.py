@@ -15,8 +15,8 @@ from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 
 MARGIN, RADIUS = 4, 3
-VALUES = 2_000_000
-"""Values that a tile counts as, so that 16 tiles are the reference size of the batch plan."""
+VALUES = {"cpu": 2_000_000, "cuda": 250_000_000}
+"""Values that a tile counts as, by type of device, so that 16 tiles are the reference size of the batch plan."""
 MAX_BATCH_SIZE = 16
 """Tiles of larger batches have other bits, so that no batch plan has them: a pass stays short,
 however busy the machine is while plans are measured.
@@ -60,7 +60,8 @@ class Model(nn.Module):
     def upscale(self, images: torch.Tensor, rows: RowStreams, options: UpscaleOptions) -> dict[str, Any]:
         """Return the tiles without their margins, `scale` times larger."""
         time.sleep(options.seconds * len(rows))
-        torch.zeros(1).expand(len(rows), VALUES)  # a view: the worker counts its values, which take no time
+        # a view: the worker counts its values, which take no time
+        torch.zeros(1).expand(len(rows), VALUES[images.device.type])
         if options.method == "smooth":
             images = functional.avg_pool2d(images, 2 * RADIUS + 1, 1)
         cut = MARGIN - RADIUS if options.method == "smooth" else MARGIN

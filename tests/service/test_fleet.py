@@ -28,8 +28,8 @@ BODY = {"model": "tiny", "seed": 3}
 
 
 def start(stack: Stack, name: str, models: str, threads: str = "1") -> None:
-    """Start a worker for some models and with so many threads."""
-    stack.start("inference", name, models=models, threads=threads)
+    """Start a worker on the CPU for some models and with so many threads."""
+    stack.start("inference", name, models=models, threads=threads, device="cpu")
 
 
 def second_worker(stack: Stack, threads: str | None = "1") -> None:

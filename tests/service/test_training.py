@@ -41,7 +41,8 @@ expires before its end.
 @pytest.fixture(scope="module")
 def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose processes tests kill, with a dataset."""
-    running = Stack(tmp_path_factory.mktemp("training"), log_level="warning", job_lease_s="2")
+    settings = {"log_level": "warning", "job_lease_s": "2", "training_device": "cpu"}
+    running = Stack(tmp_path_factory.mktemp("training"), **settings)
     add_digits(running)
     with running:
         yield running

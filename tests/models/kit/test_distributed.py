@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from models.kit import data
+from models.kit.distributed import ProcessGroup
 from models.kit.train import train, weights
 from models.kit.trainer import Trainer
 from tests.models.kit.recipes import DIGITS, recipe
@@ -36,6 +37,20 @@ def assert_same_run(one: Path, several: Path) -> None:
         assert line == pytest.approx(expected, rel=1e-4)
     for name, weight in weights(one)[0].items():
         torch.testing.assert_close(weights(several)[0][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_processes_communicate_as_their_device_needs(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str
+) -> None:
+    """Trainings on CPUs use Gloo, also on a machine with a GPU; NCCL has no tensors of CPUs."""
+    begun: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", begun.append)
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    ProcessGroup(torch.device(device))
+    assert begun == [backend]
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ class Passes(BatchPlanner):
         return [torch.arange(first, first + size) + self._output(size, reverse)]
 
 
+def _cpu_model(settings: Settings) -> LoadedModel:
+    cache = ModelCache(settings.model_copy(update={"device": "cpu"}))  # the reference sizes of GPUs are other ones
+    return cache.get(version(settings, VAE), "sample")
+
+
 def _measured(planner: BatchPlanner) -> Any:
     steps = planner.measure()
     while True:
@@ -167,8 +172,7 @@ def _measured(planner: BatchPlanner) -> Any:
 
 def test_growing_ends_when_rows_get_slower(settings: Settings) -> None:
     """No larger batches are tried then, and none above the reference size runs three times."""
-    model = ModelCache(settings).get(version(settings, VAE), "sample")
-    planner = Passes(model, lambda size: 1e-5 * size * max(1.0, size / 128), lambda size, reverse: 0.0)
+    planner = Passes(_cpu_model(settings), lambda size: 1e-5 * size * max(1.0, size / 128), lambda size, reverse: 0.0)
     plan = _measured(planner)
     assert (plan.batch_sizes[0], plan.largest) == (1, 128)
     assert max(planner.sizes) == 512
@@ -177,8 +181,7 @@ def test_growing_ends_when_rows_get_slower(settings: Settings) -> None:
 
 def test_slow_rows_are_tried_one_by_one_only(settings: Settings) -> None:
     """If a row takes half a second, no batch of two is tried."""
-    model = ModelCache(settings).get(version(settings, VAE), "sample")
-    planner = Passes(model, lambda size: 0.5 * size, lambda size, reverse: 0.0)
+    planner = Passes(_cpu_model(settings), lambda size: 0.5 * size, lambda size, reverse: 0.0)
     planner._affordable_size = lambda: 1  # type: ignore[method-assign]
     assert _measured(planner).batch_sizes == (1,)
     assert planner.sizes == [1]
@@ -188,10 +191,13 @@ def test_a_size_with_other_bits_is_not_used(settings: Settings) -> None:
     """A plan has no sizes with other bits, and no reference size in which the bits of a row depend
     on its place.
     """
-    model = ModelCache(settings).get(version(settings, VAE), "sample")
-    planner = Passes(model, lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (size < 4) + 2.0 * (size > 200))
+    planner = Passes(
+        _cpu_model(settings), lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (size < 4) + 2.0 * (size > 200)
+    )
     plan = _measured(planner)
     assert plan.batch_sizes == (4, 8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-    planner = Passes(model, lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (reverse and size > 16))
+    planner = Passes(
+        _cpu_model(settings), lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (reverse and size > 16)
+    )
     assert planner.first_plan().batch_sizes == (16,)
     assert _measured(planner).largest == 16
