@@ -73,6 +73,9 @@ class JobService:
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
+        """Numbers of queued and of running jobs, keyed by status."""
+        self.waiting = 0
+        """Number of inference jobs that no worker has claimed within a second."""
         self.version_exists: Callable[[str], bool] = lambda _ref: True
         """Returns whether a version (`name@version`) exists; set by the owner of the registry."""
 
@@ -475,8 +478,9 @@ class JobService:
     async def _maintain(self) -> None:
         """Requeue jobs with expired leases, and end overdue jobs, until cancelled.
 
-        Also counts the jobs of each status. If queued jobs are not claimed, wakes inference
-        workers, and fails or moves jobs that no worker can run (`_check_waiting`).
+        Also counts the jobs of each status, and the inference jobs that wait for a worker. If there
+        are such jobs, wakes inference workers, and fails or moves jobs that no worker can run
+        (`_check_waiting`).
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
@@ -486,8 +490,9 @@ class JobService:
                     self._updates.notify(job_id)
                 await self._end_overdue()
                 self.counts = await self._threads.read(self._job_store.count_by_status)
-                if waiting := await self._threads.read(self._job_store.count_claimable, 1.0):
-                    await self._batch_sender.wake_idle(waiting)
+                self.waiting = await self._threads.read(self._job_store.count_claimable, 1.0)
+                if self.waiting:
+                    await self._batch_sender.wake_idle(self.waiting)
                     await self._check_waiting()
             except (redis.RedisError, OSError):
                 continue

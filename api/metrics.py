@@ -88,7 +88,7 @@ class ServiceCollector(Collector):
         `queue_lengths` has the number of messages on each queue, and `training_workers` the
         heartbeats of live training workers, keyed by worker id.
         """
-        self._sender, self._jobs, self._queue_lengths = state.batch_sender, state.job_service.counts, queue_lengths
+        self._sender, self._job_service, self._queue_lengths = state.batch_sender, state.job_service, queue_lengths
         self._training_workers = training_workers
 
     def collect(self) -> Iterable[Metric]:
@@ -102,8 +102,10 @@ class ServiceCollector(Collector):
         yield queues
         jobs = GaugeMetricFamily("reverie_jobs", "Unfinished jobs", labels=["status"])
         for status in ("queued", "running"):
-            jobs.add_metric([status], self._jobs.get(status, 0))
+            jobs.add_metric([status], self._job_service.counts.get(status, 0))
         yield jobs
+        unclaimed = self._job_service.waiting
+        yield GaugeMetricFamily("reverie_waiting_jobs", "Inference jobs not claimed within a second", value=unclaimed)
         workers = self._sender.live_workers()
         yield GaugeMetricFamily("reverie_workers", "Live workers", value=len(workers))
         rows = CounterMetricFamily("reverie_worker_rows", "Rows computed", labels=["worker", "operation"])

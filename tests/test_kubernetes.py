@@ -278,7 +278,7 @@ def test_missing_metrics_are_failures_of_a_scaler(with_keda: list[Manifest]) -> 
     """Each query either always has a value or fails without one; with a failure the fallback
     applies.
     """
-    always = {"reverie_waiting_requests", "reverie_jobs"}  # of each API process: `api.metrics`
+    always = {"reverie_waiting_requests", "reverie_waiting_jobs"}  # of each API process: `api.metrics`
     for scaled in of_kind(with_keda, "ScaledObject").values():
         assert scaled["spec"]["fallback"]["replicas"] >= scaled["spec"]["minReplicaCount"]
         for trigger in scaled["spec"]["triggers"]:

@@ -48,6 +48,7 @@ def test_metrics_can_be_parsed(client: httpx.Client, accept: str, media: str, pa
         "reverie_batches_resent",
         "reverie_queue_messages",
         "reverie_jobs",
+        "reverie_waiting_jobs",
         "reverie_workers",
         "reverie_worker_rows",
         "reverie_worker_busy_seconds",

@@ -41,6 +41,7 @@ from core.storage import ObjectStoreError
 from tests.api.helpers import MODEL
 from tests.core.jobs.test_migrate import FIRST, LAST, job_id, load
 from tests.stack import free_port
+from tests.waiting import wait_until
 
 UNREACHABLE = sa.exc.OperationalError("UPDATE", {}, OSError("connection refused"))
 SMALL: Fields = {"images": np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)}
@@ -448,6 +449,18 @@ def test_many_jobs_are_committed_together(tmp_path: Path) -> None:
 
         await asyncio.gather(*(one() for _ in range(50)))
         assert job_service.counts["queued"] == 50
+
+    _run(tmp_path, act)
+
+
+def test_trainings_are_not_jobs_that_wait_for_inference_workers(tmp_path: Path) -> None:
+    """The number by which inference workers are scaled counts inference jobs only."""
+
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        await job_service.create(_ask())
+        job_store.insert(Job(kind="training", model="m", version="", method="train"))
+        assert await asyncio.to_thread(wait_until, lambda: job_service.waiting, "the jobs are counted") == 1
+        assert job_service.counts == {"queued": 2}
 
     _run(tmp_path, act)
 
