@@ -14,6 +14,7 @@ from core.files import locked
 from core.storage import ObjectStoreError
 
 _IN_USE_S = 60.0  # a copy that was requested so recently is not removed: its reader may not have opened it yet
+_LOCK_DIGITS = 3  # blobs whose digests begin with the same digits have one lock file, so that these files stay few
 
 
 class BlobCache:
@@ -42,7 +43,7 @@ class BlobCache:
         """
         path = self.path(sha256)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with locked(self._folder / f".{sha256}.lock"):
+        with locked(self._folder / f".{sha256[:_LOCK_DIGITS]}.lock"):
             if self._is_intact(path, sha256):
                 with contextlib.suppress(OSError):
                     os.utime(path)

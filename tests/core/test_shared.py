@@ -4,6 +4,7 @@ and runs.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from core import blob_cache
 from core.blob_cache import BlobCache, digest_of
 from core.blobs import FolderBlobs
 from core.catalog.registry import Registry
@@ -288,6 +290,18 @@ def test_copies_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
         os.utime(path, (number, number))
     cache.fetch("1", digests[1])
     assert [cache.path(digest).exists() for digest in digests] == [False, True, False, True]
+
+
+def test_removed_copies_leave_few_files(tmp_path: Path) -> None:
+    """The number of lock files does not grow with the number of blobs that the cache has had."""
+    blobs = FolderBlobs(tmp_path / "blobs")
+    cache = BlobCache(blobs, tmp_path / "cache", 0)
+    with patch.object(blob_cache, "_LOCK_DIGITS", 1), patch.object(blob_cache, "_IN_USE_S", 0.0):
+        for number in range(40):
+            data = b"%d" % number
+            blobs.put(str(number), data)
+            cache.fetch(str(number), hashlib.sha256(data).hexdigest())
+    assert len(list((tmp_path / "cache").iterdir())) <= 16
 
 
 # --- runs ---
