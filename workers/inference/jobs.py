@@ -33,12 +33,15 @@ log = logging.getLogger(__name__)
 
 CLAIM_LIMIT = 32  # most small jobs that share a forward pass
 
-_INPUT_MISSING = {
-    "type": "about:blank",
-    "title": "Input missing",
-    "status": 500,
-    "detail": "the input of the job is missing in the blob store; send the request again",
-}
+_INPUT_MISSING, _INPUT_DAMAGED = (
+    {
+        "type": "about:blank",
+        "title": f"Input {what}",
+        "status": 500,
+        "detail": f"the input of the job is {what} in the blob store; send the request again",
+    }
+    for what in ("missing", "damaged")
+)
 
 _LACKING_S = 60.0  # a version that this worker cannot run is not tried again for so long
 
@@ -160,7 +163,7 @@ class JobRunner:
         A time slice is the time that a worker gives to one batch before it receives the next
         message. A job whose inputs or model cannot be read now, or whose result cannot be stored,
         has no report; it returns to its queue for a later try. The report of a job whose input was
-        deleted is a problem. If this worker cannot run the version, all jobs return to their queue,
+        deleted or is damaged is a problem. If this worker cannot run the version, all jobs return to their queue,
         so that another worker claims them. If the model cannot be loaded for another reason, the
         report of each job is a problem.
         """
@@ -238,7 +241,7 @@ class JobRunner:
         """Return the jobs whose inputs can be read, the rows to run of each, and reports of failures.
 
         Each `BatchSlice` has at most `most_rows` rows, with their inputs. A job whose input was
-        deleted is left out; its report has the problem. A job whose inputs cannot be read now is
+        deleted or is damaged is left out; its report has the problem. A job whose inputs cannot be read now is
         left out and goes back to its queue for a later try.
         """
         jobs, slices, failed = [], [], []
@@ -251,6 +254,9 @@ class JobRunner:
                 failed.append(SliceReport(job.claim, problem=_INPUT_MISSING))
             except OSError as error:
                 self._defer(job, error)
+            except Exception:
+                log.exception("input damaged", extra={"job": job.id, "blob": job.items_blob})
+                failed.append(SliceReport(job.claim, problem=_INPUT_DAMAGED))
         return jobs, slices, failed
 
     def _next_slice(self, job: Job, most_rows: int) -> BatchSlice:
