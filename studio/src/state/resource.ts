@@ -61,11 +61,18 @@ export function useResource<T>(key: string, load: (signal: AbortSignal) => Promi
 /** Calls `action` now, and `seconds()` after each call has ended; not while the page is hidden. */
 export function poll(action: () => Promise<void>, seconds: () => number): () => void {
   let timer: ReturnType<typeof setTimeout> | undefined;
+  let running = false;
   let stopped = false;
   const step = async () => {
+    if (running) return; // a page that was hidden and is shown again: one call at a time
     clearTimeout(timer);
-    if (document.visibilityState === "visible") await action();
-    if (!stopped) timer = setTimeout(() => void step(), seconds() * 1000);
+    running = true;
+    try {
+      if (document.visibilityState === "visible") await action();
+    } finally {
+      running = false;
+      if (!stopped) timer = setTimeout(() => void step(), seconds() * 1000);
+    }
   };
   const onVisible = () => {
     if (document.visibilityState === "visible") void step();
