@@ -50,7 +50,7 @@ parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
 test-slow: $(VENV)/.dev $(VENV)/.seaweedfs studio/node_modules/.dev studio ## the long ones: chaos at full size, figures of the papers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not timing" --timeout 3600
 	$(BIN)/python -m pytest -m "slow and timing" --timeout 3600 $(TIMING_TESTS)
 
 test-cluster: $(VENV)/.dev $(VENV)/.seaweedfs ## a service on ten hosts (network namespaces; needs root): hosts fail, links are cut

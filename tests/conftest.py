@@ -21,6 +21,7 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 
 
 LONGEST = (
+    "service/test_schemathesis.py",
     "service/test_training.py",
     "service/test_chaos.py",
     "api/routes/test_upscales.py",
