@@ -59,6 +59,10 @@ class TrainingWorkers:
                 log.warning("heartbeat not read", extra={"worker": repr(name), "reason": str(error)})
         return heartbeats
 
+    async def runs(self, job_id: str) -> bool:
+        """Return whether a live training worker runs a job, or still stores files of it."""
+        return any(job_id in one.get("running", ()) for one in (await self.live()).values())
+
     async def count(self) -> int:
         """Return how many training workers are alive."""
         return len(await self.live())

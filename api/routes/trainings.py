@@ -29,6 +29,7 @@ router = APIRouter(prefix="/v1/trainings", tags=["trainings"], route_class=JsonR
 families_router = APIRouter(prefix="/v1/families", tags=["trainings"], route_class=JsonRoute)
 
 _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes some seconds
+_LAST_CHECKPOINT_S, _CHECK_S = 10.0, 0.2
 
 
 @router.post(
@@ -243,7 +244,7 @@ async def publish_training(
     if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
         raise ConflictError(f"the training is {job.status}; {rule}", job_status=job.status)
-    if not await asyncio.to_thread(state.runs.has_checkpoint, job.id):
+    if not await _leaves_checkpoint(state, job):
         raise ConflictError("the training has left no checkpoint", job_status=job.status)
     if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
         detail = "no inference worker is running, which would load the version before it is activated; start one "
@@ -252,6 +253,19 @@ async def publish_training(
     publication = await insert_publication(state, request, job, webhook)
     response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})
     return JobResponse.of(publication)
+
+
+async def _leaves_checkpoint(state: AppState, job: Job) -> bool:
+    """Return whether a training that was stopped has left a checkpoint.
+
+    First waits until no training worker runs it, at most `_LAST_CHECKPOINT_S`: its worker stores a
+    last checkpoint after the training has been paused or cancelled.
+    """
+    for _ in range(int(_LAST_CHECKPOINT_S / _CHECK_S)):
+        if not await state.job_service.training_workers.runs(job.id):
+            break
+        await asyncio.sleep(_CHECK_S)
+    return await asyncio.to_thread(state.runs.has_checkpoint, job.id)
 
 
 # --- families ---

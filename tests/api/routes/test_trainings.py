@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from PIL import Image
 
+from core.broker.codec import pack
+from core.catalog.recipes import TRAINING_WORKERS
 from tests.api import helpers
 from tests.datasets import add_digits
 from tests.stack import Stack
@@ -139,9 +143,9 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
     assert client.post(f"/v1/trainings/{job_id}/publish").status_code == 409
 
 
-def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Path) -> None:
+def test_a_training_can_rest_and_be_cancelled(stack: Stack, client: httpx.Client, trained: Path) -> None:
     """A paused training keeps its name reserved and can be resumed; a cancelled one leaves a
-    checkpoint that can be published.
+    checkpoint that can be published when its worker has stored it.
     """
     job_id = create_training(client, training_body("resting", {"epochs": 100_000, "save_every_s": 0.2}))
     second = client.post("/v1/trainings", json=training_body("resting"))
@@ -158,7 +162,13 @@ def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Pat
     assert client.post(f"/v1/trainings/{job_id}/resume").status_code == 409
     assert client.get("/v1/models/resting").status_code == 404
 
-    published = client.post(f"/v1/trainings/{job_id}/publish")
+    with redis.Redis(port=stack.queue_port, db=1) as queue:
+        beat = {"at": time.time() + 1, "state": "ready", "host": "h", "pid": 1, "running": [job_id]}
+        queue.hset(TRAINING_WORKERS, "stores", pack(beat))
+        started = time.monotonic()
+        threading.Timer(1.0, queue.hdel, (TRAINING_WORKERS, "stores")).start()
+        published = client.post(f"/v1/trainings/{job_id}/publish")
+        assert time.monotonic() - started >= 1
     assert published.status_code == 202
     assert helpers.finished_job(client, published.json()["id"])["status"] == "succeeded"
     assert client.get("/v1/models/resting").json()["provenance"]["job"] == published.json()["id"]
