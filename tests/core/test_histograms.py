@@ -23,7 +23,7 @@ def test_buckets_are_cumulative_and_survive_a_heartbeat() -> None:
     histograms.observe("batch_rows", ("vae", "sample"), 4)
     heartbeat = {"counters": {}, "memory_bytes": 0, "histograms": unpack(pack(histograms.snapshot()))}
     sender = SimpleNamespace(waiting=0, resent=0, live_workers=lambda: {"w": heartbeat})
-    state: Any = SimpleNamespace(batch_sender=sender, job_service=SimpleNamespace(counts={}))
+    state: Any = SimpleNamespace(batch_sender=sender, job_service=SimpleNamespace(counts={}, waiting=0))
     page = exposition("", ServiceCollector(state, {}, {}))[0].decode()
     families = {family.name: family.samples for family in text_string_to_metric_families(page)}
     samples = families["reverie_worker_run_seconds"]
