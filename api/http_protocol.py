@@ -376,7 +376,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the header line that frames a body, Transfer-Encoding or Content-Length; None if there is no body."""
+    """Return the header line that frames a body, Transfer-Encoding or Content-Length; None if there
+    is no body.
+    """
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/trainings", tags=["trainings"], route_class=JsonR
 families_router = APIRouter(prefix="/v1/families", tags=["trainings"], route_class=JsonRoute)
 
 _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes some seconds
-_LAST_CHECKPOINT_S, _CHECK_S = 10.0, 0.2
+_LAST_CHECKPOINT_S, _CHECK_S = 10.0, 0.2  # most time for a last checkpoint, and time between two looks at the workers
 
 
 @router.post(
@@ -244,7 +244,7 @@ async def publish_training(
     if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
         raise ConflictError(f"the training is {job.status}; {rule}", job_status=job.status)
-    if not await _leaves_checkpoint(state, job):
+    if not await _has_left_checkpoint(state, job):
         raise ConflictError("the training has left no checkpoint", job_status=job.status)
     if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
         detail = "no inference worker is running, which would load the version before it is activated; start one "
@@ -255,7 +255,7 @@ async def publish_training(
     return JobResponse.of(publication)
 
 
-async def _leaves_checkpoint(state: AppState, job: Job) -> bool:
+async def _has_left_checkpoint(state: AppState, job: Job) -> bool:
     """Return whether a training that was stopped has left a checkpoint.
 
     First waits until no training worker runs it, at most `_LAST_CHECKPOINT_S`: its worker stores a

@@ -67,12 +67,12 @@ class BareApi:
 
 @contextlib.contextmanager
 def paused(api: BareApi) -> Iterator[None]:
-    """Stop the API process, as a machine that is out of CPU time or memory does, and let it go on afterwards."""
-    os.kill(api.process.pid, signal.SIGSTOP)
+    """Suspend the API process while the block runs."""
+    api.process.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(api.process.pid, signal.SIGCONT)
+        api.process.send_signal(signal.SIGCONT)
 
 
 def connect(port: int) -> socket.socket:

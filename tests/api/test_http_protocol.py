@@ -382,7 +382,7 @@ def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
 
 
 def test_connections_wait_for_an_api_that_is_late(tmp_path: Path) -> None:
-    """As many clients as there may be connections can connect while the API is stopped for a moment."""
+    """Two thousand clients can connect while the API is suspended, and get their responses."""
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
     if most < 4096:
         pytest.skip(f"the kernel lets {most} connections wait, not 4096; see the sysctl net.core.somaxconn")

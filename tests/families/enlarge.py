@@ -16,7 +16,9 @@ from models.kit.schema import option
 
 MARGIN, RADIUS = 4, 3
 VALUES = {"cpu": 2_000_000, "cuda": 250_000_000}
-"""Values that a tile counts as, by type of device, so that 16 tiles are the reference size of the batch plan."""
+"""Values that a tile counts as, by type of device, so that 16 tiles are the reference size of the
+batch plan.
+"""
 MAX_BATCH_SIZE = 16
 """Tiles of larger batches have other bits, so that no batch plan has them: a pass stays short,
 however busy the machine is while plans are measured.

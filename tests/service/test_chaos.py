@@ -190,7 +190,8 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
 
     killer = threading.Thread(target=assassin)
     killer.start()
-    # one client: to create one for each request takes seconds of CPU time, in which connections are opened but not used
+    # one client: to create one for each request takes seconds of CPU time, in which connections are
+    # open and unused
     limits = httpx.Limits(max_connections=requests)
     with httpx.Client(base_url=chaos.url, limits=limits) as shared, ThreadPoolExecutor(requests) as pool:
         responses = list(pool.map(inference_request, range(requests)))

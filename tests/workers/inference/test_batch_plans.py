@@ -157,7 +157,7 @@ class Passes(BatchPlanner):
 
 
 def _cpu_model(settings: Settings) -> LoadedModel:
-    cache = ModelCache(settings.model_copy(update={"device": "cpu"}))  # the reference sizes of GPUs are other ones
+    cache = ModelCache(settings.model_copy(update={"device": "cpu"}))  # a GPU has other reference sizes
     return cache.get(version(settings, VAE), "sample")
 
 
@@ -191,13 +191,10 @@ def test_a_size_with_other_bits_is_not_used(settings: Settings) -> None:
     """A plan has no sizes with other bits, and no reference size in which the bits of a row depend
     on its place.
     """
-    planner = Passes(
-        _cpu_model(settings), lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (size < 4) + 2.0 * (size > 200)
-    )
+    model = _cpu_model(settings)
+    planner = Passes(model, lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (size < 4) + 2.0 * (size > 200))
     plan = _measured(planner)
     assert plan.batch_sizes == (4, 8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-    planner = Passes(
-        _cpu_model(settings), lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (reverse and size > 16)
-    )
+    planner = Passes(model, lambda size: 1e-5 * size, lambda size, reverse: 1.0 * (reverse and size > 16))
     assert planner.first_plan().batch_sizes == (16,)
     assert _measured(planner).largest == 16
